@@ -1,0 +1,59 @@
+"""How an op picks among its implementations; one rule for both twins."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from outlook_common.nearest import nearest
+
+ImplementationRequest = str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op.
+
+    `refusal` gets the arguments of `run` and returns why they cannot be computed this way, or None if they can.
+    """
+
+    run: Callable[..., Any]
+    refusal: Callable[..., str | None]
+
+
+def choose(
+    requested: ImplementationRequest,
+    implementations: Mapping[str, Implementation],
+    *args: Any,
+    **kwargs: Any,
+) -> Callable[..., Any]:
+    """Return the `run` of the first implementation that can take these arguments.
+
+    `requested` is a name, a sequence of names to try in order, or None for all of `implementations`, which are
+    ordered from fastest to slowest.
+
+    Raises:
+        ValueError: a name is unknown, or the sequence is empty.
+        NotImplementedError: the one name that was asked for cannot run; the message says why.
+        ExceptionGroup: none of several can run; one NotImplementedError each.
+    """
+    names = tuple(implementations) if requested is None else (requested,) if isinstance(requested, str) else requested
+    if not names:
+        raise ValueError(f"implementation is an empty sequence; known: {_listed(implementations)}")
+    for name in names:
+        if name not in implementations:
+            close = nearest(name, implementations)
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ValueError(f"unknown implementation {name!r}; known: {_listed(implementations)}{hint}")
+    refusals = []
+    for name in names:
+        reason = implementations[name].refusal(*args, **kwargs)
+        if reason is None:
+            return implementations[name].run
+        refusals.append(NotImplementedError(f"implementation {name!r} cannot run here: {reason}"))
+    if len(refusals) == 1:
+        raise refusals[0]
+    raise ExceptionGroup("no requested implementation can run here", refusals)
+
+
+def _listed(implementations: Mapping[str, Implementation]) -> str:
+    return ", ".join(repr(name) for name in implementations)

@@ -1,0 +1,112 @@
+"""What the twins' VOLO and its losses check and decide alike: images, mixing boxes, intermediates, parameter groups."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, Literal
+
+from outlook_common.config import VOLOConfig, check_image_size
+
+Layout = Literal["NCHW", "NHWC"]
+LAYOUTS = ("NCHW", "NHWC")
+
+# (y1, x1, y2, x2) in tokens, the lower bounds inclusive, the upper exclusive.
+MixBox = tuple[Any, Any, Any, Any]
+
+NO_WEIGHT_DECAY = frozenset({"pos_embed", "cls_token"})
+
+# Which parameters belong together for layer-wise learning rates: regular expressions on their names (which are the
+# same in both twins as far as these look) and an ordinal, in the form that timm's optimizer factory reads.
+GROUP_MATCHER: dict[str, Any] = {
+    "stem": r"^cls_token|pos_embed|patch_embed",
+    "blocks": [(r"^network\.(\d+)\.(\d+)", None), (r"^network\.(\d+)", (0,))],
+    "blocks2": [(r"^cls_token", (0,)), (r"^post_network\.(\d+)", None), (r"^norm", (99999,))],
+}
+
+
+def check_images(shape: Sequence[int], layout: Layout, config: VOLOConfig) -> None:
+    """Check a batch of images against the model.
+
+    Raises:
+        ValueError: another rank, other channels, a side that is no multiple of the model's stride, or, unless
+            `dynamic_img_size`, another size than the model was made for.
+    """
+    letters = ", ".join(layout.replace("N", "B"))
+    if len(shape) != 4:
+        raise ValueError(f"images must have shape ({letters}), got {len(shape)} axes: {tuple(shape)}")
+    axis, other = layout.index("C"), LAYOUTS[1 - LAYOUTS.index(layout)].index("C")
+    if shape[axis] != config.in_chans:
+        hint = (
+            f"; axis {other} is {config.in_chans}: are they {_order(other)}?" if shape[other] == config.in_chans else ""
+        )
+        raise ValueError(
+            f"images must have in_chans={config.in_chans} channels on axis {axis}, got shape {tuple(shape)}{hint}"
+        )
+    size = shape[layout.index("H")], shape[layout.index("W")]
+    check_image_size(size, config.stride)
+    if size != config.img_size and not config.dynamic_img_size:
+        rows, columns = config.img_size
+        raise ValueError(
+            f"images of {size[0]}x{size[1]} pixels, but the model was made for img_size={rows}x{columns}; "
+            "dynamic_img_size=True takes other sizes"
+        )
+
+
+def _order(channel_axis: int) -> str:
+    return "channels first" if channel_axis == 1 else "channels last"
+
+
+def check_mix_box(box: MixBox, token_map: tuple[int, int]) -> None:
+    """Check a mixing box against a map of tokens; bounds that are traced under `jax.jit` are taken as they come.
+
+    Raises:
+        ValueError: it does not lie inside the map, or its bounds are not in order.
+    """
+    for axis, name in enumerate(("rows", "columns")):
+        lower, upper = box[axis], box[axis + 2]
+        known = all(isinstance(bound, Integral) for bound in (lower, upper))
+        if known and not 0 <= lower <= upper <= token_map[axis]:
+            raise ValueError(
+                f"mix_box (y1, x1, y2, x2) = {tuple(box)} must have 0 <= lower <= upper <= {token_map[axis]} for its "
+                f"{name}: the map has {token_map[0]}x{token_map[1]} tokens"
+            )
+
+
+def take_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the stages meant by `indices`: all for None, the last n for an int, else these; -1 is the last.
+
+    Raises:
+        ValueError: there are no such stages.
+    """
+    if indices is None:
+        return tuple(range(stages))
+    if isinstance(indices, int):
+        if not 1 <= indices <= stages:
+            raise ValueError(f"indices={indices} asks for the last {indices} of {stages} stages")
+        return tuple(range(stages - indices, stages))
+    for index in indices:
+        if not -stages <= index < stages:
+            raise ValueError(f"indices={tuple(indices)}: there is no stage {index} among {stages}")
+    if not indices:
+        raise ValueError("indices is empty; None means every stage")
+    return tuple(sorted({index % stages for index in indices}))
+
+
+def check_layout(output_fmt: str) -> None:
+    """Raise a ValueError unless `output_fmt` is a known layout."""
+    if output_fmt not in LAYOUTS:
+        raise ValueError(f"output_fmt must be one of {', '.join(map(repr, LAYOUTS))}, got {output_fmt!r}")
+
+
+def check_loss_weights(dense_weight: float, cls_weight: float) -> None:
+    """Raise a ValueError unless the weights of a token-labelling loss add up to more than zero."""
+    if dense_weight + cls_weight <= 0:
+        raise ValueError(
+            f"dense_weight + cls_weight must be positive, got dense_weight={dense_weight}, cls_weight={cls_weight}"
+        )
+
+
+def check_repeats(rows: int, targets: int) -> int:
+    """Return how often a target of `targets` rows repeats to fill `rows`; a ValueError if it does not."""
+    if targets == 0 or rows % targets != 0:
+        raise ValueError(f"the logits have {rows} rows, which is no multiple of the target's {targets}")
+    return rows // targets

@@ -1,0 +1,50 @@
+"""Where weights come from: a file, a folder, or the Hub."""
+
+from pathlib import Path
+from typing import Any
+
+from outlook_common.hub import CONFIG_FILE, PREFIX, WEIGHT_FILES, NoSuchFileOnHubError, fetch, split_hub_id
+from outlook_common.weights.files import FORMATS, PathLike
+
+
+def hub_id_in(source: PathLike) -> str | None:
+    """Return `source` if it is a Hub id, else None.
+
+    "owner/name" and "owner/name@revision" are, unless a file or folder of this name exists or the name ends as weight
+    files do; with "hf-hub:" in front they always are. A `Path` never is.
+    """
+    if not isinstance(source, str):
+        return None
+    if not source.startswith(PREFIX) and (source.lower().endswith(tuple(FORMATS)) or Path(source).exists()):
+        return None
+    try:
+        split_hub_id(source)
+    except ValueError:
+        return None
+    return source
+
+
+def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | None]:
+    """Return the file of weights that a path, a folder or a Hub id names, and the `config.json` beside it, if any.
+
+    Args:
+        source: a file, a folder with files named as on the Hub, or a Hub id; see `hub_id_in`.
+        **access: of `fetch`, for a Hub id.
+
+    Raises:
+        HubError: as `fetch` says.
+        FileNotFoundError: a folder without weights.
+    """
+    if (hub_id := hub_id_in(source)) is not None:
+        try:
+            config = fetch(hub_id, filename=CONFIG_FILE, **access)
+        except NoSuchFileOnHubError:
+            config = None
+        return fetch(hub_id, **access), config
+    if not Path(source).is_dir():
+        return Path(source), None
+    found = [path for name in WEIGHT_FILES if (path := Path(source) / name).exists()]
+    if not found:
+        raise FileNotFoundError(f"{source}: a folder without weights, that is without any of {', '.join(WEIGHT_FILES)}")
+    config = Path(source) / CONFIG_FILE
+    return found[0], config if config.exists() else None
