@@ -1,0 +1,125 @@
+"""The layer of VOLO (section 3.1): outlook attention with its projections."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from outlook_common.config import OutlookAttentionConfig
+from outlook_common.dispatch import ImplementationRequest
+from outlook_common.geometry import IntOrPair, check_layer_input, window_grid
+from outlook_torch.ops import outlook_attention
+
+
+class OutlookAttention(nn.Module):
+    """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
+
+    Each place of the (pooled) map predicts, by one linear layer, how the places of its window mix; there is no
+    query-key product. Channel c belongs to head c // (dim // num_heads).
+
+    Args:
+        dim: C, the channels.
+        num_heads: N, the heads; must divide `dim`.
+        kernel_size: K, the window in pixels, an int or (rows, columns).
+        padding: P, in pixels, likewise. External-Attention-pytorch passes it to `nn.Unfold` as *dilation*, so it is
+            right only for its own defaults; here it is obeyed.
+        stride: S, in pixels, likewise; the weights are predicted from averages over S*S pixels (at the border, over
+            the pixels inside).
+        qkv_bias: whether the value projection has a bias.
+        attn_drop: dropout rate of the attention weights.
+        proj_drop: dropout rate of the output; None means `attn_drop`, as in External-Attention-pytorch.
+        qk_scale: factor on the logits; None means (dim // num_heads) ** -0.5.
+        implementation: see `outlook_attention`.
+        device: where the parameters are made.
+        dtype: of the parameters.
+
+    Raises:
+        TypeError: a size is not an int or a pair of ints.
+        ValueError: a size is not positive, `dim` is not divisible by `num_heads`, or a rate lies outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 1,
+        kernel_size: IntOrPair = 3,
+        padding: IntOrPair = 1,
+        stride: IntOrPair = 1,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.1,
+        proj_drop: float | None = None,
+        *,
+        qk_scale: float | None = None,
+        implementation: ImplementationRequest = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = OutlookAttentionConfig(
+            dim, num_heads, kernel_size, padding, stride, qkv_bias, attn_drop, proj_drop, qk_scale
+        )
+        self.implementation = implementation
+        self.v = nn.Linear(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.attn = nn.Linear(dim, self.config.attn_features, device=device, dtype=dtype)
+        self.attn_drop = nn.Dropout(self.config.attn_drop)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj_drop = nn.Dropout(self.config.proj_drop)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B H W C"],
+        *,
+        dropout_mask: Float[Tensor, "B h w N KK KK"] | None = None,
+        proj_dropout_mask: Float[Tensor, "B H W C"] | None = None,
+    ) -> Float[Tensor, "B H W C"]:
+        """Mix each pixel with its neighbourhood.
+
+        Args:
+            x: (B, H, W, C), any H, W >= 1.
+            dropout_mask: used instead of drawing one, in training or not; see `outlook_attention`.
+            proj_dropout_mask: likewise for the output, shape of `x`.
+
+        Returns:
+            (B, H, W, C).
+
+        Raises:
+            ValueError: `x` has another rank or other channels, or the window grid does not fit its map.
+        """
+        cfg = self.config
+        check_layer_input(x.shape, cfg.dim)
+        B, H, W, C = x.shape
+        grid = window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
+
+        value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
+        logits = self.attn(average_pool(x, cfg.stride)) * cfg.qk_scale
+        logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
+        if dropout_mask is None and self.training and cfg.attn_drop > 0:
+            ones = torch.ones_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
+            dropout_mask = self.attn_drop(ones)
+
+        out = outlook_attention(
+            value,
+            logits,
+            kernel_size=cfg.kernel_size,
+            stride=cfg.stride,
+            padding=cfg.padding,
+            dropout_mask=dropout_mask,
+            implementation=self.implementation,
+        )
+        out = self.proj(out.reshape(B, H, W, C))
+        return self.proj_drop(out) if proj_dropout_mask is None else (out * proj_dropout_mask).to(out.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the configuration, for `print(layer)`."""
+        cfg = self.config
+        return (
+            f"dim={cfg.dim}, num_heads={cfg.num_heads}, kernel_size={cfg.kernel_size}, padding={cfg.padding}, "
+            f"stride={cfg.stride}, qk_scale={cfg.qk_scale:g}, implementation={self.implementation!r}"
+        )
+
+
+def average_pool(x: Float[Tensor, "B H W C"], stride: tuple[int, int]) -> Float[Tensor, "B h w C"]:
+    """Average over stride*stride pixels; windows that cross the border average the pixels inside (ceil mode)."""
+    if stride == (1, 1):
+        return x
+    pooled = nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True)
+    return pooled.permute(0, 2, 3, 1)

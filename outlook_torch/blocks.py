@@ -1,0 +1,271 @@
+"""The blocks of VOLO: outlooker, transformer and class attention (sections 3.1 and 3.2), patch embedding."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from outlook_common.config import DOWNSAMPLE, STEM_STRIDE
+from outlook_common.dispatch import ImplementationRequest
+from outlook_common.geometry import IntOrPair
+from outlook_torch.attention import OutlookAttention
+
+EPSILON = 1e-5
+
+Device = torch.device | str | None
+Dtype = torch.dtype | None
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for whole samples and scales the others by 1/(1-rate)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "B *map C"]) -> Float[Tensor, "B *map C"]:
+        """Return `x` with samples zeroed in training, `x` itself otherwise."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        kept = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) < keep
+        return x * (kept / keep if keep > 0 else kept).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the rate, for `print(model)`."""
+        return f"rate={self.rate:.3f}"
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU in between."""
+
+    def __init__(self, dim: int, mlp_ratio: float, *, device: Device = None, dtype: Dtype = None) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.fc1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "B *map C"]) -> Float[Tensor, "B *map C"]:
+        """Return fc2(gelu(fc1(x)))."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Outlooker(nn.Module):
+    """Outlook attention and an MLP, each behind a LayerNorm and on a residual branch.
+
+    There is no stochastic depth: the original passes the rate to transformer blocks only.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: IntOrPair = 3,
+        padding: IntOrPair = 1,
+        stride: IntOrPair = 2,
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        *,
+        implementation: ImplementationRequest = None,
+        device: Device = None,
+        dtype: Dtype = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.attn = OutlookAttention(
+            dim,
+            num_heads,
+            kernel_size,
+            padding,
+            stride,
+            qkv_bias,
+            attn_drop,
+            proj_drop=0.0,
+            implementation=implementation,
+            device=device,
+            dtype=dtype,
+        )
+        self.norm2 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
+        """Mix each pixel with its neighbourhood, then its own channels."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention among all places of a map."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        *,
+        device: Device = None,
+        dtype: Dtype = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
+        """Attend from every place to every place."""
+        B, H, W, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, H * W, 3, self.num_heads, C // self.num_heads).unbind(2)
+        out = attend(q, k, v, self.attn_drop)
+        return self.proj(out.reshape(B, H, W, C))
+
+
+class Transformer(nn.Module):
+    """Self-attention and an MLP, each behind a LayerNorm and on a residual branch."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        *,
+        device: Device = None,
+        dtype: Dtype = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, device=device, dtype=dtype)
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
+        """Mix all places of the map, then each one's channels."""
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class ClassAttention(nn.Module):
+    """Attention from the class token alone to all tokens, itself included (CaiT, section 3)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        *,
+        device: Device = None,
+        dtype: Dtype = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
+        """Return what the class token, which is the first of T, takes from all tokens."""
+        B, T, C = x.shape
+        k, v = self.kv(x).reshape(B, T, 2, self.num_heads, C // self.num_heads).unbind(2)
+        q = self.q(x[:, :1]).reshape(B, 1, self.num_heads, C // self.num_heads)
+        out = attend(q, k, v, self.attn_drop)
+        return self.proj(out.reshape(B, 1, C))
+
+
+class ClassBlock(nn.Module):
+    """Class attention and an MLP for the class token; the other tokens pass through."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        *,
+        device: Device = None,
+        dtype: Dtype = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """Renew the class token, which is the first of T."""
+        token = x[:, :1]
+        token = token + self.attn(self.norm1(x))
+        token = token + self.mlp(self.norm2(token))
+        return torch.cat([token, x[:, 1:]], dim=1)
+
+
+class PatchEmbed(nn.Module):
+    """Images to patches: three convolutions at half the resolution, then one per patch."""
+
+    def __init__(
+        self,
+        patch_size: int,
+        in_chans: int,
+        hidden_dim: int,
+        embed_dim: int,
+        *,
+        device: Device = None,
+        dtype: Dtype = None,
+    ) -> None:
+        super().__init__()
+
+        def convolution(features: int, kernel_size: int, stride: int) -> list[nn.Module]:
+            return [
+                nn.Conv2d(
+                    features,
+                    hidden_dim,
+                    kernel_size,
+                    stride,
+                    padding=kernel_size // 2,
+                    bias=False,
+                    device=device,
+                    dtype=dtype,
+                ),
+                nn.BatchNorm2d(hidden_dim, eps=EPSILON, momentum=0.1, device=device, dtype=dtype),
+                nn.ReLU(),
+            ]
+
+        self.conv = nn.Sequential(
+            *convolution(in_chans, 7, STEM_STRIDE), *convolution(hidden_dim, 3, 1), *convolution(hidden_dim, 3, 1)
+        )
+        size = patch_size // STEM_STRIDE
+        self.proj = nn.Conv2d(hidden_dim, embed_dim, size, size, device=device, dtype=dtype)
+
+    def forward(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B H W C"]:
+        """Return one vector per patch, channels last."""
+        return self.proj(self.conv(images)).permute(0, 2, 3, 1)
+
+
+class Downsample(nn.Module):
+    """Merges 2x2 places of a map into one by a convolution."""
+
+    def __init__(self, dim: int, out_dim: int, *, device: Device = None, dtype: Dtype = None) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w c"]:
+        """Return the map at half the resolution."""
+        return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def attend(
+    q: Float[Tensor, "B t N D"], k: Float[Tensor, "B T N D"], v: Float[Tensor, "B T N D"], drop: nn.Dropout
+) -> Float[Tensor, "B t N D"]:
+    """Return softmax(q @ k / sqrt(D)) @ v per head, with dropout on the weights in training."""
+    rate = drop.p if drop.training else 0.0
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2)

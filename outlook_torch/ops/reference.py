@@ -1,0 +1,93 @@
+"""Outlook attention by its definition (VOLO, section 3.1): unfold, weighted sum, fold. Defines correctness."""
+
+from functools import reduce
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from outlook_common.dispatch import Implementation
+from outlook_common.geometry import WindowGrid
+
+
+def reference(
+    value: Float[Tensor, "B H W N D"],
+    logits: Float[Tensor, "B h w N KK KK"],
+    dropout_mask: Float[Tensor, "B h w N KK KK"] | None,
+    grid: WindowGrid,
+) -> Float[Tensor, "B H W N D"]:
+    """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked."""
+    # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between.
+    probabilities = logits.to(_at_least_float32(logits)).softmax(dim=-1)
+    if dropout_mask is not None:
+        probabilities = probabilities * dropout_mask
+    sum_dtype = _at_least_float32(value)
+    probabilities = probabilities.to(value.dtype).to(sum_dtype)
+
+    windows = _unfold(value.to(sum_dtype), grid)  # B h w N KK D
+    return _fold(probabilities @ windows, grid).to(value.dtype)
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _unfold(value: Float[Tensor, "B H W N D"], grid: WindowGrid) -> Float[Tensor, "B h w N KK D"]:
+    B, H, W, N, D = value.shape
+    h, w = grid.grid
+    channels_first = value.permute(0, 3, 4, 1, 2).reshape(B, N * D, H, W)
+    if torch.compiler.is_compiling():
+        windows = _unfold_by_slices(channels_first, grid)
+    else:
+        windows = F.unfold(channels_first, grid.kernel_size, padding=grid.padding, stride=grid.stride)
+    return windows.reshape(B, N, D, grid.places, h, w).permute(0, 4, 5, 1, 3, 2)
+
+
+def _fold(windows: Float[Tensor, "B h w N KK D"], grid: WindowGrid) -> Float[Tensor, "B H W N D"]:
+    B, h, w, N, KK, D = windows.shape
+    columns = windows.permute(0, 3, 5, 4, 1, 2).reshape(B, N * D * KK, h * w)
+    if torch.compiler.is_compiling():
+        folded = _fold_by_slices(columns, grid)
+    else:
+        folded = F.fold(columns, grid.map_size, grid.kernel_size, padding=grid.padding, stride=grid.stride)
+    return folded.reshape(B, N, D, *grid.map_size).permute(0, 3, 4, 1, 2)
+
+
+# The CPU compiler of PyTorch 2.13 writes out of bounds for F.fold, and so for the gradient of F.unfold, at stride 2
+# (the process dies in free()). Under torch.compile and torch.export the same windows move as slices and sums.
+
+
+def _unfold_by_slices(value: Float[Tensor, "B C H W"], grid: WindowGrid) -> Float[Tensor, "B C KK h w"]:
+    (h, w), (row_stride, column_stride), (rows, columns) = grid.grid, grid.stride, grid.padding
+    padded = F.pad(value, (columns, columns, rows, rows))
+    places = [
+        padded[:, :, i : i + row_stride * (h - 1) + 1 : row_stride, j : j + column_stride * (w - 1) + 1 : column_stride]
+        for i in range(grid.kernel_size[0])
+        for j in range(grid.kernel_size[1])
+    ]
+    return torch.stack(places, dim=2)
+
+
+def _fold_by_slices(columns: Float[Tensor, "B CKK hw"], grid: WindowGrid) -> Float[Tensor, "B C H W"]:
+    # Place r + S*m of window c lies on row S*(c+m) + r of the padded map: the rows of one phase r are a sum of windows
+    # shifted by m, and the map is its phases interleaved.
+    (K, L), (S, T), (top, left), (H, W) = grid.kernel_size, grid.stride, grid.padding, grid.map_size
+    places = columns.reshape(columns.shape[0], -1, K, L, *grid.grid)
+    # How far windows are shifted at most, and at least so far that the map reaches its last row and column.
+    M, N = (max((k - 1) // s, -(-p // s)) for k, s, p in zip((K, L), (S, T), (top, left), strict=True))
+    nothing = torch.zeros_like(places[:, :, 0, 0])
+    phases = []
+    for r, t in product(range(S), range(T)):
+        shifted = [
+            F.pad(places[:, :, i, j], (j // T, N - j // T, i // S, M - i // S))
+            for i, j in product(range(r, K, S), range(t, L, T))
+        ]
+        phases.append(reduce(torch.add, shifted or [F.pad(nothing, (0, N, 0, M))]))
+    padded = torch.stack(phases, dim=-1).reshape(*phases[0].shape, S, T)  # B C h+M w+N S T
+    padded = padded.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+    return padded[:, :, top : top + H, left : left + W]
+
+
+REFERENCE = Implementation(run=reference, refusal=lambda *operands: None)

@@ -1,0 +1,376 @@
+"""VOLO, the whole model (sections 3 and 4.1; the training of tokens after "All Tokens Matter", Jiang et al., 2021)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from outlook_common.config import FeatureInfo, VOLOConfig, volo_config
+from outlook_common.dispatch import ImplementationRequest
+from outlook_common.interpolation import bicubic_matrix
+from outlook_common.volo import (
+    GROUP_MATCHER,
+    NO_WEIGHT_DECAY,
+    Layout,
+    MixBox,
+    check_images,
+    check_layout,
+    check_mix_box,
+    take_indices,
+)
+from outlook_torch.blocks import EPSILON, ClassBlock, Device, Downsample, Dtype, Outlooker, PatchEmbed, Transformer
+
+# Standard deviation of the initial linear weights, pos_embed and cls_token.
+INIT_STD = 0.02
+
+
+class VOLO(nn.Module):
+    """VOLO: images (B, C, H, W) in, logits out. Parameters are named as in timm and in the released checkpoints.
+
+    Args:
+        config: what it is made of.
+        implementation: of outlook attention; see `outlook_attention`.
+        device: where the parameters are made.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        config: VOLOConfig,
+        *,
+        implementation: ImplementationRequest = None,
+        device: Device = None,
+        dtype: Dtype = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.grad_checkpointing = False
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        features = config.num_features
+
+        self.pos_embed = nn.Parameter(torch.empty(1, *config.token_map, features, **factory))
+        has_class_token = config.post_layers is not None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, features, **factory)) if has_class_token else None
+        self.patch_embed = PatchEmbed(
+            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], **factory
+        )
+        self.pos_drop = nn.Dropout(config.pos_drop_rate)
+
+        def outlookers(stage: int) -> nn.Module:
+            return nn.Sequential(
+                *(
+                    Outlooker(
+                        config.embed_dims[stage],
+                        config.num_heads[stage],
+                        config.out_kernel,
+                        config.out_padding,
+                        config.out_stride,
+                        config.mlp_ratio[stage],
+                        config.qkv_bias,
+                        config.attn_drop_rate,
+                        implementation=implementation,
+                        **factory,
+                    )
+                    for _ in range(config.layers[stage])
+                )
+            )
+
+        def transformers(stage: int) -> nn.Module:
+            return nn.Sequential(
+                *(
+                    Transformer(
+                        config.embed_dims[stage],
+                        config.num_heads[stage],
+                        config.mlp_ratio[stage],
+                        config.qkv_bias,
+                        config.attn_drop_rate,
+                        drop_path,
+                        **factory,
+                    )
+                    for drop_path in config.drop_path_rates(stage)
+                )
+            )
+
+        def downsample(stage: int) -> nn.Module:
+            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], **factory)
+
+        def class_blocks(count: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                ClassBlock(
+                    features,
+                    config.num_heads[-1],
+                    config.mlp_ratio[-1],
+                    config.qkv_bias,
+                    config.attn_drop_rate,
+                    **factory,
+                )
+                for _ in range(count)
+            )
+
+        parts = {"outlooker": outlookers, "transformer": transformers, "downsample": downsample}
+        self.network = nn.ModuleList(parts[part.kind](part.stage) for part in config.network)
+        self.post_network = None if config.post_layers is None else class_blocks(len(config.post_layers))
+        self.aux_head = self._make_aux_head(**factory)
+        self.norm = nn.LayerNorm(features, eps=EPSILON, **factory)
+        self.head_drop = nn.Dropout(config.drop_rate)
+        self.head = self._make_head(**factory)
+        self._initialize()
+
+    @property
+    def num_classes(self) -> int:
+        """The classes of the heads, 0 without."""
+        return self.config.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """The channels that the heads see."""
+        return self.config.num_features
+
+    @property
+    def head_hidden_size(self) -> int:
+        """The channels of `forward_head(pre_logits=True)`: those of the tokens."""
+        return self.config.num_features
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """What `forward_intermediates` gives for each stage."""
+        return self.config.feature_info
+
+    def forward(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B *tokens classes"]:
+        """Return the logits: the class token's, plus half the largest over the tokens with the auxiliary head.
+
+        Args:
+            images: (B, C, H, W), normalised as the variant says.
+
+        Returns:
+            (B, classes), or the features if there is no classifier; a score per token with `global_pool=""`.
+
+        Raises:
+            ValueError: the images have another rank, other channels, or a size that does not fit.
+        """
+        return self.forward_head(self.forward_features(images))
+
+    def forward_train(
+        self, images: Float[Tensor, "B in_chans rows columns"], mix_box: MixBox | None = None
+    ) -> Float[Tensor, "B *tokens classes"] | tuple[Tensor, Tensor, MixBox]:
+        """Return what the token-labelling losses are computed from.
+
+        In training with an auxiliary head, the patches of each image inside the box are replaced by those of its
+        partner, the batch in reverse order, and the tokens' logits are swapped back.
+
+        Args:
+            images: (B, C, H, W).
+            mix_box: (y1, x1, y2, x2) in tokens, the upper bounds exclusive. None draws one with `use_mix_token`, from
+                PyTorch's default generator, and mixes nothing without.
+
+        Returns:
+            (cls, aux, mix_box) with shapes (B, classes) and (B, tokens, classes). As in the original, without an
+            auxiliary head `cls` alone, and in evaluation what the model itself returns.
+
+        Raises:
+            ValueError: as for the model itself; or `mix_box` is given in evaluation or without auxiliary head, or
+                does not lie inside the map of tokens.
+        """
+        if mix_box is not None and not (self.training and self.aux_head is not None):
+            raise ValueError(f"mix_box={tuple(mix_box)} needs training mode and the auxiliary head")
+        if not self.training:
+            return self(images)
+        x = self._embed(images)
+        H, W = (side // self.config.pooling_scale for side in x.shape[1:3])
+        if mix_box is not None:
+            check_mix_box(mix_box, (H, W))
+        elif self.config.use_mix_token and self.aux_head is not None:
+            mix_box = draw_mix_box((H, W))
+
+        if mix_box is not None:
+            y1, x1, y2, x2 = (bound * self.config.pooling_scale for bound in mix_box)
+            x = mix(x, (y1, x1, y2, x2))
+        x = self._tokens_to_features(self._forward_network(x))
+        if self.aux_head is None:
+            return self.forward_head(x)
+        cls = self.head(self.head_drop(self._pool(x)))
+        aux = self.aux_head(self.head_drop(x)[:, 1:])
+        if mix_box is not None:
+            aux = mix(aux.unflatten(1, (H, W)), mix_box).flatten(1, 2)
+        return cls, aux, (0, 0, 0, 0) if mix_box is None else mix_box
+
+    def forward_features(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B T C"]:
+        """Return the normalised tokens (B, T, C), the class token first if there is one."""
+        return self._tokens_to_features(self._forward_network(self._embed(images)))
+
+    def forward_head(self, x: Float[Tensor, "B T C"], pre_logits: bool = False) -> Float[Tensor, "B *tokens classes"]:
+        """Return the logits of `forward_features`' tokens, or with `pre_logits` what the classifier would see."""
+        out = self.head_drop(self._pool(x))
+        if pre_logits:
+            return out
+        out = self.head(out)
+        if self.aux_head is None or self.config.global_pool == "":
+            return out
+        aux = self.aux_head(self.head_drop(x)[:, 1:])
+        return out + 0.5 * aux.amax(dim=1)
+
+    def forward_intermediates(
+        self,
+        images: Float[Tensor, "B in_chans rows columns"],
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Layout = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Float[Tensor, "B _ _ _"]] | tuple[Tensor, list[Float[Tensor, "B _ _ _"]]]:
+        """Return the maps behind the stages, without the class token, beside what `forward_features` returns.
+
+        Args:
+            images: (B, C, H, W).
+            indices: of the stages; None for all, an int for the last n.
+            norm: whether to apply the final norm, to the stages that have its channels: those after `pos_embed`.
+            stop_early: whether to stop behind the last stage asked for; then the map there replaces the features.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: whether to return the list alone.
+
+        Raises:
+            ValueError: as for the model itself; or `indices` or `output_fmt` is unknown.
+        """
+        check_layout(output_fmt)
+        ends = [index for index, part in enumerate(self.config.network) if part.kind != "downsample"]
+        taken = {ends[index] for index in take_indices(len(ends), indices)}
+        x, intermediates = self._embed(images), []
+        stop = max(taken) if stop_early else len(self.network) - 1
+        for index in range(len(self.network)):
+            x = self._forward_part(index, x)
+            if index in taken:
+                feature = self.norm(x) if norm and index >= 2 else x
+                intermediates.append(feature.permute(0, 3, 1, 2) if output_fmt == "NCHW" else feature)
+            if index == stop:
+                break
+        if intermediates_only:
+            return intermediates
+        last = index == len(self.network) - 1
+        return self._tokens_to_features(x) if last else x, intermediates
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool` None leaves it as it is."""
+        pool = self.config.global_pool if global_pool is None else global_pool
+        self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
+        factory: dict[str, Any] = {"device": self.pos_embed.device, "dtype": self.pos_embed.dtype}
+        self.aux_head, self.head = self._make_aux_head(**factory), self._make_head(**factory)
+        for head in (self.head, self.aux_head):
+            if head is not None:
+                head.apply(_initialize_linear).train(self.training)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head of the class token."""
+        return self.head
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping what it computed."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that should not decay."""
+        return set(NO_WEIGHT_DECAY)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return which parameters belong together for layer-wise learning rates; timm's `coarse` changes nothing."""
+        return dict(GROUP_MATCHER)
+
+    def _embed(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B H W C"]:
+        check_images(images.shape, "NCHW", self.config)
+        return self.patch_embed(images)
+
+    def _forward_network(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w c"]:
+        for index in range(len(self.network)):
+            x = self._forward_part(index, x)
+        return x
+
+    def _forward_part(self, index: int, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w c"]:
+        if index == 2:  # behind the outlookers and their downsampling
+            x = self.pos_drop(x + self._pos_embed(x.shape[1:3]).to(x.dtype))
+        part = self.network[index]
+        return self._run_blocks(part, x) if isinstance(part, nn.Sequential) else part(x)
+
+    def _pos_embed(self, size: Sequence[int]) -> Float[Tensor, "1 H W C"]:
+        if self.pos_embed.shape[1:3] == tuple(size):
+            return self.pos_embed
+        rows, columns = (
+            torch.tensor(bicubic_matrix(old, new), device=self.pos_embed.device, dtype=self.pos_embed.dtype)
+            for old, new in zip(self.pos_embed.shape[1:3], size, strict=True)
+        )
+        return torch.einsum("hH,wW,bHWc->bhwc", rows, columns, self.pos_embed)
+
+    def _tokens_to_features(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B T C"]:
+        x = x.flatten(1, 2)
+        if self.post_network is not None:
+            assert self.cls_token is not None
+            token = self.cls_token.to(x.dtype).expand(len(x), -1, -1)
+            x = self._run_blocks(self.post_network, torch.cat([token, x], dim=1))
+        return self.norm(x)
+
+    def _run_blocks(self, blocks: nn.Sequential | nn.ModuleList, x: Tensor) -> Tensor:
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
+        return x
+
+    def _pool(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B *tokens C"]:
+        return {"token": lambda: x[:, 0], "avg": lambda: x.mean(dim=1), "": lambda: x}[self.config.global_pool]()
+
+    def _make_head(self, **factory: Any) -> nn.Module:
+        return nn.Linear(self.num_features, self.num_classes, **factory) if self.num_classes > 0 else nn.Identity()
+
+    def _make_aux_head(self, **factory: Any) -> nn.Module | None:
+        return self._make_head(**factory) if self.config.use_aux_head and self.num_classes > 0 else None
+
+    def _initialize(self) -> None:
+        """Draw the weights as timm does; convolutions keep PyTorch's own initialization."""
+        self.apply(_initialize_linear)
+        for parameter in (self.pos_embed, self.cls_token):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=INIT_STD)
+
+
+def _initialize_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def mix(x: Float[Tensor, "B H W C"], box: MixBox) -> Float[Tensor, "B H W C"]:
+    """Swap what lies inside the box with the batch in reverse order; doing it twice undoes it."""
+    y1, x1, y2, x2 = box
+    rows = torch.arange(x.shape[1], device=x.device)[:, None]
+    columns = torch.arange(x.shape[2], device=x.device)[None, :]
+    inside = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < x2)
+    return torch.where(inside[None, :, :, None], x.flip(0), x)
+
+
+def draw_mix_box(token_map: tuple[int, int]) -> MixBox:
+    """Draw a box around a place of the map whose share of it, before the border cuts it, is uniform in 0…1."""
+    side = float(torch.rand(())) ** 0.5
+    bounds = []
+    for size in token_map:
+        length, centre = int(size * side), int(torch.randint(size, ()))
+        bounds.append((max(0, centre - length // 2), min(size, centre + (length + 1) // 2)))
+    (y1, y2), (x1, x2) = bounds
+    return y1, x1, y2, x2
+
+
+def volo(
+    name: str,
+    *,
+    implementation: ImplementationRequest = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    **overrides: Any,
+) -> VOLO:
+    """Make a released variant, with fresh weights; `overrides` change fields of its `VOLOConfig`.
+
+    Raises:
+        TypeError: an override is not a field.
+        ValueError: the variant is unknown, or the fields do not fit each other; the message says the nearest name.
+    """
+    return VOLO(volo_config(name, **overrides), implementation=implementation, device=device, dtype=dtype)
