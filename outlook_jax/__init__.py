@@ -1,0 +1,23 @@
+"""Outlook attention in JAX and Flax, the twin of `outlook_torch`."""
+
+from outlook_common.extras import require
+
+require("jax", extra="jax", needed_by="outlook_jax")
+require("flax", extra="jax", needed_by="outlook_jax")
+
+from outlook_jax.attention import OutlookAttention  # noqa: E402
+from outlook_jax.ops import outlook_attention  # noqa: E402
+from outlook_jax.pretrained import from_pretrained  # noqa: E402
+from outlook_jax.volo import VOLO, volo  # noqa: E402
+from outlook_jax.weights import export_weights, load_weights, save_weights  # noqa: E402
+
+__all__ = [
+    "VOLO",
+    "OutlookAttention",
+    "export_weights",
+    "from_pretrained",
+    "load_weights",
+    "outlook_attention",
+    "save_weights",
+    "volo",
+]

@@ -1,0 +1,167 @@
+"""The layer of VOLO (section 3.1): outlook attention with its projections."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import Dtype, PrecisionLike
+from jax import Array, lax
+from jaxtyping import Float
+
+from outlook_common.config import OutlookAttentionConfig
+from outlook_common.dispatch import ImplementationRequest
+from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
+from outlook_jax.ops import outlook_attention
+
+
+class OutlookAttention(nnx.Module):
+    """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
+
+    Each place of the (pooled) map predicts, by one linear layer, how the places of its window mix; there is no
+    query-key product. Channel c belongs to head c // (dim // num_heads).
+
+    Args:
+        dim: C, the channels.
+        num_heads: N, the heads; must divide `dim`.
+        kernel_size: K, the window in pixels, an int or (rows, columns).
+        padding: P, in pixels, likewise. External-Attention-pytorch passes it to `nn.Unfold` as *dilation*, so it is
+            right only for its own defaults; here it is obeyed.
+        stride: S, in pixels, likewise; the weights are predicted from averages over S*S pixels (at the border, over
+            the pixels inside).
+        qkv_bias: whether the value projection has a bias.
+        attn_drop: dropout rate of the attention weights.
+        proj_drop: dropout rate of the output; None means `attn_drop`, as in External-Attention-pytorch.
+        qk_scale: factor on the logits; None means (dim // num_heads) ** -0.5.
+        implementation: see `outlook_attention`.
+        dtype: of the computation; None infers it from input and parameters, as Flax does.
+        param_dtype: of the parameters.
+        precision: of every matrix product, as in `jax.lax.dot_general`.
+        deterministic: True switches both dropouts off, as `model.eval()` does.
+        rngs: the streams `params` and `dropout`.
+
+    Raises:
+        TypeError: a size is not an int or a pair of ints.
+        ValueError: a size is not positive, `dim` is not divisible by `num_heads`, or a rate lies outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 1,
+        kernel_size: IntOrPair = 3,
+        padding: IntOrPair = 1,
+        stride: IntOrPair = 1,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.1,
+        proj_drop: float | None = None,
+        *,
+        qk_scale: float | None = None,
+        implementation: ImplementationRequest = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        precision: PrecisionLike = None,
+        deterministic: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config = OutlookAttentionConfig(
+            dim, num_heads, kernel_size, padding, stride, qkv_bias, attn_drop, proj_drop, qk_scale
+        )
+        self.implementation = implementation
+        self.precision = precision
+
+        def linear(features: int, *, use_bias: bool = True) -> nnx.Linear:
+            return nnx.Linear(
+                dim,
+                features,
+                use_bias=use_bias,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                precision=precision,
+                rngs=rngs,
+            )
+
+        self.v = linear(dim, use_bias=qkv_bias)
+        self.attn = linear(self.config.attn_features)
+        self.attn_drop = nnx.Dropout(self.config.attn_drop, deterministic=deterministic, rngs=rngs)
+        self.proj = linear(dim)
+        self.proj_drop = nnx.Dropout(self.config.proj_drop, deterministic=deterministic, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        dropout_mask: Float[Array, "B h w N KK KK"] | None = None,
+        proj_dropout_mask: Float[Array, "B H W C"] | None = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B H W C"]:
+        """Mix each pixel with its neighbourhood.
+
+        Args:
+            x: (B, H, W, C), any H, W >= 1.
+            dropout_mask: used instead of drawing one, in training or not; see `outlook_attention`.
+            proj_dropout_mask: likewise for the output, shape of `x`.
+            deterministic: overrules the setting of the layer for this call.
+            rngs: a `dropout` stream to use for this call instead of the layer's own.
+
+        Returns:
+            (B, H, W, C).
+
+        Raises:
+            ValueError: `x` has another rank or other channels, or the window grid does not fit its map.
+        """
+        cfg = self.config
+        check_layer_input(x.shape, cfg.dim)
+        B, H, W, C = x.shape
+        grid = window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
+
+        value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
+        logits = _scaled(self.attn(average_pool(x, cfg.stride)), cfg.qk_scale)
+        logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
+        training = not (self.attn_drop.deterministic if deterministic is None else deterministic)
+        if dropout_mask is None and training and cfg.attn_drop > 0:
+            ones = jnp.ones(logits.shape, jnp.promote_types(logits.dtype, jnp.float32))
+            dropout_mask = self.attn_drop(ones, deterministic=deterministic, rngs=rngs)
+
+        out = outlook_attention(
+            value,
+            logits,
+            kernel_size=cfg.kernel_size,
+            stride=cfg.stride,
+            padding=cfg.padding,
+            dropout_mask=dropout_mask,
+            implementation=self.implementation,
+            precision=self.precision,
+        )
+        out = self.proj(out.reshape(B, H, W, C))
+        if proj_dropout_mask is None:
+            return self.proj_drop(out, deterministic=deterministic, rngs=rngs)
+        return (out * proj_dropout_mask).astype(out.dtype)
+
+
+def _scaled(logits: Array, scale: float) -> Array:
+    # JAX would round the factor itself to bfloat16 before multiplying; PyTorch rounds only the product.
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    return (logits.astype(wide) * scale).astype(logits.dtype)
+
+
+def average_pool(x: Float[Array, "B H W C"], stride: tuple[int, int]) -> Float[Array, "B h w C"]:
+    """Average over stride*stride pixels; windows that cross the border average the pixels inside (ceil mode)."""
+    if stride == (1, 1):
+        return x
+    _, H, W, _ = x.shape
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    # Per axis: how far the last window reaches past the border, and how many pixels inside each window has.
+    beyond = [grid_size(size, step) * step - size for size, step in zip((H, W), stride, strict=True)]
+    inside = [
+        np.minimum(step, size - step * np.arange(grid_size(size, step)))
+        for size, step in zip((H, W), stride, strict=True)
+    ]
+    sums = lax.reduce_window(
+        x.astype(wide),
+        np.zeros((), wide),
+        lax.add,
+        window_dimensions=(1, *stride, 1),
+        window_strides=(1, *stride, 1),
+        padding=((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)),
+    )
+    return (sums / np.outer(*inside)[:, :, None].astype(wide)).astype(x.dtype)

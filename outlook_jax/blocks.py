@@ -1,0 +1,248 @@
+"""The blocks of VOLO: outlooker, transformer and class attention (sections 3.1 and 3.2), patch embedding."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import PrecisionLike
+from jax import Array
+from jaxtyping import Float
+
+from outlook_common.config import DOWNSAMPLE, STEM_STRIDE
+from outlook_common.dispatch import ImplementationRequest
+from outlook_common.geometry import IntOrPair
+from outlook_jax.attention import OutlookAttention
+from outlook_jax.factory import Factory
+
+
+class DropRate(nnx.Variable[Array]):
+    """A rate of stochastic depth: a variable, so that blocks that differ in nothing else share one compiled body."""
+
+
+class DropPath(nnx.Module):
+    """Stochastic depth: drops a residual branch for whole samples and scales the others by 1/(1-rate)."""
+
+    def __init__(self, rate: float, *, make: Factory) -> None:
+        self.rate = DropRate(jnp.asarray(rate, jnp.float32))
+        self.deterministic = make.deterministic
+        self.rngs = make.rngs.dropout.fork()
+
+    def __call__(self, x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
+        """Return `x` with samples zeroed in training, `x` itself otherwise."""
+        if self.deterministic:
+            return x
+        keep = 1 - self.rate[...]
+        kept = jax.random.bernoulli(self.rngs(), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return x * (kept / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with an exact GELU in between."""
+
+    def __init__(self, dim: int, mlp_ratio: float, *, make: Factory) -> None:
+        hidden = int(dim * mlp_ratio)
+        self.fc1 = make.linear(dim, hidden)
+        self.fc2 = make.linear(hidden, dim)
+
+    def __call__(self, x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
+        """Return fc2(gelu(fc1(x)))."""
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class Outlooker(nnx.Module):
+    """Outlook attention and an MLP, each behind a LayerNorm and on a residual branch.
+
+    There is no stochastic depth: the original passes the rate to transformer blocks only.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: IntOrPair = 3,
+        padding: IntOrPair = 1,
+        stride: IntOrPair = 2,
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        *,
+        implementation: ImplementationRequest = None,
+        make: Factory,
+    ) -> None:
+        self.norm1 = make.layer_norm(dim)
+        self.attn = OutlookAttention(
+            dim,
+            num_heads,
+            kernel_size,
+            padding,
+            stride,
+            qkv_bias,
+            attn_drop,
+            proj_drop=0.0,
+            implementation=implementation,
+            deterministic=make.deterministic,
+            **make.products,
+        )
+        for linear in (self.attn.v, self.attn.attn, self.attn.proj):
+            linear.kernel[...] = make.param(linear.kernel.shape)[...]
+        self.norm2 = make.layer_norm(dim)
+        self.mlp = Mlp(dim, mlp_ratio, make=make)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Mix each pixel with its neighbourhood, then its own channels."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention among all places of a map."""
+
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, *, make: Factory
+    ) -> None:
+        self.num_heads = num_heads
+        self.precision = make.precision
+        self.qkv = make.linear(dim, 3 * dim, bias=qkv_bias)
+        self.attn_drop = make.dropout(attn_drop)
+        self.proj = make.linear(dim, dim)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Attend from every place to every place."""
+        B, H, W, C = x.shape
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(B, H * W, 3, self.num_heads, C // self.num_heads), 2, 0)
+        out = attend(q, k, v, self.attn_drop, self.precision)
+        return self.proj(out.reshape(B, H, W, C))
+
+
+class Transformer(nnx.Module):
+    """Self-attention and an MLP, each behind a LayerNorm and on a residual branch."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        *,
+        make: Factory,
+    ) -> None:
+        self.norm1 = make.layer_norm(dim)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, make=make)
+        self.drop_path1 = DropPath(drop_path, make=make) if drop_path > 0 else nnx.identity
+        self.norm2 = make.layer_norm(dim)
+        self.mlp = Mlp(dim, mlp_ratio, make=make)
+        self.drop_path2 = DropPath(drop_path, make=make) if drop_path > 0 else nnx.identity
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Mix all places of the map, then each one's channels."""
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class ClassAttention(nnx.Module):
+    """Attention from the class token alone to all tokens, itself included (CaiT, section 3)."""
+
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, *, make: Factory
+    ) -> None:
+        self.num_heads = num_heads
+        self.precision = make.precision
+        self.kv = make.linear(dim, 2 * dim, bias=qkv_bias)
+        self.q = make.linear(dim, dim, bias=qkv_bias)
+        self.attn_drop = make.dropout(attn_drop)
+        self.proj = make.linear(dim, dim)
+
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B 1 C"]:
+        """Return what the class token, which is the first of T, takes from all tokens."""
+        B, T, C = x.shape
+        k, v = jnp.moveaxis(self.kv(x).reshape(B, T, 2, self.num_heads, C // self.num_heads), 2, 0)
+        q = self.q(x[:, :1]).reshape(B, 1, self.num_heads, C // self.num_heads)
+        out = attend(q, k, v, self.attn_drop, self.precision)
+        return self.proj(out.reshape(B, 1, C))
+
+
+class ClassBlock(nnx.Module):
+    """Class attention and an MLP for the class token; the other tokens pass through."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 3.0,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        *,
+        make: Factory,
+    ) -> None:
+        self.norm1 = make.layer_norm(dim)
+        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, make=make)
+        self.norm2 = make.layer_norm(dim)
+        self.mlp = Mlp(dim, mlp_ratio, make=make)
+
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        """Renew the class token, which is the first of T."""
+        token = x[:, :1]
+        token = token + self.attn(self.norm1(x))
+        token = token + self.mlp(self.norm2(token))
+        return jnp.concatenate([token, x[:, 1:]], axis=1)
+
+
+class PatchEmbed(nnx.Module):
+    """Images to patches: three convolutions at half the resolution, then one per patch."""
+
+    def __init__(self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, *, make: Factory) -> None:
+        def convolution(features: int, kernel_size: int, stride: int) -> list[Any]:
+            return [
+                make.conv(features, hidden_dim, kernel_size, stride, kernel_size // 2, bias=False),
+                make.batch_norm(hidden_dim),
+                jax.nn.relu,
+            ]
+
+        self.conv = nnx.List(
+            [*convolution(in_chans, 7, STEM_STRIDE), *convolution(hidden_dim, 3, 1), *convolution(hidden_dim, 3, 1)]
+        )
+        size = patch_size // STEM_STRIDE
+        self.proj = make.conv(hidden_dim, embed_dim, size, size)
+
+    def __call__(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B H W C"]:
+        """Return one vector per patch, channels last."""
+        x = images
+        for layer in self.conv:
+            x = layer(x)
+        return self.proj(x)
+
+
+class Downsample(nnx.Module):
+    """Merges 2x2 places of a map into one by a convolution."""
+
+    def __init__(self, dim: int, out_dim: int, *, make: Factory) -> None:
+        self.proj = make.conv(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
+        """Return the map at half the resolution."""
+        return self.proj(x)
+
+
+def attend(
+    q: Float[Array, "B t N D"],
+    k: Float[Array, "B T N D"],
+    v: Float[Array, "B T N D"],
+    drop: nnx.Dropout,
+    precision: PrecisionLike,
+) -> Float[Array, "B t N D"]:
+    """Return softmax(q @ k / sqrt(D)) @ v per head, with dropout on the weights in training."""
+    # Not jax.nn.dot_product_attention, whose softmax would round float64 to float32.
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("btnd,bTnd->bntT", q, k, precision=precision, preferred_element_type=wide)
+    weights = drop(jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)).astype(v.dtype)
+    out = jnp.einsum("bntT,bTnd->btnd", weights, v, precision=precision, preferred_element_type=wide)
+    return out.astype(v.dtype)
+
+
+def gelu(x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
+    """Return the exact GELU, computed in float32 at least; JAX would round its constants to bfloat16."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jax.nn.gelu(x.astype(wide), approximate=False).astype(x.dtype)

@@ -1,0 +1,64 @@
+"""`outlook_attention`, the op: check the operands, choose an implementation, run it."""
+
+from jax import Array, lax
+from jaxtyping import Float
+
+from outlook_common.dispatch import Implementation, ImplementationRequest, choose
+from outlook_common.geometry import IntOrPair, check_operands
+from outlook_jax.ops.reference import REFERENCE
+
+# From fastest to slowest: the order that `implementation=None` tries.
+IMPLEMENTATIONS: dict[str, Implementation] = {"reference": REFERENCE}
+
+
+def outlook_attention(
+    value: Float[Array, "B H W N D"],
+    logits: Float[Array, "B h w N KK KK"],
+    *,
+    kernel_size: IntOrPair = 3,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 1,
+    dropout_mask: Float[Array, "B h w N KK KK"] | None = None,
+    implementation: ImplementationRequest = None,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "B H W N D"]:
+    """Outlook attention: fold(softmax(logits) @ unfold(value)). VOLO, section 3.1, equations 2 to 4.
+
+    Args:
+        value: (B, H, W, N, D), the projected values; B batch, H*W map, N heads, D channels per head.
+        logits: (B, h, w, N, K*K, K*K), already scaled, h = ceil(H/S), w = ceil(W/S). Of the last two axes the first
+            is the output place in the window, the second the input place, over which the softmax runs.
+        kernel_size: K, in pixels, an int or (rows, columns).
+        stride: S, in pixels, likewise.
+        padding: P, in pixels, likewise. Places outside the map read as zero, and what falls there is dropped.
+        dropout_mask: multiplies the probabilities, shape of `logits`: 0, or 1/(1-rate).
+        implementation: None for the fastest that can run here, a name, or a sequence of names to try in order.
+        precision: of the weighted sum, as in `jax.lax.dot_general`; None means `jax.default_matmul_precision`.
+
+    Returns:
+        (B, H, W, N, D) in the dtype of `value`. Softmax and sums run in float32 at least, the probabilities are
+        rounded to the dtype of `value` in between.
+
+    Raises:
+        TypeError: an operand is not float16, bfloat16, float32 or float64.
+        ValueError: shapes do not fit each other, a size is not positive, the window grid does not fit the map, or
+            `implementation` is unknown.
+        NotImplementedError: the implementation asked for cannot run here (an ExceptionGroup of them for several).
+    """
+    grid = check_operands(
+        value.shape,
+        _dtype_name(value),
+        logits.shape,
+        _dtype_name(logits),
+        None if dropout_mask is None else dropout_mask.shape,
+        None if dropout_mask is None else _dtype_name(dropout_mask),
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+    )
+    run = choose(implementation, IMPLEMENTATIONS, value, logits, dropout_mask, grid)
+    return run(value, logits, dropout_mask, grid, precision=precision)
+
+
+def _dtype_name(x: Array) -> str:
+    return x.dtype.name

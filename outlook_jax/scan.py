@@ -1,0 +1,66 @@
+"""Run equal blocks one after another as one compiled loop, so that compile time hardly grows with depth."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+
+def run_blocks(blocks: Iterable[nnx.Module], x: Array, *, scan: bool, remat: bool) -> Array:
+    """Return block_n(…block_1(x)); every block keeps its own parameters, under its own name.
+
+    Args:
+        blocks: modules from an array to an array of the same shape and dtype.
+        x: what the first one gets.
+        scan: whether neighbours that differ in nothing but their variables' values are stacked and run by
+            `lax.scan`; else each is called by itself, as whoever watches single modules needs.
+        remat: whether the backward pass recomputes each block instead of keeping what it computed.
+    """
+    blocks = list(blocks)
+    for _, equal in groupby(blocks, key=_signature if scan else id):
+        x = _run_equal(list(equal), x, remat)
+    return x
+
+
+def _run_equal(blocks: Sequence[nnx.Module], x: Array, remat: bool) -> Array:
+    if len(blocks) == 1:
+        run = nnx.remat(_call) if remat else _call
+        return run(blocks[0], x)
+    graphdef = nnx.graphdef(blocks[0])
+    states = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
+    x, streams = _scan(graphdef, states, x, remat)
+    if _draws(blocks[0]):  # else they are as before, and a module must not be written to from inside a trace
+        for index, block in enumerate(blocks):
+            nnx.update(block, jax.tree.map(lambda leaf, index=index: leaf[index], streams))
+    return x
+
+
+# Compiled by itself too, so that a model that runs outside of `jax.jit` compiles a stage once and not at every call.
+@partial(jax.jit, static_argnums=(0, 3))
+def _scan(graphdef: nnx.GraphDef[Any], states: list[Any], x: Array, remat: bool) -> tuple[Array, Any]:
+    def step(x: Array, state: Any) -> tuple[Array, Any]:
+        block = nnx.merge(graphdef, state)
+        x = block(x)
+        return x, nnx.to_pure_dict(nnx.state(block, nnx.RngState))
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, x, stacked)
+
+
+def _call(block: nnx.Module, x: Array) -> Array:
+    return block(x)
+
+
+def _signature(block: nnx.Module) -> Any:
+    leaves, structure = jax.tree.flatten(nnx.to_pure_dict(nnx.state(block)))
+    return nnx.graphdef(block), structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def _draws(block: nnx.Module) -> bool:
+    """Whether any module in it draws random numbers when called: all such have a rate and `deterministic`."""
+    return any(not module.deterministic for _, module in nnx.iter_modules(block) if hasattr(module, "deterministic"))

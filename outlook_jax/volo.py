@@ -1,0 +1,384 @@
+"""VOLO, the whole model (sections 3 and 4.1; the training of tokens after "All Tokens Matter", Jiang et al., 2021)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, PrecisionLike
+from jax import Array, lax
+from jaxtyping import Float
+
+from outlook_common.config import FeatureInfo, VOLOConfig, volo_config
+from outlook_common.dispatch import ImplementationRequest
+from outlook_common.interpolation import bicubic_matrix
+from outlook_common.volo import (
+    GROUP_MATCHER,
+    NO_WEIGHT_DECAY,
+    Layout,
+    MixBox,
+    check_images,
+    check_layout,
+    check_mix_box,
+    take_indices,
+)
+from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer
+from outlook_jax.factory import Factory
+from outlook_jax.scan import run_blocks
+
+
+class VOLO(nnx.Module):
+    """VOLO: images (B, H, W, C) in, logits out. Parameters are named as in timm and in the released checkpoints.
+
+    Args:
+        config: what it is made of.
+        implementation: of outlook attention; see `outlook_attention`.
+        scan_layers: whether the equal blocks of a stage run as one loop, which compiles in the time of one block;
+            False calls each by itself.
+        dtype: of the computation; None infers it from images and parameters, as Flax does.
+        param_dtype: of the parameters.
+        precision: of every product, as in `jax.lax.dot_general`.
+        deterministic: True makes it as `model.eval()` does: no dropout, running statistics in BatchNorm.
+        rngs: the streams `params` and `dropout`, the latter for the mixing boxes too.
+    """
+
+    def __init__(
+        self,
+        config: VOLOConfig,
+        *,
+        implementation: ImplementationRequest = None,
+        scan_layers: bool = True,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        precision: PrecisionLike = None,
+        deterministic: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config = config
+        self.scan_layers = scan_layers
+        self.grad_checkpointing = False
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.deterministic = deterministic
+        self.rngs = rngs.dropout.fork()
+        make = Factory(rngs, dtype, param_dtype, precision, deterministic)
+        features = config.num_features
+
+        self.pos_embed = make.param((1, *config.token_map, features))
+        has_class_token = config.post_layers is not None
+        self.cls_token = make.param((1, 1, features)) if has_class_token else None
+        self.patch_embed = PatchEmbed(
+            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], make=make
+        )
+        self.pos_drop = make.dropout(config.pos_drop_rate)
+
+        def outlookers(stage: int) -> nnx.Module:
+            return nnx.List(
+                Outlooker(
+                    config.embed_dims[stage],
+                    config.num_heads[stage],
+                    config.out_kernel,
+                    config.out_padding,
+                    config.out_stride,
+                    config.mlp_ratio[stage],
+                    config.qkv_bias,
+                    config.attn_drop_rate,
+                    implementation=implementation,
+                    make=make,
+                )
+                for _ in range(config.layers[stage])
+            )
+
+        def transformers(stage: int) -> nnx.Module:
+            return nnx.List(
+                Transformer(
+                    config.embed_dims[stage],
+                    config.num_heads[stage],
+                    config.mlp_ratio[stage],
+                    config.qkv_bias,
+                    config.attn_drop_rate,
+                    drop_path,
+                    make=make,
+                )
+                for drop_path in config.drop_path_rates(stage)
+            )
+
+        def downsample(stage: int) -> nnx.Module:
+            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], make=make)
+
+        def class_blocks(count: int) -> nnx.List[ClassBlock]:
+            return nnx.List(
+                ClassBlock(
+                    features,
+                    config.num_heads[-1],
+                    config.mlp_ratio[-1],
+                    config.qkv_bias,
+                    config.attn_drop_rate,
+                    make=make,
+                )
+                for _ in range(count)
+            )
+
+        parts = {"outlooker": outlookers, "transformer": transformers, "downsample": downsample}
+        self.network = nnx.List(parts[part.kind](part.stage) for part in config.network)
+        self.post_network = None if config.post_layers is None else class_blocks(len(config.post_layers))
+        self.aux_head = self._make_aux_head(make)
+        self.norm = make.layer_norm(features)
+        self.head_drop = make.dropout(config.drop_rate)
+        self.head = self._make_head(make)
+
+    @property
+    def num_classes(self) -> int:
+        """The classes of the heads, 0 without."""
+        return self.config.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """The channels that the heads see."""
+        return self.config.num_features
+
+    @property
+    def head_hidden_size(self) -> int:
+        """The channels of `forward_head(pre_logits=True)`: those of the tokens."""
+        return self.config.num_features
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """What `forward_intermediates` gives for each stage."""
+        return self.config.feature_info
+
+    def __call__(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B *tokens classes"]:
+        """Return the logits: the class token's, plus half the largest over the tokens with the auxiliary head.
+
+        Args:
+            images: (B, H, W, C), normalised as the variant says.
+
+        Returns:
+            (B, classes), or the features if there is no classifier; a score per token with `global_pool=""`.
+
+        Raises:
+            ValueError: the images have another rank, other channels, or a size that does not fit.
+        """
+        return self.forward_head(self.forward_features(images))
+
+    def forward_train(
+        self, images: Float[Array, "B rows columns in_chans"], mix_box: MixBox | None = None
+    ) -> Float[Array, "B *tokens classes"] | tuple[Array, Array, MixBox]:
+        """Return what the token-labelling losses are computed from.
+
+        In training with an auxiliary head, the patches of each image inside the box are replaced by those of its
+        partner, the batch in reverse order, and the tokens' logits are swapped back.
+
+        Args:
+            images: (B, H, W, C).
+            mix_box: (y1, x1, y2, x2) in tokens, the upper bounds exclusive. None draws one with `use_mix_token`, from
+                the model's `dropout` stream, and mixes nothing without. It may be traced.
+
+        Returns:
+            (cls, aux, mix_box) with shapes (B, classes) and (B, tokens, classes). As in the original, without an
+            auxiliary head `cls` alone, and in evaluation what the model itself returns.
+
+        Raises:
+            ValueError: as for the model itself; or `mix_box` is given in evaluation or without auxiliary head, or
+                does not lie inside the map of tokens.
+        """
+        training = not self.deterministic
+        if mix_box is not None and not (training and self.aux_head is not None):
+            raise ValueError(f"mix_box={tuple(mix_box)} needs training mode and the auxiliary head")
+        if not training:
+            return self(images)
+        x = self._embed(images)
+        H, W = (side // self.config.pooling_scale for side in x.shape[1:3])
+        if mix_box is not None:
+            check_mix_box(mix_box, (H, W))
+        elif self.config.use_mix_token and self.aux_head is not None:
+            mix_box = draw_mix_box(self.rngs(), (H, W))
+
+        if mix_box is not None:
+            y1, x1, y2, x2 = (bound * self.config.pooling_scale for bound in mix_box)
+            x = mix(x, (y1, x1, y2, x2))
+        x = self._tokens_to_features(self._forward_network(x))
+        if self.aux_head is None:
+            return self.forward_head(x)
+        cls = self.head(self.head_drop(self._pool(x)))
+        aux = self.aux_head(self.head_drop(x)[:, 1:])
+        if mix_box is not None:
+            aux = mix(aux.reshape(-1, H, W, self.num_classes), mix_box).reshape(aux.shape)
+        return cls, aux, (0, 0, 0, 0) if mix_box is None else mix_box
+
+    def forward_features(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B T C"]:
+        """Return the normalised tokens (B, T, C), the class token first if there is one."""
+        return self._tokens_to_features(self._forward_network(self._embed(images)))
+
+    def forward_head(self, x: Float[Array, "B T C"], pre_logits: bool = False) -> Float[Array, "B *tokens classes"]:
+        """Return the logits of `forward_features`' tokens, or with `pre_logits` what the classifier would see."""
+        out = self.head_drop(self._pool(x))
+        if pre_logits:
+            return out
+        out = self.head(out)
+        if self.aux_head is None or self.config.global_pool == "":
+            return out
+        aux = self.aux_head(self.head_drop(x)[:, 1:])
+        return out + 0.5 * aux.max(axis=1)
+
+    def forward_intermediates(
+        self,
+        images: Float[Array, "B rows columns in_chans"],
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Layout = "NHWC",
+        intermediates_only: bool = False,
+    ) -> list[Float[Array, "B _ _ _"]] | tuple[Array, list[Float[Array, "B _ _ _"]]]:
+        """Return the maps behind the stages, without the class token, beside what `forward_features` returns.
+
+        Args:
+            images: (B, H, W, C).
+            indices: of the stages; None for all, an int for the last n.
+            norm: whether to apply the final norm, to the stages that have its channels: those after `pos_embed`.
+            stop_early: whether to stop behind the last stage asked for; then the map there replaces the features.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: whether to return the list alone.
+
+        Raises:
+            ValueError: as for the model itself; or `indices` or `output_fmt` is unknown.
+        """
+        check_layout(output_fmt)
+        ends = [index for index, part in enumerate(self.config.network) if part.kind != "downsample"]
+        taken = {ends[index] for index in take_indices(len(ends), indices)}
+        x, intermediates = self._embed(images), []
+        stop = max(taken) if stop_early else len(self.network) - 1
+        for index in range(len(self.network)):
+            x = self._forward_part(index, x)
+            if index in taken:
+                feature = self.norm(x) if norm and index >= 2 else x
+                intermediates.append(feature.transpose(0, 3, 1, 2) if output_fmt == "NCHW" else feature)
+            if index == stop:
+                break
+        if intermediates_only:
+            return intermediates
+        last = index == len(self.network) - 1
+        return self._tokens_to_features(x) if last else x, intermediates
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, *, rngs: nnx.Rngs) -> None:
+        """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool` None leaves it as it is."""
+        pool = self.config.global_pool if global_pool is None else global_pool
+        self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
+        make = Factory(rngs, self.dtype, self.param_dtype, self.precision, self.deterministic)
+        del self.aux_head, self.head  # NNX keeps what once held no array from ever holding one
+        self.aux_head, self.head = self._make_aux_head(make), self._make_head(make)
+
+    def get_classifier(self) -> Any:
+        """Return the head of the class token."""
+        return self.head
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping what it computed."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that should not decay."""
+        return set(NO_WEIGHT_DECAY)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return which parameters belong together for layer-wise learning rates; timm's `coarse` changes nothing."""
+        return dict(GROUP_MATCHER)
+
+    def _embed(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B H W C"]:
+        check_images(images.shape, "NHWC", self.config)
+        return self.patch_embed(images)
+
+    def _forward_network(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
+        for index in range(len(self.network)):
+            x = self._forward_part(index, x)
+        return x
+
+    def _forward_part(self, index: int, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
+        if index == 2:  # behind the outlookers and their downsampling
+            x = self.pos_drop(x + self._pos_embed(x.shape[1:3]).astype(x.dtype))
+        part = self.network[index]
+        return self._run_blocks(part, x) if isinstance(part, nnx.List) else part(x)
+
+    def _pos_embed(self, size: Sequence[int]) -> Float[Array, "1 H W C"]:
+        if self.pos_embed.shape[1:3] == tuple(size):
+            return self.pos_embed[...]
+        rows, columns = (
+            jnp.asarray(bicubic_matrix(old, new), self.pos_embed.dtype)
+            for old, new in zip(self.pos_embed.shape[1:3], size, strict=True)
+        )
+        return jnp.einsum("hH,wW,bHWc->bhwc", rows, columns, self.pos_embed[...], precision=lax.Precision.HIGHEST)
+
+    def _tokens_to_features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B T C"]:
+        B, H, W, C = x.shape
+        x = x.reshape(B, H * W, C)
+        if self.post_network is not None:
+            assert self.cls_token is not None
+            token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (B, 1, C))
+            x = self._run_blocks(self.post_network, jnp.concatenate([token, x], axis=1))
+        return self.norm(x)
+
+    def _run_blocks(self, blocks: Iterable[nnx.Module], x: Array) -> Array:
+        return run_blocks(blocks, x, scan=self.scan_layers, remat=self.grad_checkpointing)
+
+    def _pool(self, x: Float[Array, "B T C"]) -> Float[Array, "B *tokens C"]:
+        return {"token": lambda: x[:, 0], "avg": lambda: x.mean(axis=1), "": lambda: x}[self.config.global_pool]()
+
+    def _make_head(self, make: Factory) -> Any:
+        return make.linear(self.num_features, self.num_classes) if self.num_classes > 0 else nnx.identity
+
+    def _make_aux_head(self, make: Factory) -> Any:
+        return self._make_head(make) if self.config.use_aux_head and self.num_classes > 0 else None
+
+
+def mix(x: Float[Array, "B H W C"], box: MixBox) -> Float[Array, "B H W C"]:
+    """Swap what lies inside the box with the batch in reverse order; doing it twice undoes it."""
+    y1, x1, y2, x2 = box
+    rows = jnp.arange(x.shape[1])[:, None]
+    columns = jnp.arange(x.shape[2])[None, :]
+    inside = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < x2)
+    return jnp.where(inside[None, :, :, None], x[::-1], x)
+
+
+def draw_mix_box(key: Array, token_map: tuple[int, int]) -> MixBox:
+    """Draw a box around a place of the map whose share of it, before the border cuts it, is uniform in 0…1."""
+    keys = jax.random.split(key, 3)
+    side = jnp.sqrt(jax.random.uniform(keys[0], dtype=jnp.float32))
+    bounds = []
+    for size, centre_key in zip(token_map, keys[1:], strict=True):
+        length, centre = (size * side).astype(jnp.int32), jax.random.randint(centre_key, (), 0, size, jnp.int32)
+        bounds.append((jnp.maximum(0, centre - length // 2), jnp.minimum(size, centre + (length + 1) // 2)))
+    (y1, y2), (x1, x2) = bounds
+    return y1, x1, y2, x2
+
+
+def volo(
+    name: str,
+    *,
+    implementation: ImplementationRequest = None,
+    scan_layers: bool = True,
+    dtype: Dtype | None = None,
+    param_dtype: Dtype = jnp.float32,
+    precision: PrecisionLike = None,
+    deterministic: bool = False,
+    rngs: nnx.Rngs,
+    **overrides: Any,
+) -> VOLO:
+    """Make a released variant, with fresh weights; `overrides` change fields of its `VOLOConfig`.
+
+    Raises:
+        TypeError: an override is not a field.
+        ValueError: the variant is unknown, or the fields do not fit each other; the message says the nearest name.
+    """
+    return VOLO(
+        volo_config(name, **overrides),
+        implementation=implementation,
+        scan_layers=scan_layers,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        precision=precision,
+        deterministic=deterministic,
+        rngs=rngs,
+    )
