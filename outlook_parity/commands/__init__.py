@@ -1,0 +1,1 @@
+"""The commands of `outlook`, one per file; importing them imports no framework."""

@@ -1,0 +1,195 @@
+"""Verdicts on what the twins computed; arrays in, rows out. Imports no framework.
+
+A hand-set tolerance hides bugs, so there is none for the lower precisions: there each twin's rounding error is measured
+against the float64 truth, and what is judged is the factor between the two. Rounding is shared by both; a bug is not.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+
+from outlook_parity.report import Check, Noise, RowVerdict, Verdict
+
+Tensors = Mapping[str, np.ndarray]
+
+DTYPES: dict[str, np.dtype] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+# max|torch - jax| / max|jax| in float64: agreement to rounding.
+RELATIVE_BOUNDS = {"forward": 1e-12, "gradients": 1e-10, "training": 1e-9}
+
+# The largest factor between the twins' errors, in RMS or in the worst element. Errors below one unit of rounding count
+# as one: that a twin happens to round luckily is no difference. Among the 72 random layers of the tests the largest
+# factor is 3.5, in a tensor of 28 numbers; windows rounded to TF32's 10 bits inside float32 make it 100 to 1600, to
+# bfloat16's 7 bits 1400 to 11000.
+FACTOR_BOUND = 8.0
+LEAST_NOISE = 1.0
+# In which order the n numbers of a parameter's gradient are added up is the libraries' choice. One after the other in
+# the dtype itself, as XLA's CPU does for some shapes, the error is about sqrt(n / 24) units; in pairs it is next to
+# none. So of a gradient that adds up n numbers, errors below this many times sqrt(n) count as that many.
+SUM_NOISE = 0.25
+# Gradients jump where rounding decides on which side of zero a ReLU's input lies, or which of two numbers is larger: a
+# twin may take the other side at one of a million places, and err a thousand times more there. So where the noises of
+# gradients or training differ, the truth itself is asked: its weights and inputs are moved by this many units of
+# rounding, each up or down at random, and then the other way. By how much the two answers differ is what rounding can
+# do, and errors below that count as that much. No bug is excused that is larger than a few dozen units of rounding.
+MOVED = 16.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tensor as either twin has it; None where a twin lacks it."""
+
+    name: str
+    torch: np.ndarray | None
+    jax: np.ndarray | None
+
+
+def pairs(torch: Tensors, jax: Tensors, expected: Sequence[str] = ()) -> list[Pair]:
+    """Return the tensors of both twins side by side, also those that only one of them has, or neither."""
+    return [Pair(name, torch.get(name), jax.get(name)) for name in dict.fromkeys([*expected, *torch, *jax])]
+
+
+def compare_weights(torch: Tensors, jax: Tensors, expected: Sequence[str]) -> list[Check]:
+    """Compare weights: all that are expected must be there, and every single one equal."""
+    return [_compare("weights", "as given", pair, bound=0.0) for pair in pairs(torch, jax, expected)]
+
+
+def compare_level(level: str, dtype: str, traced: Mapping[str, Tensors]) -> list[Check]:
+    """Compare what the twins, "torch" and "jax", computed in `dtype`; by their noise if there is a "truth" too.
+
+    If there are "up" and "down", the truth moved by rounding to either side, errors below their difference count as it.
+    """
+    truth, moved = traced.get("truth"), ("up" in traced)
+    bound = RELATIVE_BOUNDS[level] if truth is None else FACTOR_BOUND
+    checks = []
+    for pair in pairs(traced["torch"], traced["jax"]):
+        exact = None if truth is None else truth.get(pair.name)
+        terms = _terms(pair, dtype, traced["torch"]) if level == "gradients" else 1.0
+        least = _both(max(LEAST_NOISE, SUM_NOISE * math.sqrt(terms)))
+        if moved and exact is not None and exact.any() and level != "forward":
+            jump = noise(np.asarray(traced["up"][pair.name] - traced["down"][pair.name] + exact), exact, dtype)
+            least = Noise(max(least.rms, jump.rms), max(least.max, jump.max))
+        checks.append(_compare(level, dtype, pair, bound=bound, truth=exact, least=least))
+    return checks
+
+
+def _terms(pair: Pair, dtype: str, gradients: Tensors) -> float:
+    """Return how many numbers are added up, in `dtype` itself, for one of this gradient.
+
+    For a parameter those are the places of the map, at most all of the input's. Below float32 matrix products add up in
+    float32, and so only the vectors count.
+    """
+    in_dtype = pair.torch is not None and (dtype == "float32" or pair.torch.ndim == 1)
+    return float(math.prod(gradients["input"].shape[:-1])) if in_dtype and pair.name != "input" else 1.0
+
+
+def may_be_a_jump(check: Check) -> bool:
+    """Whether this row is a mismatch by the size of its noises alone, of something that may jump."""
+    return check.verdict == "mismatch" and check.torch_noise is not None and check.level != "forward"
+
+
+def compare_dtype(who: str, asked: str, given: str) -> list[Check]:
+    """Return a row if an output has another dtype than the one asked for: then nothing was shown about that one."""
+    if asked == given:
+        return []
+    return [Check("forward", asked, f"dtype of {who}", "mismatch", bound=0.0, note=f"the output is {given}")]
+
+
+def noise(array: np.ndarray, truth: np.ndarray, dtype: str) -> Noise:
+    """Return the error of `array` in units of rounding: RMS by eps * RMS(truth), maximum by eps * max|truth|."""
+    error, eps = np.asarray(np.abs(array - truth)), float(ml_dtypes.finfo(DTYPES[dtype]).eps)  # type: ignore[no-untyped-call]
+    return Noise(rms=rms(error) / (eps * rms(truth)), max=float(error.max() / (eps * np.abs(truth).max())))
+
+
+def rms(array: np.ndarray) -> float:
+    """Return the root of the mean square."""
+    largest = float(np.abs(array).max())  # divided out, so that no square overflows or vanishes
+    return largest and largest * float(np.sqrt(np.mean(np.square(array / largest))))
+
+
+def _both(size: float) -> Noise:
+    return Noise(rms=size, max=size)
+
+
+def noise_factor(one: Noise, other: Noise, *, least: Noise = _both(LEAST_NOISE)) -> float:  # noqa: B008
+    """Return how many times larger either noise is than the other, in RMS or in the worst element.
+
+    A noise below `least` counts as `least`.
+    """
+    sizes = ((one.rms, other.rms, least.rms), (one.max, other.max, least.max))
+    return max(max(a, b, floor) / max(min(a, b), floor) for a, b, floor in sizes)
+
+
+def refusal(inputs: np.ndarray) -> str | None:
+    """Return why a comparison on these inputs would tell nothing, or None if it can tell something."""
+    if inputs.size == 0:
+        return f"the input of shape {inputs.shape} is empty"
+    if bad := int((~np.isfinite(inputs)).sum()):
+        return f"the input has {bad} NaN or Inf among {inputs.size} numbers"
+    for axis, size in enumerate(inputs.shape):
+        if size > 1 and not np.ptp(inputs, axis=axis).any():
+            return f"the input is constant along axis {axis} of {inputs.shape}: no fault along it could be seen"
+    if not inputs.any():
+        return "the input is zero"
+    return None
+
+
+def judge(checks: Sequence[Check], expected: Iterable[tuple[str, str]]) -> tuple[Verdict, str | None]:
+    """Return the verdict on all rows together, and the reason if it is "not-run".
+
+    "pass" takes, of every expected (level, dtype), at least one comparison of numbers that are not all zero, and no
+    row that is anything but equal.
+    """
+    if any(check.verdict == "mismatch" for check in checks):
+        return "mismatch", None
+    empty = [f"{check.name} ({check.level}, {check.dtype})" for check in checks if check.verdict == "not-run"]
+    compared = {(check.level, check.dtype) for check in checks if check.verdict == "pass"}
+    vacuous = [f"{level} ({dtype})" for level, dtype in expected if (level, dtype) not in compared]
+    reasons = [f"empty: {', '.join(empty)}"] if empty else []
+    reasons += [f"nothing but zeros to compare: {', '.join(vacuous)}"] if vacuous else []
+    return ("not-run", "; ".join(reasons)) if reasons else ("pass", None)
+
+
+def _compare(
+    level: str, dtype: str, pair: Pair, *, bound: float, truth: np.ndarray | None = None, least: Noise | None = None
+) -> Check:
+    row = partial(Check, level=level, dtype=dtype, name=pair.name, bound=bound)
+    if pair.torch is None or pair.jax is None:
+        lacking = [twin for twin, array in (("torch", pair.torch), ("jax", pair.jax)) if array is None]
+        return row(verdict="mismatch", note=f"missing in {' and '.join(lacking)}")
+    if pair.torch.shape != pair.jax.shape:
+        return row(verdict="mismatch", note=f"shape {pair.torch.shape} in torch, {pair.jax.shape} in jax")
+    if pair.torch.size == 0:
+        return row(verdict="not-run", note=f"empty: shape {pair.torch.shape}")
+    arrays = {"torch": pair.torch, "jax": pair.jax} | ({} if truth is None else {"the float64 truth": truth})
+    if strange := [f"{bad} NaN or Inf in {name}" for name, array in arrays.items() if (bad := _not_finite(array))]:
+        return row(verdict="mismatch", note=", ".join(strange))
+    if not any(array.any() for array in arrays.values()):
+        return row(verdict="zero", note="zero in both")
+    if truth is None:
+        measured = _relative_error(pair.torch, pair.jax)
+        return row(verdict="pass" if measured <= bound else "mismatch", measured=measured)
+    if not truth.any():
+        return row(verdict="mismatch", note="zero in float64, and not here")
+    torch_noise, jax_noise = noise(pair.torch, truth, dtype), noise(pair.jax, truth, dtype)
+    measured = noise_factor(torch_noise, jax_noise, least=least or _both(LEAST_NOISE))
+    verdict: RowVerdict = "pass" if measured <= bound else "mismatch"
+    return row(verdict=verdict, measured=measured, torch_noise=torch_noise, jax_noise=jax_noise)
+
+
+def _not_finite(array: np.ndarray) -> int:
+    return int((~np.isfinite(array)).sum())
+
+
+def _relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    scale = float(np.abs(b).max())
+    return float(np.abs(a - b).max()) / scale if scale else math.inf

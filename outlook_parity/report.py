@@ -1,0 +1,187 @@
+"""What a verification found: the rows, the verdict, and how both are shown."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Verdict = Literal["pass", "mismatch", "not-run"]
+RowVerdict = Literal["pass", "zero", "mismatch", "not-run"]
+
+JSON_VERSION = 1
+
+_STYLES = {"pass": "green", "zero": "yellow", "mismatch": "bold red", "not-run": "yellow"}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A twin's error against the float64 truth, in units of rounding: eps of the dtype times the truth's own size."""
+
+    rms: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One tensor compared.
+
+    Attributes:
+        level: "weights", "forward", "gradients" or "training".
+        dtype: what the twins computed in; "as given" for weights.
+        name: the tensor, under its torch name.
+        verdict: "zero" if it is exactly zero in both twins: no difference, but no evidence either.
+        bound: the largest `measured` that passes.
+        measured: in float64 and for weights the relative error max|torch - jax| / max|jax|; in lower precisions the
+            factor between the twins' noises. None if it could not be measured: then `note` says why.
+        torch_noise: of the PyTorch twin, in lower precisions.
+        jax_noise: of the JAX twin, likewise.
+        note: in words.
+    """
+
+    level: str
+    dtype: str
+    name: str
+    verdict: RowVerdict
+    bound: float
+    measured: float | None = None
+    torch_noise: Noise | None = None
+    jax_noise: Noise | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of `verify`.
+
+    Attributes:
+        verdict: "pass", "mismatch", or "not-run" if something that was asked for could not be compared.
+        reason: why nothing (or too little) was compared, or None.
+        first_divergence: path of the first module known to be wrong, or None.
+        cause: what is wrong, in words, where that is known.
+        checks: one row per tensor, level and dtype.
+        environment: versions and devices.
+    """
+
+    verdict: Verdict
+    checks: tuple[Check, ...] = ()
+    reason: str | None = None
+    first_divergence: str | None = None
+    cause: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return everything as JSON; numbers that are not finite become null."""
+        return json.dumps({"version": JSON_VERSION, **_finite(asdict(self))}, indent=2, allow_nan=False)
+
+    def __str__(self) -> str:
+        return sentence(self)
+
+
+def sentence(report: Report) -> str:
+    """Return the verdict in words."""
+    if report.verdict == "not-run":
+        return f"NOT RUN: {report.reason}"
+    if report.verdict == "mismatch":
+        wrong = [check for check in report.checks if check.verdict == "mismatch"]
+        cause = f"; {report.cause}" if report.cause else ""
+        return f"MISMATCH: {len(wrong)} of {len(report.checks)} checks differ{cause}"
+    exact = [check.measured for check in report.checks if check.dtype == "float64" and check.measured is not None]
+    factors = [check.measured for check in report.checks if check.torch_noise and check.measured is not None]
+    lower = list(dict.fromkeys(check.dtype for check in report.checks if check.torch_noise))
+    findings = []
+    if exact:
+        findings.append(f"equal to rounding in float64 (largest relative error {max(exact):.1e})")
+    if factors:
+        findings.append(f"equally exact in {', '.join(lower)} (rounding errors within a factor of {max(factors):.2f})")
+    return f"PASS: the twins are {' and '.join(findings)}"
+
+
+def show(report: Report, console: Console, *, title: str = "", every_row: bool = True) -> None:
+    """Print a table of the checks, and the verdict in words.
+
+    Unless it is `every_row`, of each part of the model those that pass are one row: the worst of them.
+    """
+    if report.checks:
+        console.print(_table(report, title, every_row), highlight=False)
+    console.print(Text(sentence(report), style=_STYLES[report.verdict]), soft_wrap=True)
+
+
+def part_of(name: str) -> str:
+    """Return the part of the model that a tensor belongs to, as in "network.0", with the optimizer if there is one."""
+    optimizer, colon, tensor = name.rpartition(": ")
+    first, *rest = tensor.split(".")
+    numbered = rest and rest[0].isdigit()
+    return optimizer + colon + (f"{first}.{rest[0]}" if numbered else first)
+
+
+def _shown(checks: Sequence[Check], every_row: bool) -> list[tuple[str, Check]]:
+    """Return rows with what they are called."""
+    if every_row:
+        return [(check.name, check) for check in checks]
+    shown = []
+    for part, members in groupby(checks, key=lambda check: part_of(check.name)):
+        together = list(members)
+        passing = [check for check in together if check.verdict == "pass"]
+        shown += [(check.name, check) for check in together if check.verdict in ("mismatch", "not-run")]
+        if passing:
+            worst = max(passing, key=lambda check: check.measured or 0.0)
+            shown.append((f"{part} ({len(passing)})" if len(passing) > 1 else worst.name, worst))
+        if zeros := [check for check in together if check.verdict == "zero"]:
+            shown.append((f"{part} ({len(zeros)})" if len(zeros) > 1 else zeros[0].name, zeros[0]))
+    return shown
+
+
+def _table(report: Report, title: str, every_row: bool) -> Table:
+    caption = (
+        "noise: error against the float64 truth in units of rounding, RMS / largest\n"
+        "found: relative error in float64, else the factor (×) between the noises\n"
+        "(noises too small to tell apart count as equal)"
+    ) + ("" if every_row else "\npart (n): the worst of its n tensors that pass")
+    table = Table(
+        title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("compared", overflow="fold")
+    for column in ("torch noise", "jax noise", "found", "at most"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", min_width=len("mismatch"))
+    for section, checks in groupby(report.checks, key=lambda check: f"{check.level}, {check.dtype}"):
+        table.add_row(Text(section, style="bold"))
+        for name, check in _shown(list(checks), every_row):
+            table.add_row(
+                f"  {name}",
+                _noise_cell(check.torch_noise),
+                _noise_cell(check.jax_noise),
+                _size(check, check.measured),
+                _size(check, check.bound),
+                Text(check.verdict + (f": {check.note}" if check.note else ""), style=_STYLES[check.verdict]),
+            )
+    return table
+
+
+def _noise_cell(noise: Noise | None) -> str:
+    sizes = () if noise is None else (noise.rms, noise.max)
+    return " / ".join(f"{size:.0f}" if 10 <= size < 1e4 else f"{size:.2g}" for size in sizes)
+
+
+def _size(check: Check, number: float | None) -> str:
+    if number is None:
+        return ""
+    if check.torch_noise is not None:
+        return f"× {number:.3g}"
+    return f"{number:.1e}" if number else "equal"
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` as JSON has it."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

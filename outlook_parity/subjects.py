@@ -1,0 +1,85 @@
+"""What each type of model is asked: how it takes its input, and what its training steps minimise. No framework here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from outlook_common.config import OutlookAttentionConfig, VOLOConfig
+from outlook_common.volo import MixBox
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What training steps minimise.
+
+    Attributes:
+        target: in float64.
+        loss: of (model, inputs, target, losses), in either framework; `losses` is the twin's module of that name.
+    """
+
+    target: np.ndarray
+    loss: Callable[[Any, Any, Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """How a type of model is verified.
+
+    Attributes:
+        torch_axes: the axes of the input, which has its channels last, in the order that the PyTorch twin takes them.
+        task: from the configuration, the shape of the input and a generator.
+    """
+
+    torch_axes: Shape
+    task: Callable[[Any, Shape, np.random.Generator], Task]
+
+
+def subject_of(config: Any) -> Subject:
+    """Return how a model of this configuration is verified; raise a TypeError if it is not known."""
+    for known, subject in SUBJECTS.items():
+        if isinstance(config, known):
+            return subject
+    names = ", ".join(known.__name__ for known in SUBJECTS)
+    raise TypeError(f"{type(config).__name__} cannot be verified; known: {names}")
+
+
+def mix_box(token_map: tuple[int, int]) -> MixBox:
+    """Return a fixed box (y1, x1, y2, x2), off the centre and of unequal sides, as far as the map has room for it."""
+    H, W = token_map
+    y1, x1 = H // 5, W // 3
+    return y1, x1, max(y1 + 1, H * 3 // 5), max(x1 + 1, W * 6 // 7)
+
+
+def _mean_square_of_a_map(config: OutlookAttentionConfig, shape: Shape, rng: np.random.Generator) -> Task:
+    return _mean_square(rng.standard_normal(shape))
+
+
+def _token_labelling(config: VOLOConfig, shape: Shape, rng: np.random.Generator) -> Task:
+    """Return the loss that VOLO is trained with, on mixed tokens; without auxiliary head the mean square."""
+    H, W = shape[1] // config.stride, shape[2] // config.stride
+    if not (config.use_aux_head and config.num_classes > 0):
+        tokens = (H * W + (config.post_layers is not None),) if config.global_pool == "" else ()
+        return _mean_square(rng.standard_normal((shape[0], *tokens, config.num_classes or config.num_features)))
+    scores = np.exp(2 * rng.standard_normal((shape[0], config.num_classes, 2 + H * W)))
+
+    def loss(model: Any, images: Any, target: Any, losses: Any) -> Any:
+        return losses.TokenLabelCrossEntropy()(model.forward_train(images, mix_box((H, W))), target)
+
+    return Task(scores / scores.sum(axis=1, keepdims=True), loss)
+
+
+def _mean_square(target: np.ndarray) -> Task:
+    def loss(model: Any, inputs: Any, target: Any, losses: Any) -> Any:
+        return ((model(inputs) - target) ** 2).mean()
+
+    return Task(target, loss)
+
+
+SUBJECTS: dict[type, Subject] = {
+    OutlookAttentionConfig: Subject((0, 1, 2, 3), _mean_square_of_a_map),
+    VOLOConfig: Subject((0, 3, 1, 2), _token_labelling),
+}
