@@ -1,0 +1,1 @@
+"""Numerical equality of the twins, and every other test."""

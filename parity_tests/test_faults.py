@@ -1,0 +1,347 @@
+"""Planted bugs, each on the real code path of either twin: `verify` must call every one a mismatch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from jax import lax
+
+import outlook_jax.attention
+import outlook_jax.ops.api
+import outlook_jax.ops.reference
+import outlook_torch.attention
+import outlook_torch.ops.api
+import outlook_torch.ops.reference
+from outlook_common.dispatch import Implementation
+from outlook_common.geometry import WindowGrid
+from outlook_parity import Report, verify
+from parity_tests.twins import layer_pair
+
+TORCH_OP, JAX_OP = outlook_torch.ops.reference, outlook_jax.ops.reference
+TORCH_API, JAX_API = outlook_torch.ops.api, outlook_jax.ops.api
+TORCH_LAYER, JAX_LAYER = outlook_torch.attention, outlook_jax.attention
+
+Layers = tuple[torch.nn.Module, nnx.Module]
+Plant = Callable[[Layers, pytest.MonkeyPatch], None]
+
+SIZES = {"dim": 12, "num_heads": 3, "kernel_size": 3, "padding": 1, "stride": 2, "qkv_bias": True}
+
+
+def pair(sizes: dict[str, Any]) -> Layers:
+    return layer_pair(**{**SIZES, **sizes}, implementation="reference", dtype="float32", seed=7)
+
+
+def check(layers: Layers, *dtypes: str) -> Report:
+    inputs = np.random.default_rng(5).standard_normal((2, 7, 9, 12))
+    return verify(*layers, inputs, levels=("forward", "gradients"), dtypes=dtypes or ("float64", "float32"))
+
+
+def replaced(owner: ModuleType, name: str, make: Callable[[Any], Any]) -> Plant:
+    """Plant a bug by wrapping a function of a module: `make` gets the honest one."""
+    return lambda layers, patch: patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+def other_op(owner: ModuleType, make: Callable[[Any], Any]) -> Plant:
+    """Plant a bug in place of the reference of one twin."""
+    honest = owner.IMPLEMENTATIONS["reference"].run
+    bad = Implementation(run=make(honest), refusal=lambda *operands: None)
+    return lambda layers, patch: patch.setitem(owner.IMPLEMENTATIONS, "reference", bad)
+
+
+def in_torch_weights(change: Callable[[dict[str, torch.nn.Parameter]], None]) -> Plant:
+    def plant(layers: Layers, patch: pytest.MonkeyPatch) -> None:
+        with torch.no_grad():
+            change(dict(layers[0].named_parameters()))
+
+    return plant
+
+
+def in_jax_weights(change: Callable[[Any], None]) -> Plant:
+    return lambda layers, patch: change(layers[1])
+
+
+def _set(variable: Any, array: Any) -> None:
+    variable[...] = array
+
+
+def _forget_torch(layers: Layers, patch: pytest.MonkeyPatch) -> None:
+    layers[0].proj.register_parameter("bias", None)
+
+
+def _forget_jax(layers: Layers, patch: pytest.MonkeyPatch) -> None:
+    layers[1].proj.bias = None
+    layers[1].proj.use_bias = False
+
+
+def _swapped_window_axes(honest: Any) -> Any:
+    """Rows and columns of the window's weights exchanged: the output place is read as the input place."""
+    return lambda value, logits, mask, grid, **kw: honest(value, logits.swapaxes(-1, -2), mask, grid, **kw)
+
+
+def _wrong_axis_torch(honest: Any) -> Any:
+    def run(value: Any, logits: Any, mask: Any, grid: WindowGrid) -> Any:
+        probabilities = logits.softmax(dim=-2)
+        windows = TORCH_OP._unfold(value, grid)
+        return TORCH_OP._fold(probabilities @ windows, grid)
+
+    return run
+
+
+def _wrong_axis_jax(honest: Any) -> Any:
+    def run(value: Any, logits: Any, mask: Any, grid: WindowGrid, precision: Any = None) -> Any:
+        probabilities = jax.nn.softmax(logits, axis=-2)
+        windows = JAX_OP._unfold(value, grid)
+        mixed = jnp.einsum("bhwnpq,bhwnqd->bhwnpd", probabilities, windows, precision=precision)
+        return JAX_OP._fold(mixed, grid)
+
+    return run
+
+
+def _full_window_torch(honest: Any) -> Any:
+    """The average divides by the whole window, also where it reaches past the border."""
+
+    def pool(x: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
+        beyond = [-size % step for size, step in zip(x.shape[1:3], stride, strict=True)]
+        padded = torch.nn.functional.pad(x, (0, 0, 0, beyond[1], 0, beyond[0]))
+        return honest(padded, stride)
+
+    return pool
+
+
+def _full_window_jax(honest: Any) -> Any:
+    def pool(x: jax.Array, stride: tuple[int, int]) -> jax.Array:
+        beyond = [-size % step for size, step in zip(x.shape[1:3], stride, strict=True)]
+        return honest(jnp.pad(x, ((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0))), stride)
+
+    return pool
+
+
+def _dilated_torch(honest: Any) -> Any:
+    """Padding taken for dilation, as in External-Attention-pytorch, with what padding then fits the map."""
+
+    def unfold(value: torch.Tensor, grid: WindowGrid) -> torch.Tensor:
+        B, H, W, N, D = value.shape
+        padding = [p * (k - 1) // 2 for p, k in zip(grid.padding, grid.kernel_size, strict=True)]
+        windows = torch.nn.functional.unfold(
+            value.permute(0, 3, 4, 1, 2).reshape(B, N * D, H, W),
+            grid.kernel_size,
+            dilation=grid.padding,
+            padding=padding,
+            stride=grid.stride,
+        )
+        return windows.reshape(B, N, D, grid.places, *grid.grid).permute(0, 4, 5, 1, 3, 2)
+
+    return unfold
+
+
+def _dilated_jax(honest: Any) -> Any:
+    def unfold(value: jax.Array, grid: WindowGrid) -> jax.Array:
+        B, H, W, N, D = value.shape
+        reach = [p * (k - 1) // 2 for p, k in zip(grid.padding, grid.kernel_size, strict=True)]
+        windows = lax.conv_general_dilated_patches(
+            value.reshape(B, H, W, N * D),
+            grid.kernel_size,
+            grid.stride,
+            [(p, p) for p in reach],
+            rhs_dilation=grid.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return windows.reshape(B, *grid.grid, N, D, grid.places).swapaxes(-1, -2)
+
+    return unfold
+
+
+def _interleaved_heads(honest: Any) -> Any:
+    """Channel c goes to head c % N instead of c // D, on the way in and on the way out."""
+
+    def attention(value: Any, *args: Any, **kwargs: Any) -> Any:
+        *lead, N, D = value.shape
+        mixed = value.reshape(*lead, D, N).swapaxes(-1, -2)
+        return honest(mixed, *args, **kwargs).swapaxes(-1, -2).reshape(*lead, N, D)
+
+    return attention
+
+
+def _shifted_fold_torch(honest: Any) -> Any:
+    return lambda windows, grid: torch.roll(honest(windows, grid), 1, dims=1)
+
+
+def _shifted_fold_jax(honest: Any) -> Any:
+    return lambda windows, grid: jnp.roll(honest(windows, grid), 1, axis=1)
+
+
+def _averaging_fold_torch(honest: Any) -> Any:
+    def fold(windows: torch.Tensor, grid: WindowGrid) -> torch.Tensor:
+        return honest(windows, grid) / honest(torch.ones_like(windows), grid).clamp(min=1)
+
+    return fold
+
+
+def _averaging_fold_jax(honest: Any) -> Any:
+    def fold(windows: jax.Array, grid: WindowGrid) -> jax.Array:
+        return honest(windows, grid) / jnp.maximum(honest(jnp.ones_like(windows), grid), 1)
+
+    return fold
+
+
+def _one_bad_place_torch(bad: float) -> Callable[[Any], Any]:
+    def make(honest: Any) -> Any:
+        def fold(windows: torch.Tensor, grid: WindowGrid) -> torch.Tensor:
+            out = honest(windows, grid)
+            place = torch.zeros_like(out)
+            place[0, 1, 1, 0, 0] = bad
+            return out + place
+
+        return fold
+
+    return make
+
+
+def _one_bad_place_jax(bad: float) -> Callable[[Any], Any]:
+    return lambda honest: lambda windows, grid: honest(windows, grid).at[0, 1, 1, 0, 0].add(bad)
+
+
+def _bfloat16_inside_torch(honest: Any) -> Any:
+    """Windows are rounded to bfloat16 unless float64 is asked for: exact where the truth is, coarse in float32."""
+
+    def unfold(value: torch.Tensor, grid: WindowGrid) -> torch.Tensor:
+        windows = honest(value, grid)
+        return windows if windows.dtype == torch.float64 else windows.to(torch.bfloat16).to(windows.dtype)
+
+    return unfold
+
+
+def _bfloat16_inside_jax(honest: Any) -> Any:
+    def unfold(value: jax.Array, grid: WindowGrid) -> jax.Array:
+        windows = honest(value, grid)
+        # Not a pair of casts, which XLA may leave out.
+        return windows if windows.dtype == jnp.float64 else lax.reduce_precision(windows, 8, 7)
+
+    return unfold
+
+
+def _no_scale(layers: Layers, patch: pytest.MonkeyPatch, twin: int) -> None:
+    object.__setattr__(layers[twin].config, "qk_scale", 1.0)
+
+
+def _no_value_bias_torch(layers: Layers, patch: pytest.MonkeyPatch) -> None:
+    """The bias is there, and is not used."""
+
+    class Unbiased(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x, self.weight)
+
+    layers[0].v.__class__ = Unbiased
+
+
+def _no_value_bias_jax(layers: Layers, patch: pytest.MonkeyPatch) -> None:
+    class Unbiased(nnx.Linear):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return x @ self.kernel[...]
+
+    layers[1].v.__class__ = Unbiased
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    plant: Plant
+    sizes: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float64"  # the one that must show it
+
+
+FAULTS = [
+    Fault("torch: square weight transposed", in_torch_weights(lambda p: p["v.weight"].copy_(p["v.weight"].T.clone()))),
+    Fault("jax: square weight transposed", in_jax_weights(lambda m: _set(m.v.kernel, m.v.kernel[...].T))),
+    Fault("torch: window axes swapped", other_op(TORCH_API, _swapped_window_axes)),
+    Fault("jax: window axes swapped", other_op(JAX_API, _swapped_window_axes)),
+    Fault("torch: scale dropped", lambda layers, patch: _no_scale(layers, patch, 0)),
+    Fault("jax: scale dropped", lambda layers, patch: _no_scale(layers, patch, 1)),
+    Fault("torch: border pool by the full window", replaced(TORCH_LAYER, "average_pool", _full_window_torch)),
+    Fault("jax: border pool by the full window", replaced(JAX_LAYER, "average_pool", _full_window_jax)),
+    Fault(
+        "torch: padding as dilation",
+        replaced(TORCH_OP, "_unfold", _dilated_torch),
+        {"kernel_size": 5, "padding": 2},
+    ),
+    Fault("jax: padding as dilation", replaced(JAX_OP, "_unfold", _dilated_jax), {"kernel_size": 5, "padding": 2}),
+    Fault("torch: softmax over the wrong axis", other_op(TORCH_API, _wrong_axis_torch)),
+    Fault("jax: softmax over the wrong axis", other_op(JAX_API, _wrong_axis_jax)),
+    Fault("torch: NaN in one weight", in_torch_weights(lambda p: p["proj.weight"][3, 4].fill_(np.nan))),
+    Fault(
+        "jax: NaN in one weight",
+        in_jax_weights(lambda m: _set(m.proj.kernel, m.proj.kernel[...].at[4, 3].set(jnp.nan))),
+    ),
+    Fault("torch: NaN in one place", replaced(TORCH_OP, "_fold", _one_bad_place_torch(np.nan))),
+    Fault("jax: NaN in one place", replaced(JAX_OP, "_fold", _one_bad_place_jax(np.nan))),
+    Fault("torch: one place off by 1e-6", replaced(TORCH_OP, "_fold", _one_bad_place_torch(1e-6))),
+    Fault("jax: one place off by 1e-6", replaced(JAX_OP, "_fold", _one_bad_place_jax(1e-6))),
+    Fault("torch: a tensor missing", _forget_torch),
+    Fault("jax: a tensor missing", _forget_jax),
+    Fault("torch: heads interleaved", replaced(TORCH_LAYER, "outlook_attention", _interleaved_heads)),
+    Fault("jax: heads interleaved", replaced(JAX_LAYER, "outlook_attention", _interleaved_heads)),
+    Fault("torch: fold shifted by one", replaced(TORCH_OP, "_fold", _shifted_fold_torch)),
+    Fault("jax: fold shifted by one", replaced(JAX_OP, "_fold", _shifted_fold_jax)),
+    Fault("torch: fold averages overlaps", replaced(TORCH_OP, "_fold", _averaging_fold_torch)),
+    Fault("jax: fold averages overlaps", replaced(JAX_OP, "_fold", _averaging_fold_jax)),
+    Fault("torch: value bias unused", _no_value_bias_torch),
+    Fault("jax: value bias unused", _no_value_bias_jax),
+    Fault("torch: bfloat16 inside float32", replaced(TORCH_OP, "_unfold", _bfloat16_inside_torch), dtype="float32"),
+    Fault("jax: bfloat16 inside float32", replaced(JAX_OP, "_unfold", _bfloat16_inside_jax), dtype="float32"),
+]
+
+
+IN_WEIGHTS = {"square weight transposed": "v", "NaN in one weight": "proj", "a tensor missing": "proj"}
+
+
+@pytest.mark.parametrize("sizes", [{}, {"kernel_size": 5, "padding": 2}], ids=["kernel 3", "kernel 5"])
+def test_the_harness_passes_when_no_fault_is_planted(sizes: dict[str, Any]) -> None:
+    report = check(pair(sizes))
+    assert report.verdict == "pass", [row for row in report.checks if row.verdict != "pass"]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_called_a_mismatch(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = pair(fault.sizes)
+    fault.plant(layers, monkeypatch)
+    report = check(layers, fault.dtype)
+    assert report.verdict == "mismatch"
+    assert report.first_divergence == IN_WEIGHTS.get(fault.name.partition(": ")[2])
+
+
+@pytest.mark.parametrize("twin", ["torch", "jax"])
+def test_a_fault_in_float32_arithmetic_alone_leaves_float64_passing(twin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = pair({})
+    next(fault for fault in FAULTS if fault.name == f"{twin}: bfloat16 inside float32").plant(layers, monkeypatch)
+    wrong = {(row.level, row.dtype) for row in check(layers).checks if row.verdict == "mismatch"}
+    assert wrong == {("forward", "float32"), ("gradients", "float32")}
+
+
+@pytest.mark.parametrize("name", ["torch: scale dropped", "jax: window axes swapped", "jax: heads interleaved"])
+def test_a_fault_shows_in_float32_alone_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = pair({})
+    next(fault for fault in FAULTS if fault.name == name).plant(layers, monkeypatch)
+    assert check(layers, "float32").verdict == "mismatch"
+
+
+def test_nan_in_the_same_weight_of_both_twins_is_a_mismatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = pair({})
+    for fault in FAULTS:
+        if fault.name.endswith("NaN in one weight"):
+            fault.plant(layers, monkeypatch)
+    assert check(layers, "float64").verdict == "mismatch"
+
+
+def test_the_same_tensor_missing_in_both_twins_is_a_mismatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = pair({})
+    for fault in FAULTS:
+        if fault.name.endswith("a tensor missing"):
+            fault.plant(layers, monkeypatch)
+    assert check(layers, "float64").verdict == "mismatch"

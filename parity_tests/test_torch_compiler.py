@@ -1,0 +1,77 @@
+"""The PyTorch twin under torch.compile and torch.export; in a process of its own, for compilers can crash."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PRELUDE = """
+import torch
+import outlook_torch
+from torch.export import Dim
+
+torch.manual_seed(0)
+
+def layer(**arguments):
+    return outlook_torch.OutlookAttention(24, 3, attn_drop=0.0, **arguments)
+
+def assert_same(a, b, bound=1e-5):
+    error = (a - b).abs().max() / b.abs().max()
+    assert b.abs().max() > 0 and error <= bound, f"relative error {error}"
+"""
+
+FORWARD_WITHOUT_GRADIENTS = """
+for arguments in ({"stride": 2}, {"kernel_size": (3, 5), "stride": (3, 1), "padding": (1, 2)}):
+    eager = layer(**arguments)
+    compiled = torch.compile(eager, fullgraph=True)
+    # timm's own layer kills the process at 28x28, stride 2, without gradients.
+    x = torch.randn(2, 28, 28, 24)
+    with torch.no_grad():
+        assert_same(compiled(x), eager(x))
+"""
+
+TRAINING = """
+eager = layer(stride=2)
+compiled = torch.compile(eager, fullgraph=True)
+x = torch.randn(2, 28, 28, 24)
+parameters = list(eager.parameters())
+ours = torch.autograd.grad(compiled(x).square().mean(), parameters)
+theirs = torch.autograd.grad(eager(x).square().mean(), parameters)
+for a, b in zip(ours, theirs):
+    assert_same(a, b)
+
+before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+for _ in range(3):
+    compiled(torch.randn(2, 28, 28, 24)).mean().backward()
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before, "recompiled"
+
+with torch.autocast("cpu", torch.bfloat16):
+    out = compiled(x)
+    assert out.dtype == torch.bfloat16
+    assert_same(out.float(), eager(x).float(), 2e-2)
+"""
+
+EXPORT = """
+eager = layer(stride=2).eval()
+x = torch.randn(2, 28, 28, 24)
+program = torch.export.export(eager, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64)},))
+for batch in (2, 5):
+    x = torch.randn(batch, 28, 28, 24)
+    assert_same(program.module()(x), eager(x))
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(FORWARD_WITHOUT_GRADIENTS, id="forward-without-gradients"),
+        pytest.param(TRAINING, id="training-and-autocast-without-recompiles"),
+        pytest.param(EXPORT, id="export-with-a-dynamic-batch"),
+    ],
+)
+def test_compiled_equals_eager(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PRELUDE + script)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

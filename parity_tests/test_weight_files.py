@@ -1,0 +1,383 @@
+"""Files of weights: every bit comes back, writing is all or nothing, and nothing in a file is executed."""
+
+import argparse
+import itertools
+import os
+import pickle
+import stat
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+
+import outlook_jax
+import outlook_torch
+from outlook_common.weights import WeightsError, convert, read_arrays, write_arrays
+from outlook_common.weights import files as weight_files
+from outlook_common.weights.arrays import DTYPES, to_numpy
+from outlook_common.weights.convert import renamed
+from parity_tests.test_weights import (
+    FLOATS,
+    TABLE,
+    WEIGHTS,
+    any_bits,
+    assert_same_bits,
+    inside_a_model,
+    jax_layer,
+    layer_bits,
+    torch_layer,
+)
+
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".pth.tar", ".bin")
+KINDS = (".safetensors", ".npz", ".pth")
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    return {name: to_numpy(array) for name, array in read_arrays(path).items()}
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_file_gives_back_every_bit_of_every_dtype_and_shape(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {f"{dtype}.bits": any_bits((3, 4), dtype, rng) for dtype in FLOATS}
+    arrays |= {f"{dtype}.scalar": any_bits((6,), dtype, rng)[5].reshape(()) for dtype in FLOATS}
+    arrays |= {f"{name}.whole": np.asarray(rng.integers(0, 2, (2, 3)), dtype) for name, dtype in DTYPES.items()}
+    arrays |= {"empty": np.zeros((0, 3), "f4"), "turned": any_bits((3, 5), "bfloat16", rng).T}
+    path = tmp_path / f"weights{suffix}"
+    write_arrays(path, arrays)
+    assert_same_bits(read(path), arrays)
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_names_may_be_anything_even_the_arguments_of_savez(tmp_path: Path, suffix: str) -> None:
+    arrays = {name: np.random.default_rng(0).random(3) for name in ("file", "allow_pickle", "a/b", "größe", "a.npy")}
+    write_arrays(tmp_path / f"weights{suffix}", arrays)
+    assert_same_bits(read(tmp_path / f"weights{suffix}"), arrays)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(KINDS, KINDS)))
+def test_bits_survive_torch_to_file_to_flax_to_file_to_torch(
+    tmp_path: Path, first: str, second: str, dtype: str
+) -> None:
+    bits = layer_bits(dtype)
+    start, middle, end = torch_layer(dtype), jax_layer(dtype), torch_layer(dtype)
+    outlook_torch.load_weights(start, bits)
+    outlook_torch.save_weights(start, tmp_path / f"start{first}")
+    convert(tmp_path / f"start{first}", tmp_path / f"middle{second}")
+    outlook_jax.load_weights(middle, tmp_path / f"middle{second}")
+    outlook_jax.save_weights(middle, tmp_path / f"saved{second}")
+    convert(tmp_path / f"saved{second}", tmp_path / f"end{first}", to="torch")
+    outlook_torch.load_weights(end, tmp_path / f"end{first}")
+    assert_same_bits(outlook_torch.export_weights(end), bits)
+
+
+@pytest.mark.parametrize("naming", TABLE.namings)
+@pytest.mark.parametrize("back", TABLE.namings)
+def test_convert_goes_between_any_two_namings_without_changing_a_bit(tmp_path: Path, naming: str, back: str) -> None:
+    bits = layer_bits("bfloat16")
+    convert(bits, tmp_path / "there.npz", to=naming)
+    assert_same_bits(read(tmp_path / "there.npz"), renamed(bits, TABLE, naming))
+    done = convert(tmp_path / "there.npz", tmp_path / "back.safetensors", to=back)
+    assert_same_bits(read(tmp_path / "back.safetensors"), renamed(bits, TABLE, back))
+    assert (done.found_naming, done.written_naming) == (naming, back)
+
+
+def test_convert_without_a_naming_goes_to_the_other_twin_but_to_torch_in_torchs_files(tmp_path: Path) -> None:
+    flax = renamed(WEIGHTS, TABLE, "flax")
+    written = {
+        (naming, suffix): convert(source, tmp_path / f"to{suffix}").written_naming
+        for naming, source in (("torch", WEIGHTS), ("flax", flax))
+        for suffix in (".npz", ".pth")
+    }
+    assert written == {
+        ("torch", ".npz"): "flax",
+        ("torch", ".pth"): "torch",
+        ("flax", ".npz"): "torch",
+        ("flax", ".pth"): "torch",
+    }
+
+
+def test_convert_says_what_it_found_and_wrote(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "model.npz", inside_a_model("external-attention"))
+    done = convert(tmp_path / "model.npz", tmp_path / "layer.safetensors", prefix="network.0.1.attn")
+    assert done.to_dict() == {
+        "source": str(tmp_path / "model.npz"),
+        "destination": str(tmp_path / "layer.safetensors"),
+        "prefix": "network.0.1.attn",
+        "model": "OutlookAttention(dim=6, attn_features=162, qkv_bias=True)",
+        "sizes": {"dim": 6, "attn_features": 162, "qkv_bias": True, "num_heads": 2, "window_places": 9},
+        "found_naming": "external-attention",
+        "written_naming": "flax",
+        "tensors": 6,
+        "dtypes": {"float32": 6},
+    }
+
+
+def test_convert_can_replace_its_own_source(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_arrays(path, WEIGHTS)
+    convert(path, path)
+    assert_same_bits(read(path), renamed(WEIGHTS, TABLE, "flax"))
+
+
+def test_convert_refuses_flax_names_in_torchs_files_and_namings_nobody_knows(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds PyTorch's names; for Flax's use \.safetensors or \.npz"):
+        convert(WEIGHTS, tmp_path / "a.pth", to="flax")
+    with pytest.raises(ValueError, match="no names in 'keras'; known: torch, flax, external-attention"):
+        convert(WEIGHTS, tmp_path / "a.npz", to="keras")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_of_something_else_says_so_and_where_a_layer_is(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no known model in its 1 tensors \(fc\.weight…\); known: OutlookAttention"):
+        convert({"fc.weight": np.ones((2, 2))}, tmp_path / "a.npz")
+    with pytest.raises(WeightsError, match=r"there is one with prefix='network\.0\.0\.attn', 'network\.0\.1\.attn'"):
+        convert(inside_a_model("flax"), tmp_path / "a.npz")
+
+
+def test_convert_of_a_layer_that_lacks_a_tensor_names_it_and_writes_nothing(tmp_path: Path) -> None:
+    for name in WEIGHTS.keys() - {"v.weight", "v.bias"}:
+        with pytest.raises(WeightsError, match="1 problem with") as caught:
+            convert({key: array for key, array in WEIGHTS.items() if key != name}, tmp_path / "a.npz")
+        assert caught.value.names("missing") == [name]
+    assert list(tmp_path.iterdir()) == []
+
+
+# Formats and their traps
+
+
+def test_safetensors_header_says_whose_names_it_holds(tmp_path: Path) -> None:
+    for naming, words in (("torch", "pt"), ("flax", "flax"), ("external-attention", "pt")):
+        convert(WEIGHTS, tmp_path / "a.safetensors", to=naming)
+        with safetensors.safe_open(tmp_path / "a.safetensors", "np") as file:
+            assert file.metadata() == {"format": words}
+
+
+def test_written_files_are_read_by_the_libraries_that_own_the_formats(tmp_path: Path) -> None:
+    bits = layer_bits("bfloat16")
+    for suffix in KINDS:
+        write_arrays(tmp_path / f"a{suffix}", bits)
+    from safetensors.torch import load_file
+
+    owned = {"safetensors": load_file(tmp_path / "a.safetensors"), "torch": torch.load(tmp_path / "a.pth")}
+    for tensors in owned.values():
+        assert_same_bits({name: to_numpy(tensor) for name, tensor in tensors.items()}, bits)
+    with np.load(tmp_path / "a.npz") as archive:
+        assert_same_bits(
+            {name: archive[name] for name in bits}, {name: array.view("u2") for name, array in bits.items()}
+        )
+
+
+def test_npz_of_bfloat16_by_savez_is_refused_since_its_dtype_is_lost(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.savez(tmp_path / "a.npz", **{"v.weight": any_bits((3, 3), "bfloat16", np.random.default_rng(0))})
+    with pytest.raises(WeightsError, match=r"v\.weight hold raw bytes \('\|V2'\): `np.savez` leaves bfloat16 so"):
+        read_arrays(tmp_path / "a.npz")
+
+
+def test_npz_by_savez_compressed_is_read(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", **WEIGHTS)
+    assert_same_bits(read(tmp_path / "a.npz"), WEIGHTS)
+
+
+def test_big_endian_arrays_are_read_and_written_by_value(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).standard_normal((3, 4))
+    np.savez(tmp_path / "a.npz", **{"v.weight": numbers.astype(">f8")})
+    assert_same_bits(read(tmp_path / "a.npz"), {"v.weight": numbers})
+    for suffix in KINDS:
+        write_arrays(tmp_path / f"b{suffix}", {"v.weight": numbers.astype(">f8")})
+        assert_same_bits(read(tmp_path / f"b{suffix}"), {"v.weight": numbers})
+
+
+def test_dtype_of_safetensors_that_numpy_cannot_hold_is_named(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"v.weight": torch.ones(3).to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"\{'v\.weight': 'F8_E4M3'\}; known: F16, BF16"):
+        read_arrays(tmp_path / "a.safetensors")
+
+
+def test_unknown_suffix_lists_those_known(tmp_path: Path) -> None:
+    for use in (read_arrays, lambda path: write_arrays(path, WEIGHTS), lambda path: convert(WEIGHTS, path)):
+        with pytest.raises(WeightsError, match=r"a\.h5: unknown suffix .*\.safetensors, \.npz, \.pth, \.pt, "):
+            use(tmp_path / "a.h5")
+
+
+def test_suffix_may_be_in_capitals(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "A.NPZ", WEIGHTS)
+    assert_same_bits(read(tmp_path / "A.NPZ"), WEIGHTS)
+
+
+@pytest.mark.parametrize("damage", ["empty", "junk", "zip junk", "cut", "pickle"])
+@pytest.mark.parametrize("suffix", KINDS)
+def test_damaged_file_is_one_clear_error(tmp_path: Path, suffix: str, damage: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_arrays(path, WEIGHTS)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "junk": b"no weights at all",
+            "zip junk": b"PK\3\4" + bytes(range(200)),
+            "cut": whole[: len(whole) // 2],
+            "pickle": pickle.dumps([1, 2], protocol=2),
+        }[damage]
+    )
+    with pytest.raises(WeightsError, match=f"a{suffix}: not a readable {suffix} file: ."):
+        read_arrays(path)
+
+
+def test_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+    for suffix in KINDS:
+        with pytest.raises(FileNotFoundError):
+            read_arrays(tmp_path / f"absent{suffix}")
+
+
+# Nothing is executed
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, new_format: bool) -> None:
+    path, target = tmp_path / "bomb.pth", tmp_path / "exploded"
+    torch.save({"v.weight": Bomb(target)}, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(WeightsError, match=r"bomb\.pth: it refers to posix\.mkdir, which is code and is not executed"):
+        read_arrays(path)
+    assert not target.exists()
+    torch.load(path, weights_only=False)
+    assert target.exists()  # the bomb was a real one
+
+
+def test_pickle_inside_npz_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "exploded"
+    np.savez(tmp_path / "a.npz", bomb=np.array([Bomb(target)], dtype=object))
+    with pytest.raises(WeightsError, match="allow_pickle=False"):
+        read_arrays(tmp_path / "a.npz")
+    assert not target.exists()
+
+
+def test_blocked_global_of_a_harmless_checkpoint_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1e-3)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"it refers to argparse\.Namespace"):
+        read_arrays(tmp_path / "a.pth")
+
+
+def test_torch_file_that_is_no_state_dict_is_named(tmp_path: Path) -> None:
+    torch.save(torch.ones(3), tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="it holds Tensor, expected a state_dict"):
+        read_arrays(tmp_path / "a.pth")
+
+
+# All or nothing
+
+
+OLD = {"old": np.random.default_rng(3).standard_normal(5)}
+
+
+def assert_only_the_old_file_is_left(path: Path) -> None:
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert_same_bits(read(path), OLD)
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_write_that_fails_midway_leaves_the_old_file_and_no_debris(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_arrays(path, OLD)
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_arrays(path, WEIGHTS)
+    assert_only_the_old_file_is_left(path)
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_write_that_reads_back_otherwise_leaves_the_old_file_and_no_debris(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_arrays(path, OLD)
+    file_format = weight_files.format_of(path)
+
+    def one_bit_flipped(file: Any, arrays: Any, metadata: Any) -> None:
+        bits = arrays["v.bias"].copy()
+        bits.view("u4")[0] ^= 1
+        file_format.write(file, arrays | {"v.bias": bits}, metadata)
+
+    monkeypatch.setitem(weight_files.FORMATS, suffix, weight_files.Format(file_format.read, one_bit_flipped))
+    with pytest.raises(WeightsError, match=r"what was read back differs: .*'v.bias'"):
+        write_arrays(path, WEIGHTS)
+    assert_only_the_old_file_is_left(path)
+
+
+def test_value_that_cannot_be_written_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "a.npz", OLD)
+    with pytest.raises(TypeError, match="object"):
+        write_arrays(tmp_path / "a.npz", {"v.weight": object()})
+    assert_only_the_old_file_is_left(tmp_path / "a.npz")
+
+
+def test_new_file_has_the_permissions_of_any_new_file_and_a_replaced_one_keeps_its_own(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = tmp_path / "a.npz"
+    write_arrays(path, WEIGHTS)
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    path.chmod(0o640)
+    write_arrays(path, OLD)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+# Without frameworks
+
+
+def run_python(code: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_convert_imports_no_framework_unless_the_file_is_pytorchs(tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        from outlook_common.weights import convert
+        convert(sys.argv[1], sys.argv[2])
+        print(sorted({"torch", "jax", "flax"} & sys.modules.keys()))"""
+    write_arrays(tmp_path / "a.safetensors", layer_bits("bfloat16"))
+    assert run_python(code, str(tmp_path / "a.safetensors"), str(tmp_path / "b.npz")) == "[]"
+    assert run_python(code, str(tmp_path / "b.npz"), str(tmp_path / "c.safetensors")) == "[]"
+    assert_same_bits(read(tmp_path / "c.safetensors"), layer_bits("bfloat16"))
+    assert run_python(code, str(tmp_path / "c.safetensors"), str(tmp_path / "d.pth")) == "['torch']"
+
+
+def test_torchs_file_without_pytorch_names_the_extra_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_arrays(tmp_path / "a.pth", WEIGHTS)
+    monkeypatch.setattr("outlook_common.extras.find_spec", lambda module: None)
+    with pytest.raises(ImportError, match=r"a\.pth, .* needs torch, .*'outlook-attention\[torch\]'"):
+        read_arrays(tmp_path / "a.pth")
+    with pytest.raises(ImportError, match=r"'outlook-attention\[torch\]'"):
+        write_arrays(tmp_path / "b.pth", WEIGHTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
