@@ -34,7 +34,8 @@ FACTOR_BOUND = 8.0
 LEAST_NOISE = 1.0
 # In which order the n numbers of a parameter's gradient are added up is the libraries' choice. One after the other in
 # the dtype itself, as XLA's CPU does for some shapes, the error is about sqrt(n / 24) units; in pairs it is next to
-# none. So of a gradient that adds up n numbers, errors below this many times sqrt(n) count as that many.
+# none. The same holds for a loss, the mean of what it is of each number. So of a gradient or a loss that adds up n
+# numbers, errors below this many times sqrt(n) count as that many.
 SUM_NOISE = 0.25
 # Gradients jump where rounding decides on which side of zero a ReLU's input lies, or which of two numbers is larger: a
 # twin may take the other side at one of a million places, and err a thousand times more there. So where the noises of
@@ -63,18 +64,18 @@ def compare_weights(torch: Tensors, jax: Tensors, expected: Sequence[str]) -> li
     return [_compare("weights", "as given", pair, bound=0.0) for pair in pairs(torch, jax, expected)]
 
 
-def compare_level(level: str, dtype: str, traced: Mapping[str, Tensors]) -> list[Check]:
+def compare_level(level: str, dtype: str, traced: Mapping[str, Tensors], shape: Sequence[int]) -> list[Check]:
     """Compare what the twins, "torch" and "jax", computed in `dtype`; by their noise if there is a "truth" too.
 
     If there are "up" and "down", the truth moved by rounding to either side, errors below their difference count as it.
+    `shape` is the input's, channels last.
     """
     truth, moved = traced.get("truth"), ("up" in traced)
     bound = RELATIVE_BOUNDS[level] if truth is None else FACTOR_BOUND
     checks = []
     for pair in pairs(traced["torch"], traced["jax"]):
         exact = None if truth is None else truth.get(pair.name)
-        terms = _terms(pair, dtype, traced["torch"]) if level == "gradients" else 1.0
-        least = _both(max(LEAST_NOISE, SUM_NOISE * math.sqrt(terms)))
+        least = _both(max(LEAST_NOISE, SUM_NOISE * math.sqrt(_terms(level, pair, dtype, shape))))
         if moved and exact is not None and exact.any() and level != "forward":
             jump = noise(np.asarray(traced["up"][pair.name] - traced["down"][pair.name] + exact), exact, dtype)
             least = Noise(max(least.rms, jump.rms), max(least.max, jump.max))
@@ -82,14 +83,18 @@ def compare_level(level: str, dtype: str, traced: Mapping[str, Tensors]) -> list
     return checks
 
 
-def _terms(pair: Pair, dtype: str, gradients: Tensors) -> float:
-    """Return how many numbers are added up, in `dtype` itself, for one of this gradient.
+def _terms(level: str, pair: Pair, dtype: str, shape: Sequence[int]) -> int:
+    """Return how many numbers are added up, in `dtype` itself, for one of this tensor.
 
-    For a parameter those are the places of the map, at most all of the input's. Below float32 matrix products add up in
-    float32, and so only the vectors count.
+    For a parameter's gradient those are the places of the map, at most all of the input's; for a loss, whose outputs
+    are about as many as the inputs, all numbers. Below float32 matrix products and means add up in float32, and so only the
+    gradients of vectors count.
     """
-    in_dtype = pair.torch is not None and (dtype == "float32" or pair.torch.ndim == 1)
-    return float(math.prod(gradients["input"].shape[:-1])) if in_dtype and pair.name != "input" else 1.0
+    if pair.torch is None:
+        return 1
+    if level == "gradients" and pair.name != "input":
+        return math.prod(shape[:-1]) if dtype == "float32" or pair.torch.ndim == 1 else 1
+    return math.prod(shape) if pair.name.endswith(": losses") and dtype == "float32" else 1
 
 
 def may_be_a_jump(check: Check) -> bool:

@@ -101,12 +101,12 @@ def verify(
         for name, run_dtype in _runs(dtype):
             report_step(f"{which}: {name} in {run_dtype}")
             checks += run.compute(name, run_dtype, device="cpu" if run_dtype == TRUTH else device, steps=steps)
-        rows = [check for level in here for check in compare.compare_level(level, dtype, run.traced[level])]
+        rows = run.compare(dtype, inputs.shape)
         if any(map(compare.may_be_a_jump, rows)):
             report_step(f"{which}: what rounding can do", again=True)
             for name, moved in (("up", compare.MOVED), ("down", -compare.MOVED)):
                 run.compute(name, TRUTH, device="cpu", steps=steps, moved=moved)
-            rows = [check for level in here for check in compare.compare_level(level, dtype, run.traced[level])]
+            rows = run.compare(dtype, inputs.shape)
         checks += rows
     report_step("")
 
@@ -152,6 +152,14 @@ class _Pass:
         for level, traced in self.traced.items():
             traced[name] = results[level]
         return compare.compare_dtype(name, dtype, given)
+
+    def compare(self, dtype: str, shape: Sequence[int]) -> list[Check]:
+        """Return the rows of all levels; `shape` is the input's."""
+        return [
+            check
+            for level, traced in self.traced.items()
+            for check in compare.compare_level(level, dtype, traced, shape)
+        ]
 
 
 def _runs(dtype: str) -> list[tuple[str, str]]:

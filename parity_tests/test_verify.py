@@ -128,6 +128,38 @@ def test_training_steps_of_the_layer_pass_in_every_precision() -> None:
     }
 
 
+def one_after_the_other(numbers: np.ndarray) -> np.float32:
+    total = np.float32(0)
+    for number in numbers.astype(np.float32):
+        total += number
+    return total
+
+
+@pytest.mark.parametrize(("off_by", "verdict"), [(0.0, "pass"), (3e-5, "mismatch")])
+def test_a_loss_may_be_added_up_in_any_order_and_no_more(off_by: float, verdict: str) -> None:
+    """XLA adds up one after the other, PyTorch in pairs: a loss is a few numbers, and one twin may round luckily."""
+    shape = (2, 7, 7, 12)
+    for seed in range(100):
+        squares = (draw(3, 1176, seed=seed) ** 2).astype(np.float32)
+        truth = squares.astype(np.float64).mean(axis=1)
+        in_order = np.array([one_after_the_other(row) / np.float32(1176) for row in squares], np.float64)
+        traced = {
+            "torch": {"SGD: losses": squares.mean(axis=1, dtype=np.float32).astype(np.float64)},
+            "jax": {"SGD: losses": in_order * (1 + off_by)},
+            "truth": {"SGD: losses": truth},
+        }
+        (row,) = compare.compare_level("training", "float32", traced, shape)
+        assert row.verdict == verdict, (seed, row)
+
+
+@pytest.mark.slow(reason="32 layers, trained in two dtypes each, take a minute")
+def test_honest_layers_have_honest_losses() -> None:
+    for seed in range(32):
+        layers = layer_pair(12, num_heads=3, seed=seed, dtype="float32")
+        report = verify(*layers, draw(2, 7, 7, 12, seed=seed), levels=("training",), dtypes=("float32",), seed=seed)
+        assert report.verdict == "pass", (seed, [row for row in report.checks if row.verdict == "mismatch"])
+
+
 def test_training_happens_in_the_dtypes_asked_for_alone() -> None:
     levels = ("forward", "gradients", "training")
     report = verify(*small_pair(), draw(2, 5, 4, 6), levels=levels, training_dtypes=("float64",))
@@ -259,7 +291,7 @@ def test_a_pair_with_another_shape_or_no_elements_never_passes() -> None:
         (good[:0], good[:0], "not-run"),
     ]:
         traced = {"torch": {"output": torch_array}, "jax": {"output": jax_array}}
-        assert compare.compare_level("forward", "float64", traced)[0].verdict == verdict
+        assert compare.compare_level("forward", "float64", traced, (2, 3))[0].verdict == verdict
 
 
 def test_noise_is_counted_in_units_of_rounding() -> None:
