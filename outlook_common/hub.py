@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # What timm, and this package, call the weights in a repository; the first there is counts.
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 CONFIG_FILE = "config.json"
 
 PREFIX = "hf-hub:"  # as timm writes it

@@ -1,6 +1,6 @@
 """Anybody's arrays as NumPy's and back, bit for bit."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -37,9 +37,23 @@ def to_numpy(value: Any) -> np.ndarray:
     return array
 
 
-def is_floating(array: np.ndarray) -> bool:
+@runtime_checkable
+class HasDtype(Protocol):
+    """An array, or what will be one."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its numbers."""
+
+
+def is_floating(array: HasDtype) -> bool:
     """Whether `array` holds floating-point numbers, bfloat16 included."""
     return array.dtype == BFLOAT16 or array.dtype.kind == "f"
+
+
+def is_number(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is one of `DTYPES`."""
+    return dtype in DTYPES.values()
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
@@ -57,11 +71,6 @@ def cast(array: np.ndarray, dtype: str) -> np.ndarray:
         if array.dtype == np.float64 and dtype in ("float16", "bfloat16"):
             array = array.astype(np.float32)
         return array.astype(DTYPES[dtype], copy=False)
-
-
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether dtype, shape and every bit agree, NaN payloads and signs of zero included."""
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def to_tensor(array: np.ndarray) -> "torch.Tensor":

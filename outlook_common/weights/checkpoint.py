@@ -1,11 +1,13 @@
 """What somebody saved, as a flat list of names: wrappers taken off, a part of it chosen."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from outlook_common.weights import limits
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.files import PathLike, read_arrays
+from outlook_common.weights.files import Contents, PathLike, open_file
 from outlook_common.weights.source import weights_and_config
 
 Source = PathLike | Mapping[Any, Any]
@@ -26,12 +28,16 @@ class Checkpoint:
         prefix: which part was chosen; "" for all.
         items: (name, value) of that part, without the prefix; a name may come twice.
         everything: likewise of every part, with their prefixes.
+        metadata: what the file says of itself.
+        file: where it was read from, None for a mapping.
     """
 
     label: str
     prefix: str
     items: tuple[tuple[str, Any], ...]
     everything: tuple[tuple[str, Any], ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    file: Path | None = None
 
     @property
     def names(self) -> frozenset[str]:
@@ -64,9 +70,12 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
         OSError: the file cannot be opened, or cannot be had from the Hub (`HubError`).
         ImportError: reading the file needs PyTorch, which is not installed.
     """
-    label = "the given weights" if isinstance(source, Mapping) else str(source)
-    contents = source if isinstance(source, Mapping) else read_arrays(weights_and_config(source)[0])
-    items = _without_common(list(_flat(_unwrapped(contents, label, use_ema=use_ema))))
+    if isinstance(source, Mapping):
+        label, file, contents = "the given weights", None, Contents(source)
+    else:
+        label, file = str(source), weights_and_config(source)[0]
+        contents = open_file(file)
+    items = _without_common(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label)))
     prefix = prefix.replace("/", ".").strip(".")
     below = f"{prefix}." if prefix else ""
     return Checkpoint(
@@ -74,6 +83,8 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
         prefix,
         tuple((name[len(below) :], value) for name, value in items if name.startswith(below)),
         tuple(items),
+        contents.metadata,
+        file,
     )
 
 
@@ -94,12 +105,14 @@ def _listed(keys: Iterable[Any], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _flat(contents: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(contents: Mapping[Any, Any], label: str, above: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if depth > limits.DEPTH:
+        raise WeightsError(f"{label}: mappings nest more than {limits.DEPTH} deep")
     for key, value in contents.items():
         steps = key if isinstance(key, tuple) else (key,)  # `nnx.to_flat_state` has tuples for keys
         name = above + ".".join(str(step) for step in steps).replace("/", ".")
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
+            yield from _flat(value, label, f"{name}.", depth + 1)
         else:
             yield name, value
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from outlook_common.weights.shown import shown
+
 Kind = Literal["missing", "unexpected", "misshapen", "duplicate", "mixed naming", "non-numeric"]
 
 _LISTED = 20
@@ -41,7 +43,7 @@ class WeightsError(ValueError):
         for kind, count in Counter(problem.kind for problem in self.problems).items():
             lines.append(f"  {kind} ({count}):")
             details = [problem.detail for problem in self.problems if problem.kind == kind]
-            lines += [f"    {detail}" for detail in details[:_LISTED]]
+            lines += [f"    {shown(detail)}" for detail in details[:_LISTED]]
             if count > _LISTED:
                 lines.append(f"    … and {count - _LISTED} more")
         return "\n".join(lines)

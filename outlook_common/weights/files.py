@@ -1,64 +1,75 @@
-"""Files of named arrays: `.safetensors`, `.npz`, and PyTorch's. Written whole or not at all."""
+"""Files and folders of named tensors: which format a path has, reading, and writing whole or not at all."""
 
-import json
-import os
-import pickle
-import re
-import shutil
-import uuid
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-
-from outlook_common.extras import require
-from outlook_common.weights.arrays import BFLOAT16, DTYPES, contiguous, same_bits, to_numpy, to_tensor
+from outlook_common.weights.ahead import blocks_ahead
+from outlook_common.weights.atomic import replacing, sync
 from outlook_common.weights.errors import WeightsError
+from outlook_common.weights.formats import npz, orbax, pytorch, safetensors, sharded
+from outlook_common.weights.formats.base import Contents, Format, Metadata, PathLike, Tensors
+from outlook_common.weights.shown import shown
+from outlook_common.weights.stored import Stored, same_bytes, stored
 
-Arrays = Mapping[str, np.ndarray]
-PathLike = str | os.PathLike[str]
+__all__ = ["FORMATS", "Contents", "PathLike", "format_of", "open_file", "read_arrays", "write_arrays", "write_tensors"]
 
+Progress = Callable[[int], None]
 
-@dataclass(frozen=True)
-class Format:
-    """How one kind of file is read and written; `torch_only` if PyTorch alone reads it."""
-
-    read: Callable[[Path], dict[str, Any]]
-    write: Callable[[IO[bytes], Arrays, Mapping[str, str]], None]
-    torch_only: bool = False
+# By what a path ends in; the first that fits counts.
+FORMATS: dict[str, Format] = {
+    ".safetensors.index.json": sharded.FORMAT,
+    ".safetensors": safetensors.FORMAT,
+    ".npz": npz.FORMAT,
+    ".pth": pytorch.FORMAT,
+    ".pt": pytorch.FORMAT,
+    ".pth.tar": pytorch.FORMAT,
+    ".bin": pytorch.FORMAT,
+    ".orbax": orbax.FORMAT,
+}
 
 
 def format_of(path: PathLike) -> Format:
-    """Return the format that the suffix of `path` names.
+    """Return the format that the suffix of `path` names; a folder that Orbax saved may have any name.
 
     Raises:
         WeightsError: the suffix is unknown; the message lists those known.
     """
     name = Path(path).name.lower()
+    if Path(path).is_dir() and orbax.is_orbax(Path(path)):
+        return orbax.FORMAT
     for suffix, file_format in FORMATS.items():
         if name.endswith(suffix):
             return file_format
     raise WeightsError(f"{path}: unknown suffix of a weight file; known: {', '.join(FORMATS)}")
 
 
+def open_file(path: PathLike) -> Contents:
+    """Return what a file or an Orbax folder holds; numbers are read later, as far as the format allows.
+
+    Nothing in it is executed.
+
+    Raises:
+        WeightsError: the suffix is unknown, or the file is not what its suffix says, or damaged, or made to harm, or
+            would have to be executed to be read.
+        OSError: the file cannot be opened.
+        ImportError: the format needs a framework that is not installed.
+    """
+    file_format = format_of(path)
+    if file_format.is_ours is None and Path(path).exists() and not Path(path).is_file():
+        raise WeightsError(f"{path}: not a file")  # of a device nobody knows where it ends
+    return file_format.read(Path(path))
+
+
 def read_arrays(path: PathLike) -> dict[str, Any]:
     """Return what a file holds: {name: NumPy array}; from PyTorch's, as it was saved, tensors and wrappers alike.
 
-    Nothing in the file is executed.
-
     Raises:
-        WeightsError: the suffix is unknown, or the file is not what its suffix says, or damaged, or would have to
-            be executed to be read.
-        OSError: the file cannot be opened.
-        ImportError: one of PyTorch's own, and PyTorch is not installed.
+        WeightsError, OSError, ImportError: as `open_file` says.
     """
-    return format_of(path).read(Path(path))
+    values = open_file(path).values
+    return {name: value.read() if isinstance(value, Stored) else value for name, value in values.items()}
 
 
 def write_arrays(path: PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -67,165 +78,75 @@ def write_arrays(path: PathLike, arrays: Mapping[str, Any], metadata: Mapping[st
     Args:
         path: its suffix decides the format.
         arrays: by name; NumPy's, PyTorch's or JAX's.
-        metadata: kept in the header of `.safetensors`; other formats have no place for it.
+        metadata: kept by the formats that have a place for it, all but PyTorch's.
 
     Raises:
-        WeightsError: the suffix is unknown, or what was read back differs.
+        WeightsError: the suffix is unknown, what stands there is not to be replaced, or what was read back differs.
         TypeError: something is not an array of numbers.
         OSError: the file cannot be written.
-        ImportError: the format is one of PyTorch's own, and PyTorch is not installed.
+        ImportError: the format needs a framework that is not installed.
     """
-    path, file_format = Path(path), format_of(path)
-    arrays = {name: contiguous(to_numpy(array)) for name, array in arrays.items()}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file_format.write(file, arrays, metadata or {})
-            file.flush()
-            os.fsync(file.fileno())
-        _check_written(file_format.read(temporary), arrays, path)
-        if path.exists():
-            shutil.copymode(path, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    tensors = {name: stored(array) for name, array in arrays.items()}
+    write_tensors(Path(path), format_of(path), tensors, metadata or {})
 
 
-def _check_written(found: Mapping[str, Any], expected: Arrays, path: Path) -> None:
+def write_tensors(
+    path: Path, file_format: Format, tensors: Tensors, metadata: Metadata, progress: Progress | None = None
+) -> None:
+    """Do what `write_arrays` does, a few blocks of numbers at a time where the format allows.
+
+    Args:
+        path: where to.
+        file_format: what to write there.
+        tensors: by name; each is read twice.
+        metadata: see `write_arrays`; may still be under way.
+        progress: called with the number of bytes each time some have been written or compared; in all, twice those of
+            the tensors.
+
+    Raises:
+        WeightsError, OSError, ImportError: as `write_arrays` says, and whatever reading the tensors raises.
+    """
+    report = progress or (lambda done: None)
+    counted = {name: _Counted(tensor, report) for name, tensor in tensors.items()}
+    with replacing(path, is_ours=file_format.is_ours) as temporary, ThreadPoolExecutor(1) as disk:
+        file_format.write(temporary, counted, metadata)
+        syncing = disk.submit(sync, temporary)  # the disk writes what is compared meanwhile
+        _check_written(file_format.read(temporary).values, counted, path)
+        syncing.result()
+
+
+class _Counted(Stored):
+    """A tensor that reports how much of it is read."""
+
+    def __init__(self, tensor: Stored, report: Progress) -> None:
+        super().__init__(tensor.dtype, tensor.shape)
+        self._tensor = tensor
+        self._report = report
+
+    def read(self) -> Any:
+        self._report(self.nbytes)
+        return self._tensor.read()
+
+    def blocks(self) -> Any:
+        for block in self._tensor.blocks():
+            self._report(len(block))
+            yield block
+
+
+def _check_written(found: Mapping[str, Any], expected: Tensors, path: Path) -> None:
     differing = [
-        name for name, array in expected.items() if name not in found or not same_bits(to_numpy(found[name]), array)
+        name
+        for name, tensor in expected.items()
+        if name not in found or (stored(found[name]).dtype, tuple(found[name].shape)) != (tensor.dtype, tensor.shape)
     ]
+    if not differing and len(found) == len(expected):
+        blocks = blocks_ahead(expected.values())
+        for name in expected:
+            same = [same_bytes(there, next(blocks)) for there in stored(found[name]).blocks()]
+            if not all(same):
+                differing.append(name)
     if differing or len(found) != len(expected):
         raise WeightsError(
             f"{path}: not written, what was read back differs: {len(found)} tensors of {len(expected)}, "
-            f"and other bits in {differing}"
+            f"and other bits in {', '.join(map(shown, differing))}"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such thing
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file sets off in a library into a WeightsError."""
-    try:
-        yield
-    except (WeightsError, OSError, ImportError):
-        raise
-    except Exception as error:
-        what = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise WeightsError(f"{path}: not a readable {''.join(path.suffixes[-1:])} file: {what}") from error
-
-
-# .safetensors. Its NumPy interface writes bfloat16 but cannot read it; its own `deserialize` can.
-
-_SAFETENSORS_DTYPES = {
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    **{
-        f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
-    },
-    "BOOL": "bool",
-}
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    with _reading(path):
-        tensors = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    if strange := {name: spec["dtype"] for name, spec in tensors if spec["dtype"] not in _SAFETENSORS_DTYPES}:
-        raise WeightsError(f"{path}: unknown dtypes {strange}; known: {', '.join(_SAFETENSORS_DTYPES)}")
-    arrays = {}
-    for name, spec in tensors:
-        dtype = DTYPES[_SAFETENSORS_DTYPES[spec["dtype"]]].newbyteorder("<")
-        arrays[name] = to_numpy(np.frombuffer(spec["data"], dtype).reshape(spec["shape"]))
-    return arrays
-
-
-def _write_safetensors(file: IO[bytes], arrays: Arrays, metadata: Mapping[str, str]) -> None:
-    file.write(safetensors.numpy.save(dict(arrays), dict(metadata)))
-
-
-# .npz. NumPy's own format forgets what bfloat16 was, so its bits are stored as uint16, and which those are in one
-# more member.
-
-_NPZ_NOTE = "__metadata__"
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    # Opened here, since `np.load` leaves a damaged file open.
-    with path.open("rb") as file, _reading(path):
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array without a name")
-        arrays = {name: archive[name] for name in archive.files}
-        note = json.loads(str(arrays.pop(_NPZ_NOTE, "{}")))
-        arrays |= {name: arrays[name].view(BFLOAT16) for name in note.get("bfloat16", ())}
-    if lost := sorted(name for name, array in arrays.items() if array.dtype != BFLOAT16 and array.dtype.kind == "V"):
-        raise WeightsError(
-            f"{path}: {', '.join(lost)} hold raw bytes ({arrays[lost[0]].dtype.str!r}): `np.savez` leaves bfloat16 so, "
-            f"and which numbers they are is lost; save them with `save_weights`, or as .safetensors"
-        )
-    return arrays
-
-
-def _write_npz(file: IO[bytes], arrays: Arrays, metadata: Mapping[str, str]) -> None:
-    bfloat16 = [name for name, array in arrays.items() if array.dtype == BFLOAT16]
-    members = {name: array.view(np.uint16) if name in bfloat16 else array for name, array in arrays.items()}
-    if bfloat16:
-        members[_NPZ_NOTE] = np.array(json.dumps({"bfloat16": bfloat16}))
-    # Not `np.savez`: it takes the names as keyword arguments, and "file" is its own.
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, array in members.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
-
-
-# PyTorch's files are pickles: only what `weights_only=True` lets through is ever read.
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    require("torch", extra="torch", needed_by=f"{path.name}, a file of PyTorch's,")
-    import torch
-
-    with _reading(path):
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if blocked := re.search(r"GLOBAL (\S+)", str(error)):
-                raise WeightsError(
-                    f"{path}: it refers to {blocked[1]}, which is code and is not executed; "
-                    f"where you trust the file, load it with PyTorch and save its state_dict alone"
-                ) from error
-            raise
-        if not isinstance(found, Mapping):
-            raise TypeError(f"it holds {type(found).__name__}, expected a state_dict")
-    return dict(found)
-
-
-def _write_torch(file: IO[bytes], arrays: Arrays, metadata: Mapping[str, str]) -> None:
-    require("torch", extra="torch", needed_by="writing a file of PyTorch's")
-    import torch
-
-    torch.save({name: to_tensor(array) for name, array in arrays.items()}, file)
-
-
-_TORCH = Format(_read_torch, _write_torch, torch_only=True)
-
-FORMATS = {
-    ".safetensors": Format(_read_safetensors, _write_safetensors),
-    ".npz": Format(_read_npz, _write_npz),
-    ".pth": _TORCH,
-    ".pt": _TORCH,
-    ".pth.tar": _TORCH,
-    ".bin": _TORCH,
-}

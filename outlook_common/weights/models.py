@@ -1,24 +1,29 @@
 """The models whose weights are known: their tables, and how to recognise them in a file."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from outlook_common.config import OutlookAttentionConfig, VOLOConfig
+from outlook_common.config import OutlookAttentionConfig, VOLOConfig, volo_variant
 from outlook_common.weights.table import WeightTable, linear_entries
-from outlook_common.weights.volo import recognise_volo, volo_table
+from outlook_common.weights.volo import as_in_file, recognise_volo, volo_table
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 EXTERNAL_ATTENTION = "external-attention"
+LAYER = "layer"
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """A model found in a file: its table, and the sizes that can be read off its tensors."""
+    """A model found in a file: its table, the sizes that can be read off its tensors, and its configuration.
+
+    `config` is what JSON can hold; of a layer it is the sizes, since its tensors do not show its window.
+    """
 
     table: WeightTable
     sizes: dict[str, int | bool]
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,21 @@ def table_for(config: Any) -> WeightTable:
 def recognise(shapes: Shapes) -> Recognised | None:
     """Return the first known model that the shapes of a file fit, by name, in any naming."""
     return next((found for model in MODELS if (found := model.recognise(shapes)) is not None), None)
+
+
+def recognise_as(name: str, shapes: Shapes) -> Recognised | None:
+    """Return the model of this name with the sizes that the shapes of a file show; None if they show none of a layer.
+
+    Args:
+        name: "layer", or a released variant of VOLO.
+        shapes: by name, in any naming.
+
+    Raises:
+        ValueError: there is no such model; the message says the nearest name.
+    """
+    if name == LAYER:
+        return _recognise_layer(shapes)
+    return _volo(as_in_file(volo_variant(name).config, shapes))
 
 
 def layer_table(dim: int, attn_features: int, *, qkv_bias: bool) -> WeightTable:
@@ -91,7 +111,7 @@ def _recognise_layer(shapes: Shapes) -> Recognised | None:
     ]
     if len(splits) == 1:
         sizes["num_heads"], sizes["window_places"] = splits[0]
-    return Recognised(layer_table(dim, attn_features, qkv_bias=qkv_bias), sizes)
+    return Recognised(layer_table(dim, attn_features, qkv_bias=qkv_bias), sizes, {**sizes})
 
 
 def _size(shapes: Shapes, places: Iterable[tuple[str, int]]) -> int | None:
@@ -100,11 +120,13 @@ def _size(shapes: Shapes, places: Iterable[tuple[str, int]]) -> int | None:
 
 def _recognise_volo(shapes: Shapes) -> Recognised | None:
     config = recognise_volo(shapes)
-    if config is None:
-        return None
+    return None if config is None else _volo(config)
+
+
+def _volo(config: VOLOConfig) -> Recognised:
     rows, columns = config.img_size
     sizes: dict[str, int | bool] = {"img_rows": rows, "img_columns": columns, "num_classes": config.num_classes}
-    return Recognised(volo_table(config), sizes)
+    return Recognised(volo_table(config), sizes, asdict(config))
 
 
 MODELS = (

@@ -1,15 +1,17 @@
 """From names and arrays as found to a model's own, or one error with everything that is wrong."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from outlook_common.nearest import nearest
-from outlook_common.weights.arrays import is_floating, to_numpy
+from outlook_common.weights.arrays import is_floating, is_number
 from outlook_common.weights.checkpoint import Checkpoint, Source, open_checkpoint
 from outlook_common.weights.errors import Problem, WeightsError
 from outlook_common.weights.models import recognise
+from outlook_common.weights.stored import Computed, Stored, stored
 from outlook_common.weights.table import FLAX, Entry, WeightTable
 
 # Finding near names takes time that grows with the square of their number; messages show no more than this many.
@@ -51,9 +53,43 @@ def is_complete(names: Iterable[str], table: WeightTable) -> bool:
 
 def resolve_checkpoint(checkpoint: Checkpoint, table: WeightTable) -> dict[str, np.ndarray]:
     """Do what `resolve` does, for a checkpoint that is open already."""
+    return {name: tensor.read() for name, tensor in plan(checkpoint, table).tensors.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tensor of a checkpoint is which of a model; names, shapes and dtypes are checked, no numbers read.
+
+    Attributes:
+        tensors: under PyTorch's names, in its layout and the order of the table.
+        naming: of the checkpoint.
+        missing: the names, in that naming, of what the model has and the checkpoint has not.
+        unexpected: the names of what the checkpoint has and the model has not.
+    """
+
+    tensors: dict[str, Stored]
+    naming: str
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+
+def plan(
+    checkpoint: Checkpoint, table: WeightTable, *, allow_missing: bool = False, ignore_unexpected: bool = False
+) -> Plan:
+    """Return where every tensor of a model is to be had in a checkpoint, in any known naming.
+
+    Args:
+        checkpoint: what somebody saved.
+        table: of the model.
+        allow_missing: whether the checkpoint may lack tensors, though not all of them.
+        ignore_unexpected: whether it may have others.
+
+    Raises:
+        WeightsError: as `resolve` says.
+    """
     where = checkpoint.label + (f", prefix {checkpoint.prefix!r}" if checkpoint.prefix else "")
     naming = naming_of(checkpoint.names, table)
-    arrays: dict[str, np.ndarray] = {}
+    tensors: dict[str, Stored] = {}
     problems: list[Problem] = []
     given: dict[str, str] = {}  # PyTorch name -> the name it was found under
     for name, value in checkpoint.items:
@@ -70,13 +106,21 @@ def resolve_checkpoint(checkpoint: Checkpoint, table: WeightTable) -> dict[str, 
             own = _name_in(naming, foreign, table)
             problems.append(Problem("mixed naming", name, f"{name}: the other names are {naming}'s, where it is {own}"))
             continue
-        array, found_wrong = _checked(name, value, entry, naming)
+        tensor, found_wrong = _checked(name, value, entry, naming)
         problems += found_wrong
-        if array is not None:
-            arrays[entry.torch] = array
-    problems += _missing_and_unexpected(checkpoint, table, naming, given)
+        if tensor is not None:
+            tensors[entry.torch] = tensor
+    found = _missing_and_unexpected(checkpoint, table, naming, given)
+    allowed = {"missing"} if allow_missing and tensors else set()
+    allowed |= {"unexpected"} if ignore_unexpected else set()
+    problems += [problem for problem in found if problem.kind not in allowed]
     if not problems:
-        return {entry.torch: arrays[entry.torch] for entry in table.entries}
+        return Plan(
+            {entry.torch: tensors[entry.torch] for entry in table.entries if entry.torch in tensors},
+            naming,
+            tuple(problem.name for problem in found if problem.kind == "missing"),
+            tuple(problem.name for problem in found if problem.kind == "unexpected"),
+        )
 
     message = f"{where}: {len(problems)} problems with its {len(checkpoint.items)} tensors for {table.model}"
     message = message.replace(": 1 problems", ": 1 problem")
@@ -110,25 +154,31 @@ def _name_in(naming: str, entry: Entry, table: WeightTable) -> str:
     return next(name for name, other in table.names(naming).items() if other is entry)
 
 
-def _checked(name: str, value: Any, entry: Entry, naming: str) -> tuple[np.ndarray | None, list[Problem]]:
-    """Return an array in PyTorch's layout, or None and what is wrong with it."""
+def _checked(name: str, value: Any, entry: Entry, naming: str) -> tuple[Stored | None, list[Problem]]:
+    """Return a tensor in PyTorch's layout, or None and what is wrong with it."""
     try:
-        array = to_numpy(value)
+        tensor = stored(value)
     except TypeError as error:
         return None, [Problem("non-numeric", name, f"{name}: {error}")]
+    if not is_number(tensor.dtype):
+        return None, [Problem("non-numeric", name, f"{name}: an array of {tensor.dtype}")]
     problems = []
-    fits = is_floating(array) if entry.dtype is None else array.dtype.kind in "iu"
+    fits = is_floating(tensor) if entry.dtype is None else tensor.dtype.kind in "iu"
     if not fits:
         wanted = "floating-point numbers" if entry.dtype is None else "integers"
-        problems.append(Problem("non-numeric", name, f"{name}: {array.dtype}, expected {wanted}"))
+        problems.append(Problem("non-numeric", name, f"{name}: {tensor.dtype}, expected {wanted}"))
     expected = entry.flax_shape if naming == FLAX else entry.shape
-    if array.shape != expected:
-        problems.append(Problem("misshapen", name, f"{name}: {array.shape}, expected {expected}"))
+    if tensor.shape != expected:
+        problems.append(Problem("misshapen", name, f"{name}: {tensor.shape}, expected {expected}"))
     if problems:
         return None, problems
-    if naming == FLAX:
-        array = entry.to_torch(array)
-    return array if entry.dtype is None else array.astype(entry.dtype), []
+    dtype = tensor.dtype if entry.dtype is None else np.dtype(entry.dtype)
+
+    def compute(array: np.ndarray) -> np.ndarray:
+        return (entry.to_torch(array) if naming == FLAX else array).astype(dtype, copy=False)
+
+    unchanged = dtype == tensor.dtype and (naming != FLAX or entry.layout == "same")
+    return (tensor if unchanged else Computed(tensor, dtype, entry.shape, compute)), []
 
 
 def _missing_and_unexpected(

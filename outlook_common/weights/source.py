@@ -5,6 +5,7 @@ from typing import Any
 
 from outlook_common.hub import CONFIG_FILE, PREFIX, WEIGHT_FILES, NoSuchFileOnHubError, fetch, split_hub_id
 from outlook_common.weights.files import FORMATS, PathLike
+from outlook_common.weights.formats import orbax, sharded
 
 
 def hub_id_in(source: PathLike) -> str | None:
@@ -25,26 +26,38 @@ def hub_id_in(source: PathLike) -> str | None:
 
 
 def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | None]:
-    """Return the file of weights that a path, a folder or a Hub id names, and the `config.json` beside it, if any.
+    """Return the weights that a path, a folder or a Hub id names, and the `config.json` beside them, if any.
 
     Args:
-        source: a file, a folder with files named as on the Hub, or a Hub id; see `hub_id_in`.
+        source: a file, a folder with files named as on the Hub, a folder of Orbax's, or a Hub id; see `hub_id_in`.
         **access: of `fetch`, for a Hub id.
+
+    Returns:
+        A file, the index of several, or a folder that Orbax saved.
 
     Raises:
         HubError: as `fetch` says.
         FileNotFoundError: a folder without weights.
+        WeightsError: a folder with several checkpoints of Orbax's.
     """
     if (hub_id := hub_id_in(source)) is not None:
         try:
             config = fetch(hub_id, filename=CONFIG_FILE, **access)
         except NoSuchFileOnHubError:
             config = None
-        return fetch(hub_id, **access), config
+        weights = fetch(hub_id, **access)
+        if weights.name == sharded.INDEX:
+            for shard in sorted(set(sharded.weight_map(weights).values())):
+                fetch(hub_id, filename=shard, **access)
+        return weights, config
     if not Path(source).is_dir():
         return Path(source), None
+    if (item := orbax.item_of(Path(source))) is not None:
+        return item, None
     found = [path for name in WEIGHT_FILES if (path := Path(source) / name).exists()]
     if not found:
-        raise FileNotFoundError(f"{source}: a folder without weights, that is without any of {', '.join(WEIGHT_FILES)}")
+        raise FileNotFoundError(
+            f"{source}: a folder without weights, that is without any of {', '.join(WEIGHT_FILES)}, nor Orbax's"
+        )
     config = Path(source) / CONFIG_FILE
     return found[0], config if config.exists() else None

@@ -33,7 +33,7 @@ def recognise_volo(shapes: Mapping[str, tuple[int, ...]]) -> VOLOConfig | None:
             shared = sum(shapes.get(name) == shape for name, shape in expected.items())
             if shared > most:
                 best, most = variant.config, shared
-    return None if best is None else _as_in_file(best, shapes)
+    return None if best is None else as_in_file(best, shapes)
 
 
 def variant_of(config: VOLOConfig) -> str | None:
@@ -97,7 +97,8 @@ def _title(config: VOLOConfig) -> str:
     return " with ".join([name, *([", ".join(changes)] if changes else [])])
 
 
-def _as_in_file(config: VOLOConfig, shapes: Mapping[str, tuple[int, ...]]) -> VOLOConfig:
+def as_in_file(config: VOLOConfig, shapes: Mapping[str, tuple[int, ...]]) -> VOLOConfig:
+    """Return a configuration with the class count and image size of a file; any naming."""
     return replace(config, num_classes=classes_in_file(shapes), img_size=size_in_file(shapes, config))
 
 

@@ -1,83 +1,132 @@
-"""`outlook inspect`: what a file of weights holds."""
+"""`outlook inspect`: what a checkpoint holds, or in what two of them differ."""
 
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from outlook_common.weights.arrays import is_floating, to_numpy
-from outlook_common.weights.checkpoint import open_checkpoint
-from outlook_common.weights.convert import recognisable_prefixes, recognise_checkpoint
-from outlook_common.weights.resolve import naming_of
+from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
+from outlook_common.weights.inspection import Difference, Inspection, Row, differences, inspect_checkpoint
+from outlook_common.weights.shown import shown
 
-
-@dataclass(frozen=True)
-class Row:
-    """One tensor of a file; `dtype` says what it is instead where it is none."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nan: int
-    inf: int
+MISMATCH = 1
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file of weights.", show_default=False)],
+    file: Annotated[str, typer.Argument(help="A file, a folder or a Hub id.", show_default=False)],
+    other: Annotated[
+        str | None, typer.Argument(help="Another, to show what differs.", show_default="none, show FILE")
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Look at what lies below this name only.")] = "",
     use_ema: Annotated[bool, typer.Option("--use-ema", help="Look at the averaged weights of a checkpoint.")] = False,
+    manifest: Annotated[
+        bool,
+        typer.Option("--manifest", help="Print the SHA-256 of every tensor, as PyTorch would have it."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Show the model, naming, names, dtypes and shapes in a file, and count what is NaN or infinite."""
+    """Show the model, naming, tensors, statistics and hashes of a checkpoint, or in what two of them differ.
+
+    Two checkpoints may be in any two formats and namings: tensors are compared as PyTorch would have them.
+
+    Exit codes: 0, for two checkpoints only if every bit agrees; 1 they differ, 2 error.
+    """
     checkpoint = open_checkpoint(file, prefix=prefix, use_ema=use_ema)
-    model = recognise_checkpoint(checkpoint)
-    rows = [_row(name, value) for name, value in checkpoint.items]
-    prefixes = recognisable_prefixes(checkpoint)
-    found: dict[str, Any] = {
-        "file": checkpoint.label,
-        "prefix": checkpoint.prefix,
-        "model": model and model.table.model,
-        "sizes": model.sizes if model else {},
-        "naming": model and naming_of(checkpoint.names, model.table),
-        "prefixes": prefixes,
-    }
-    if as_json:
-        typer.echo(json.dumps(found | {"tensors": [asdict(row) for row in rows]}))
+    if other is not None:
+        _compare(checkpoint, open_checkpoint(other, prefix=prefix, use_ema=use_ema), as_json=as_json)
         return
+    found = inspect_checkpoint(checkpoint)
+    if as_json:
+        typer.echo(json.dumps(_to_dict(found)))
+    elif manifest:
+        for line in found.manifest:
+            typer.echo(shown(line))
+    else:
+        _print(found)
+
+
+def _to_dict(found: Inspection) -> dict[str, Any]:
+    return {
+        "file": found.label,
+        "prefix": found.prefix,
+        "sha256": found.sha256,
+        "weights_sha256": found.weights_sha256,
+        "model": found.model and found.model.table.model,
+        "sizes": found.model.sizes if found.model else {},
+        "naming": found.naming,
+        "prefixes": found.prefixes,
+        "metadata": found.metadata,
+        "tensors": [_row_to_dict(row) for row in found.rows],
+    }
+
+
+def _row_to_dict(row: Row) -> dict[str, Any]:
+    about = {"name": row.name, "dtype": row.dtype, "shape": row.shape}
+    if row.statistics is None or row.line is None:
+        return about
+    return about | row.statistics.to_dict() | {"torch_name": row.line.name, "sha256": row.line.sha256}
+
+
+def _print(found: Inspection) -> None:
     console = Console()
-    console.print(f"[bold]{escape(checkpoint.label)}[/]", highlight=False)
-    for what in ("model", "naming"):
-        console.print(f"{what}: {found[what] or 'not known'}", highlight=False)
-    if model:
-        console.print("sizes: " + ", ".join(f"{name}={size}" for name, size in model.sizes.items()), highlight=False)
-    if prefixes:
-        console.print(f"known models with --prefix: {', '.join(map(escape, prefixes))}", highlight=False)
+    console.print(f"[bold]{escape(found.label)}[/]", highlight=False)
+    lines = {"model": found.model.table.model if found.model else "not known", "naming": found.naming or "not known"}
+    if found.model:
+        lines["sizes"] = ", ".join(f"{name}={size}" for name, size in found.model.sizes.items())
+    if found.prefixes:
+        lines["known models with --prefix"] = ", ".join(map(shown, found.prefixes))
+    lines |= {f"metadata {shown(name)}": shown(value) for name, value in found.metadata.items()}
+    if found.sha256:
+        lines["sha256 of the file"] = found.sha256
+    lines["sha256 of the weights"] = found.weights_sha256
+    for name, text in lines.items():
+        console.print(escape(f"{name}: {text}"), highlight=False, soft_wrap=True)
+    console.print(_table(found))
+
+
+def _table(found: Inspection) -> Table:
     table = Table()
     table.add_column("name", overflow="fold")  # a name that is cut short is of no use
-    table.add_column("dtype")
-    table.add_column("shape")
-    table.add_column("NaN", justify="right")
-    table.add_column("Inf", justify="right")
-    for row in rows:
-        style = "red" if row.nan or row.inf else None
-        shape = "×".join(map(str, row.shape)) or "scalar"
-        table.add_row(escape(row.name), escape(row.dtype), shape, str(row.nan), str(row.inf), style=style)
-    console.print(table)
+    for column in ("dtype", "shape"):
+        table.add_column(column)
+    for column in ("NaN", "Inf", "zeros", "min", "max", "mean", "std"):
+        table.add_column(column, justify="right")
+    table.add_column("sha256")
+    for row in found.rows:
+        name, shape = escape(shown(row.name)), "×".join(map(str, row.shape)) or "scalar"
+        if row.statistics is None or row.line is None:
+            table.add_row(name, escape(shown(row.dtype)))
+            continue
+        of = row.statistics
+        numbers = (f"{x:.3g}" if x is not None else "" for x in (of.smallest, of.largest, of.mean, of.deviation))
+        counts = (str(count) for count in (of.nan, of.inf, of.zeros))
+        style = "red" if of.nan or of.inf else None
+        table.add_row(name, row.dtype, shape, *counts, *numbers, row.line.sha256[:12], style=style)
+    return table
 
 
-def _row(name: str, value: Any) -> Row:
-    try:
-        array = to_numpy(value)
-    except TypeError:
-        return Row(name, f"not numbers: {type(value).__name__}", (), 0, 0)
-    if not is_floating(array):
-        return Row(name, array.dtype.name, array.shape, 0, 0)
-    with np.errstate(invalid="ignore"):  # looking at a signalling NaN of bfloat16 sets it off
-        nan, inf = (int(np.count_nonzero(test(array))) for test in (np.isnan, np.isinf))
-    return Row(name, array.dtype.name, array.shape, nan, inf)
+def _compare(a: Checkpoint, b: Checkpoint, *, as_json: bool) -> None:
+    found = differences(a, b)
+    if as_json:
+        told = {"a": a.label, "b": b.label, "same": not found, "differences": [asdict(item) for item in found]}
+        typer.echo(json.dumps(told))
+    elif found:
+        Console().print(_table_of_differences(a, b, found))
+    else:
+        Console().print(f"every bit of {len(a.items)} tensors is the same", highlight=False)
+    if found:
+        raise typer.Exit(MISMATCH)
+
+
+def _table_of_differences(a: Checkpoint, b: Checkpoint, found: list[Difference]) -> Table:
+    table = Table(title=escape(f"A = {a.label}, B = {b.label}"), title_justify="left")
+    table.add_column("name", overflow="fold")
+    table.add_column("differs in")
+    table.add_column("how", overflow="fold")
+    for item in found:
+        table.add_row(escape(shown(item.name)), item.kind, escape(shown(item.detail)))
+    return table

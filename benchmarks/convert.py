@@ -1,0 +1,142 @@
+"""`python -m benchmarks.convert`: time and peak memory of converting a VOLO-D5, against copying the same bytes."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks import report
+from outlook_common.config import VOLO_VARIANTS
+from outlook_common.weights import convert, write_arrays
+from outlook_common.weights.atomic import remove
+from outlook_common.weights.models import table_for
+
+VARIANT = "volo_d5_512"
+SOURCES = ("safetensors", "npz", "orbax", "pth")
+DESTINATIONS = ("safetensors", "npz", "orbax", "pth")
+MEGABYTE = 1e6
+BLOCK = 1 << 20
+
+
+def run(source: str, destination: str) -> dict[str, float]:
+    """Convert in this process; return seconds, and how much more memory it took than before, at its highest."""
+    if "pth" in (source + destination):
+        import torch  # noqa: F401
+    if "orbax" in (source + destination):
+        import orbax.checkpoint  # noqa: F401
+    before = _peak()
+    start = time.perf_counter()
+    convert(source, destination)
+    return {"seconds": time.perf_counter() - start, "megabytes": (_peak() - before) / MEGABYTE}
+
+
+def copy(source: str, destination: str) -> dict[str, float]:
+    """Read and write the same bytes, without and with waiting for the disk; return the seconds of both."""
+    block = bytearray(BLOCK)
+    start = time.perf_counter()
+    with Path(source).open("rb", buffering=0) as there, Path(destination).open("wb", buffering=0) as here:
+        while count := there.readinto(block):  # type: ignore[attr-defined]
+            here.write(memoryview(block)[:count])
+        written = time.perf_counter() - start
+        os.fsync(here.fileno())
+    return {"seconds": written, "seconds with fsync": time.perf_counter() - start}
+
+
+def _peak() -> float:
+    """Return the largest amount of memory this process has held; unlike `ru_maxrss`, not that of its parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def in_a_process(name: str, *arguments: str) -> dict[str, float]:
+    """Return what one of the functions above returns in a process of its own."""
+    code = f"import json, sys; from benchmarks.convert import {name}; print(json.dumps({name}(*sys.argv[1:])))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def draw(folder: Path) -> dict[str, Any]:
+    """Write a model's worth of random numbers in every format; return how large it and its largest tensor are."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        entry.torch: np.array(3, entry.dtype) if entry.dtype else rng.standard_normal(entry.shape, dtype=np.float32)
+        for entry in table_for(VOLO_VARIANTS[VARIANT].config).entries
+    }
+    write_arrays(folder / "source.safetensors", arrays)
+    for kind in SOURCES[1:]:
+        convert(folder / "source.safetensors", folder / f"source.{kind}", to="torch")
+    sizes = [array.nbytes for array in arrays.values()]
+    return {"tensors": len(sizes), "megabytes": sum(sizes) / MEGABYTE, "largest megabytes": max(sizes) / MEGABYTE}
+
+
+def measure(folder: Path, rounds: int) -> dict[str, Any]:
+    """Return the medians of each pair of formats and of the copy, all of them run once in every round."""
+    size = draw(folder)
+    jobs: dict[str, Callable[[], dict[str, float]]] = {
+        "copy": lambda: in_a_process("copy", str(folder / "source.safetensors"), str(folder / "copy.bin"))
+    }
+    for source in SOURCES:
+        for destination in DESTINATIONS:
+            paths = str(folder / f"source.{source}"), str(folder / f"to.{destination}")
+            jobs[f"{source} → {destination}"] = lambda paths=paths: in_a_process("run", *paths)  # type: ignore[misc]
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            samples[name].append(job())
+            for path in folder.iterdir():
+                if not path.name.startswith("source."):
+                    remove(path)
+    medians = {
+        name: {key: statistics.median(s[key] for s in found) for key in found[0]} for name, found in samples.items()
+    }
+    return {"variant": VARIANT, "size": size, "rounds": rounds, "medians": medians}
+
+
+def text(found: dict[str, Any]) -> str:
+    """Return a table of the medians."""
+    size, medians = found["size"], dict(found["medians"])
+    copied = medians.pop("copy")
+    lines = [
+        f"# Converting a {found['variant']}",
+        "",
+        f"{size['tensors']} tensors, {size['megabytes']:.0f} MB of float32, largest {size['largest megabytes']:.1f} MB,",
+        "from PyTorch's names to Flax's (for .pth to PyTorch's), the source in the page cache; medians of",
+        f"{found['rounds']} interleaved rounds, each in a process of its own. Converting hashes the source, writes, waits",
+        "for the disk, reads back and compares every bit. Copying the same bytes with read and write takes",
+        f"{copied['seconds']:.2f} s, with fsync {copied['seconds with fsync']:.2f} s.",
+        "Memory is the peak above that of the process with its imports.",
+        "",
+        "| from → to | seconds | of the speed of a copy | of a copy with fsync | peak memory, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in medians.items():
+        plain, synced = copied["seconds"] / row["seconds"], copied["seconds with fsync"] / row["seconds"]
+        lines.append(f"| {name} | {row['seconds']:.2f} | {plain:.0%} | {synced:.0%} | {row['megabytes']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Rounds; every pair of formats runs once in each.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = report.FOLDER,
+    scratch: Annotated[Path | None, typer.Option(help="Where to write 8 GB of checkpoints.")] = None,
+) -> None:
+    """Time the conversion of a VOLO-D5 between all formats, and take its peak memory."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        found = measure(Path(folder), rounds)
+    report.write(out, "convert_cpu", text(found), found)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,48 @@
+"""Read ahead: one thread produces what the other consumes, so that reading and writing take turns on no one's time."""
+
+from collections.abc import Iterable, Iterator
+from queue import Queue
+from threading import Event, Semaphore, Thread
+
+import numpy as np
+
+from outlook_common.weights.stored import Stored
+
+# How many blocks may wait: with what each side holds, some 32 MB.
+_WAITING = 6
+
+
+def blocks_ahead(tensors: Iterable[Stored]) -> Iterator[np.ndarray]:
+    """Yield the blocks of tensors one after another; another thread reads them a little ahead.
+
+    Raises:
+        Exception: whatever reading raises.
+    """
+    queue: Queue[np.ndarray | BaseException | None] = Queue()
+    places, stopped = Semaphore(_WAITING), Event()
+
+    def produce() -> None:
+        try:
+            for tensor in tensors:
+                for block in tensor.blocks():
+                    places.acquire()
+                    if stopped.is_set():
+                        return
+                    queue.put(block)
+            queue.put(None)
+        except BaseException as error:
+            queue.put(error)
+
+    thread = Thread(target=produce, name="read ahead", daemon=True)
+    thread.start()
+    try:
+        while (block := queue.get()) is not None:
+            if isinstance(block, BaseException):
+                raise block
+            yield block
+            places.release()
+    finally:
+        stopped.set()
+        for _ in range(_WAITING):
+            places.release()
+        thread.join()

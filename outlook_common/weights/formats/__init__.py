@@ -1,0 +1,1 @@
+"""The kinds of files, one per module; which suffix means which stands in `outlook_common.weights.files`."""
