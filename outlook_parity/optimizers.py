@@ -1,6 +1,6 @@
 """The optimizers of the training steps, each as both frameworks have it, with every setting given."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import optax
@@ -18,19 +18,25 @@ EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One optimizer in both frameworks."""
+    """One optimizer in both frameworks; its state by what each calls it -> what the report calls it."""
 
     torch: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
     jax: Callable[[], optax.GradientTransformation]
+    torch_state: Mapping[str, str]
+    jax_state: Mapping[str, str]
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "SGD": Optimizer(
         lambda parameters: torch.optim.SGD(parameters, LEARNING_RATE, momentum=MOMENTUM),
         lambda: optax.sgd(LEARNING_RATE, momentum=MOMENTUM),
+        {"momentum_buffer": "momentum"},
+        {"trace": "momentum"},
     ),
     "AdamW": Optimizer(
         lambda parameters: torch.optim.AdamW(parameters, LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY),
         lambda: optax.adamw(LEARNING_RATE, *BETAS, eps=EPSILON, eps_root=0.0, weight_decay=WEIGHT_DECAY),
+        {"exp_avg": "first moment", "exp_avg_sq": "second moment"},
+        {"mu": "first moment", "nu": "second moment"},
     ),
 }

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 Verdict = Literal["pass", "mismatch", "not-run"]
-RowVerdict = Literal["pass", "zero", "mismatch", "not-run"]
+RowVerdict = Literal["pass", "zero", "skipped", "mismatch", "not-run"]
 
 JSON_VERSION = 1
 
-_STYLES = {"pass": "green", "zero": "yellow", "mismatch": "bold red", "not-run": "yellow"}
+_STYLES = {"pass": "green", "zero": "yellow", "skipped": "yellow", "mismatch": "bold red", "not-run": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,19 @@ class Check:
     """One tensor compared.
 
     Attributes:
-        level: "weights", "forward", "gradients" or "training".
+        level: "weights", "forward", "layers", "gradients", "training", or "self-check" of what the verifier itself
+            does.
         dtype: what the twins computed in; "as given" for weights.
-        name: the tensor, under its torch name.
-        verdict: "zero" if it is exactly zero in both twins: no difference, but no evidence either.
+        name: the tensor under its torch name; of layers the module's path.
+        verdict: "zero" if it is exactly zero in both twins: no difference, but no evidence either; "skipped" if only
+            one twin has such a module, which is no difference either.
         bound: the largest `measured` that passes.
         measured: in float64 and for weights the relative error max|torch - jax| / max|jax|; in lower precisions the
             factor between the twins' noises. None if it could not be measured: then `note` says why.
         torch_noise: of the PyTorch twin, in lower precisions.
         jax_noise: of the JAX twin, likewise.
         note: in words.
+        view: of a layer, on whose input: "propagated", each twin's own; else the twin whose input both were given.
     """
 
     level: str
@@ -54,6 +57,7 @@ class Check:
     torch_noise: Noise | None = None
     jax_noise: Noise | None = None
     note: str = ""
+    view: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def _table(report: Report, title: str, every_row: bool) -> Table:
         table.add_row(Text(section, style="bold"))
         for name, check in _shown(list(checks), every_row):
             table.add_row(
-                f"  {name}",
+                f"  {name}" + (f" ({_views(check.view)})" if check.view else ""),
                 _noise_cell(check.torch_noise),
                 _noise_cell(check.jax_noise),
                 _size(check, check.measured),
@@ -163,6 +167,10 @@ def _table(report: Report, title: str, every_row: bool) -> Table:
                 Text(check.verdict + (f": {check.note}" if check.note else ""), style=_STYLES[check.verdict]),
             )
     return table
+
+
+def _views(view: str) -> str:
+    return {"propagated": "propagated", "torch": "on torch's input", "jax": "on jax's input"}[view]
 
 
 def _noise_cell(noise: Noise | None) -> str:

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from itertools import count
@@ -10,19 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from outlook_common.extras import require
-from outlook_parity import compare
+from outlook_parity import causes, compare
 from outlook_parity.compare import DTYPES, Tensors
+from outlook_parity.layers import Suspect, verify_layers
+from outlook_parity.masks import Draw
+from outlook_parity.names import Given
 from outlook_parity.report import Check, Report
+from outlook_parity.request import Request
 
 if TYPE_CHECKING:
-    from outlook_parity.trace import Request, Twin
+    from outlook_parity.pair import Pair
+    from outlook_parity.twin import Twin
 
 TRUTH = "float64"
 DEVICES = ("cpu", "gpu", "tpu")
 
 # Which pass over a model gives what each level compares.
-LEVELS = {"forward": "evaluation", "gradients": "evaluation", "training": "training"}
-PLANNED_LEVELS = ("layers",)
+LEVELS = {"forward": "evaluation", "layers": "layers", "gradients": "evaluation", "training": "training"}
 STEPS = 3
 
 Progress = Callable[[str, int, int], None]
@@ -33,12 +38,13 @@ def verify(
     jax_model: Any,
     inputs: np.ndarray,
     *,
-    levels: Sequence[str] = tuple(LEVELS),
+    levels: Sequence[str] | None = None,
     dtypes: Sequence[str] = (TRUTH, "float32"),
     training_dtypes: Sequence[str] | None = None,
     device: str = "cpu",
     seed: int = 0,
     steps: int = STEPS,
+    names: Given | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare two twins that hold the same weights.
@@ -49,18 +55,21 @@ def verify(
     modes and all global settings stay as they are.
 
     Args:
-        torch_model: a `torch.nn.Module` with a `config` that `table_for` knows.
-        jax_model: its twin, an `nnx.Module`.
-        inputs: what both are called with, channels last; NumPy, or anything it reads. It must vary along each of its
-            axes. Images for a VOLO go to PyTorch with the channels first, as it takes them.
-        levels: "forward" (the output), "gradients" (of the sum of output times a random cotangent, with respect to
-            the input and every parameter), "training" (losses, and every parameter and buffer after the last step, of
-            SGD with momentum and of AdamW).
+        torch_model: a `torch.nn.Module`, or a function.
+        jax_model: its twin: an `nnx.Module`, a pair of a Linen module and its variables, or a function.
+        inputs: what both are called with, as JAX takes it (maps channels last); NumPy, or anything it reads. It must
+            vary along each of its axes. Images for a VOLO go to PyTorch with the channels first, as it takes them.
+        levels: "forward" (the output), "layers" (what every module gives, on its own input and on the other twin's),
+            "gradients" (of the sum of output times a random cotangent, with respect to the input and every parameter),
+            "training" (losses, and every parameter, buffer and state of the optimizer after the last step, of SGD with
+            momentum and of AdamW). None for all; of plain functions those are "forward" and "gradients".
         dtypes: of "float64", "float32", "bfloat16", "float16".
         training_dtypes: those of `dtypes` to train in, which takes the longest; None for all.
         device: "cpu", "gpu" or "tpu", for the lower precisions; PyTorch's part of a TPU run is on the CPU.
         seed: of the cotangent and of what is trained on.
         steps: of training, with each optimizer.
+        names: what corresponds to what in models that are not of this package, where Flax's usual names do not say it,
+            and in which order PyTorch takes the axes of the inputs.
         progress: called before each run and once after the last, with what runs next, how many runs are done, and
             how many there are.
 
@@ -69,97 +78,153 @@ def verify(
         tensors and empty comparisons never pass.
 
     Raises:
-        ValueError: a level, dtype or device is unknown, or none is given; or there are no training steps.
-        NotImplementedError: a level is not built yet.
-        TypeError: the inputs are not floating-point numbers, a model returns something else than one array, or has
-            no configuration that is known.
+        ValueError: a level, dtype or device is unknown, or none is given, or a level cannot be had of plain functions;
+            or there are no training steps.
+        TypeError: the inputs are not floating-point numbers, or a model is none, or returns something else than one
+            array.
         ImportError: PyTorch or JAX is not installed.
     """
     _check_request(levels, dtypes, training_dtypes, device, steps)
     for module, extra in (("torch", "torch"), ("jax", "jax"), ("flax", "jax"), ("optax", "parity")):
         require(module, extra=extra, needed_by="outlook_parity.verify")
-    from outlook_parity import trace
+    from outlook_parity.pair import device_absence, device_names, make_pair
 
     inputs = np.asarray(inputs)
     if inputs.dtype not in DTYPES.values():
         raise TypeError(f"inputs must be floating-point numbers ({', '.join(DTYPES)}), got {inputs.dtype}")
     inputs = inputs.astype(np.float64)
-    reason = compare.refusal(inputs) or trace.device_absence(device)
+    reason = compare.refusal(inputs) or device_absence(device)
     if reason:
-        return Report("not-run", reason=reason, environment=_versions())
+        return Report("not-run", reason=reason, environment=versions())
 
-    torch_twin, jax_twin = trace.twins(torch_model, jax_model)
+    pair = make_pair(torch_model, jax_model, inputs, names or Given())
+    if levels is None:
+        levels = [level for level in LEVELS if level not in pair.refused]
+    if impossible := [f"{level!r} ({pair.refused[level]})" for level in levels if level in pair.refused]:
+        raise ValueError(f"levels that cannot be had of this pair: {', '.join(impossible)}")
+
     trained = dtypes if training_dtypes is None else training_dtypes
     asked = [(level, dtype) for dtype in dtypes for level in levels if level != "training" or dtype in trained]
     passes = dict.fromkeys((dtype, LEVELS[level]) for level, dtype in asked)
-    report_step = _steps(progress, total=sum(len(_runs(dtype)) for dtype, _ in passes))
-
-    checks = compare.compare_weights(torch_twin.weights(), jax_twin.weights(), expected=trace.weight_names(torch_model))
+    step = _steps(progress, total=sum(_RUNS[which](dtype) for dtype, which in passes))
+    session = _Session(pair, inputs, levels, device=device, seed=seed, steps=steps, step=step)
+    session.checks += compare.compare_weights(pair.torch.weights(), pair.jax.weights(), expected=pair.names.expected)
     for dtype, which in passes:
-        here = [level for level in levels if LEVELS[level] == which]
-        run = _Pass(which, here, (torch_twin, jax_twin), partial(trace.Request, inputs, seed=seed, rounded_to=dtype))
-        for name, run_dtype in _runs(dtype):
-            report_step(f"{which}: {name} in {run_dtype}")
-            checks += run.compute(name, run_dtype, device="cpu" if run_dtype == TRUTH else device, steps=steps)
-        rows = run.compare(dtype, inputs.shape)
-        if any(map(compare.may_be_a_jump, rows)):
-            report_step(f"{which}: what rounding can do", again=True)
-            for name, moved in (("up", compare.MOVED), ("down", -compare.MOVED)):
-                run.compute(name, TRUTH, device="cpu", steps=steps, moved=moved)
-            rows = run.compare(dtype, inputs.shape)
-        checks += rows
-    report_step("")
+        session.run(which, dtype)
+    step("")
 
-    verdict, reason = compare.judge(checks, [("weights", "as given"), *asked])
+    verdict, reason = compare.judge(
+        session.checks, [*([("weights", "as given")] if pair.names.expected else []), *asked]
+    )
+    first, cause = session.divergence() if verdict == "mismatch" else (None, None)
     return Report(
         verdict,
-        checks=tuple(checks),
+        checks=tuple(session.checks),
         reason=reason,
-        **_first_wrong_weight(checks),
-        environment=_versions() | trace.device_names(device),
+        first_divergence=first,
+        cause=cause,
+        environment=versions() | device_names(device),
     )
 
 
-def _evaluate(twin: "Twin", request: "Request") -> tuple[dict[str, Tensors], str]:
-    trace = twin.run(request)
-    return {"forward": {"output": trace.output}, "gradients": trace.gradients}, trace.output_dtype
-
-
-def _train(twin: "Twin", request: "Request") -> tuple[dict[str, Tensors], str]:
-    return {"training": twin.train(request)}, request.dtype
-
-
-# What a pass gives per level, and the dtype it was computed in.
-PASSES: dict[str, Callable[["Twin", "Request"], tuple[dict[str, Tensors], str]]] = {
-    "evaluation": _evaluate,
-    "training": _train,
-}
-
-
-class _Pass:
-    """One pass over both twins in one dtype, and what it gave: per level and twin."""
+class _Session:
+    """All passes over one pair, and the rows that they gave."""
 
     def __init__(
-        self, which: str, levels: Sequence[str], twins: tuple["Twin", "Twin"], request: "Callable[..., Request]"
+        self,
+        pair: "Pair",
+        inputs: np.ndarray,
+        levels: Sequence[str],
+        *,
+        device: str,
+        seed: int,
+        steps: int,
+        step: Callable[..., None],
     ) -> None:
-        self._which, self._twins, self._request = which, twins, request
-        self.traced: dict[str, dict[str, Tensors]] = {level: {} for level in levels}
+        self.checks: list[Check] = []
+        self._pair, self._inputs, self._levels = pair, inputs, levels
+        self._device, self._seed, self._steps, self._step = device, seed, steps, step
+        self._outputs: dict[str, Tensors] = {}  # per dtype, of each twin, as a user computes them
+        self._suspects: list[Suspect] = []
+        self._draws: dict[str, Sequence[Draw]] = {}
 
-    def compute(self, name: str, dtype: str, **settings: Any) -> list[Check]:
-        """Let a twin compute; "truth", "up" and "down" are PyTorch's. Return a row if the dtype is another one."""
-        twin = self._twins[name == "jax"]
-        results, given = PASSES[self._which](twin, self._request(dtype=dtype, **settings))
-        for level, traced in self.traced.items():
-            traced[name] = results[level]
-        return compare.compare_dtype(name, dtype, given)
+    def run(self, which: str, dtype: str) -> None:
+        """Run one pass in one dtype."""
+        if which == "layers":
+            self._layers(dtype)
+            return
+        here = [level for level in self._levels if LEVELS[level] == which]
+        run = self._evaluate if which == "evaluation" else self._train
+        traced: dict[str, dict[str, Tensors]] = {level: {} for level in here}
 
-    def compare(self, dtype: str, shape: Sequence[int]) -> list[Check]:
-        """Return the rows of all levels; `shape` is the input's."""
-        return [
-            check
-            for level, traced in self.traced.items()
-            for check in compare.compare_level(level, dtype, traced, shape)
-        ]
+        def compute(name: str, run_dtype: str, **settings: Any) -> None:
+            for level, tensors in run(name, self._request(dtype, run_dtype, **settings), here).items():
+                traced[level][name] = tensors
+
+        def rows() -> list[Check]:
+            return [
+                check
+                for level in here
+                for check in compare.compare_level(level, dtype, traced[level], self._inputs.shape)
+            ]
+
+        for name, run_dtype in _runs(dtype):
+            self._step(f"{which}: {name} in {run_dtype}")
+            compute(name, run_dtype)
+        found = rows()
+        if any(map(compare.may_be_a_jump, found)):
+            self._step(f"{which}: what rounding can do", again=True)
+            for name, moved in (("up", compare.MOVED), ("down", -compare.MOVED)):
+                compute(name, TRUTH, moved=moved)
+            found = rows()
+        self.checks += found
+
+    def _request(self, dtype: str, run_dtype: str, **settings: Any) -> Request:
+        place = "cpu" if run_dtype == TRUTH else self._device
+        given: dict[str, Any] = {"inputs": self._inputs, "dtype": run_dtype, "device": place, "rounded_to": dtype}
+        return Request(**given | {"seed": self._seed, "steps": self._steps} | settings)
+
+    def _twin(self, name: str) -> "Twin":
+        """Return the twin that computes this; "truth", "up" and "down" are PyTorch's."""
+        return self._pair.jax if name == "jax" else self._pair.torch
+
+    def _evaluate(self, name: str, request: Request, levels: Sequence[str]) -> dict[str, Tensors]:
+        result = self._twin(name).run(request, gradients="gradients" in levels)
+        if not request.moved:
+            self.checks += compare.compare_dtype(name, request.dtype, result.output_dtype)
+            self._outputs.setdefault(request.rounded_to, {})
+            self._outputs[request.rounded_to] |= {name: result.output}  # type: ignore[operator]
+        found = {"forward": {"output": result.output}, "gradients": result.gradients}
+        return {level: found[level] for level in levels}
+
+    def _train(self, name: str, request: Request, levels: Sequence[str]) -> dict[str, Tensors]:
+        result = self._twin(name).train(request)
+        if name in ("torch", "jax"):
+            self._draws[name] = result.draws
+        return {"training": result.tensors}
+
+    def _layers(self, dtype: str) -> None:
+        torch, jax = self._pair.torch, self._pair.jax
+        request = partial(Request, self._inputs, seed=self._seed, rounded_to=dtype)
+        found = verify_layers(torch, jax, request, dtype, self._device, self._step)
+        plain = self._outputs.get(dtype, {})
+        own = request(dtype=dtype, device="cpu" if dtype == TRUTH else self._device)
+        for name in ("torch", "jax"):
+            self._step(f"layers: {name} as it is, and on the batch reversed")
+            twin = self._twin(name)
+            usual = plain[name] if name in plain else twin.run(own, gradients=False).output
+            reversed_ = (
+                twin.watch(replace(own, inputs=self._inputs[::-1]), None)[::-1] if len(self._inputs) > 1 else None
+            )
+            self.checks += compare.compare_self(
+                name, dtype, usual, found.outputs[name], reversed_, found.outputs.get("truth")
+            )
+        self.checks += found.checks
+        self._suspects += found.suspects
+
+    def divergence(self) -> tuple[str | None, str | None]:
+        """Return where the twins first go different ways, and why, as far as that is known."""
+        return causes.explain(self.checks, self._suspects, self._draws)
 
 
 def _runs(dtype: str) -> list[tuple[str, str]]:
@@ -169,22 +234,31 @@ def _runs(dtype: str) -> list[tuple[str, str]]:
 
 
 def _check_request(
-    levels: Sequence[str], dtypes: Sequence[str], training_dtypes: Sequence[str] | None, device: str, steps: int
+    levels: Sequence[str] | None, dtypes: Sequence[str], training_dtypes: Sequence[str] | None, device: str, steps: int
 ) -> None:
     for dtype in training_dtypes or ():
         if dtype not in dtypes:
             raise ValueError(f"training_dtypes has {dtype!r}, which is not among dtypes: {', '.join(dtypes)}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    for level in levels:
-        if level in PLANNED_LEVELS:
-            raise NotImplementedError(f"level {level!r} is not built yet; these are: {', '.join(LEVELS)}")
-    for what, asked, known in (("level", levels, LEVELS), ("dtype", dtypes, DTYPES), ("device", [device], DEVICES)):
+    for what, asked, known in (
+        ("level", tuple(LEVELS) if levels is None else levels, LEVELS),
+        ("dtype", dtypes, DTYPES),
+        ("device", [device], DEVICES),
+    ):
         if not asked or isinstance(asked, str):
             raise ValueError(f"{what}s must be a sequence of at least one of {', '.join(known)}, got {asked!r}")
         for name in asked:
             if name not in known:
                 raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+
+
+# How many runs each pass takes.
+_RUNS: dict[str, Callable[[str], int]] = {
+    "evaluation": lambda dtype: len(_runs(dtype)),
+    "layers": lambda dtype: 6 if dtype == TRUTH else 7,
+    "training": lambda dtype: len(_runs(dtype)),
+}
 
 
 def _steps(progress: Progress | None, *, total: int) -> Callable[..., None]:
@@ -200,15 +274,7 @@ def _steps(progress: Progress | None, *, total: int) -> Callable[..., None]:
     return step
 
 
-def _first_wrong_weight(checks: Sequence[Check]) -> dict[str, str]:
-    """Return the divergence and its cause where a weight is to blame: other causes cannot be told yet."""
-    for check in checks:
-        if check.level == "weights" and check.verdict == "mismatch":
-            how = check.note or f"differs by {check.measured:.1e} of its largest"
-            return {"first_divergence": check.name.rpartition(".")[0], "cause": f"weight {check.name}: {how}"}
-    return {}
-
-
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return what everything was computed with."""
     packages = {name: version(name) for name in ("numpy", "torch", "jax", "jaxlib", "flax")}
     return {"python": platform.python_version(), "platform": platform.platform(), **packages}

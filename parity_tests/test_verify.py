@@ -113,11 +113,6 @@ def test_an_absent_device_is_not_run() -> None:
     assert "no gpu" in str(report.reason)
 
 
-def test_a_level_that_is_not_built_is_refused_by_name() -> None:
-    with pytest.raises(NotImplementedError, match="layers"):
-        verify(*small_pair(), draw(1, 5, 4, 6), levels=("forward", "layers"))
-
-
 def test_training_steps_of_the_layer_pass_in_every_precision() -> None:
     dtypes = ("float64", "float32", "bfloat16")
     report = verify(*small_pair(), draw(2, 5, 4, 6), levels=("training",), dtypes=dtypes, steps=3)

@@ -1,6 +1,6 @@
 """`verify` of a whole model, training steps included: an honest pair passes, planted bugs are called mismatches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,58 +17,22 @@ import outlook_jax.batch_norm
 import outlook_jax.blocks
 import outlook_torch
 import outlook_torch.blocks
-from outlook_common import VOLOConfig
 from outlook_common.weights import table_for
-from outlook_parity import Report, trace, verify
-from outlook_parity.models import draw_weights
+from outlook_parity import Report
+from outlook_parity.jax_twin import JaxTwin
+from outlook_parity.names import Given
 from outlook_parity.optimizers import BETAS, EPSILON, LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY
+from outlook_parity.pair import make_pair
+from outlook_parity.request import Request
 from outlook_parity.subjects import mix_box
+from outlook_parity.torch_twin import TorchTwin
+from parity_tests.small_twins import CONFIG, Models, check, quick_compilation, small_images, small_volo, wrong
 
-Models = tuple[outlook_torch.VOLO, outlook_jax.VOLO]
+__all__ = ["quick_compilation"]  # a fixture
+
 Plant = Callable[[Models, pytest.MonkeyPatch], None]
 
 TORCH, JAX = outlook_torch.blocks, outlook_jax.blocks
-
-CONFIG = VOLOConfig(
-    layers=(1, 1),
-    img_size=32,
-    patch_size=4,
-    num_classes=5,
-    stem_hidden_dim=4,
-    embed_dims=(8, 16),
-    num_heads=(2, 4),
-    downsamples=(True, False),
-    outlook_attention=(True, False),
-    post_layers=("ca",),
-    qkv_bias=True,
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    """Compilation for speed would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def pair(**rates: float) -> Models:
-    config, weights = replace(CONFIG, **rates), draw_weights(CONFIG, 1)
-    torch_model = outlook_torch.VOLO(config)
-    # Unscanned: a compiled loop is kept between tests, and with it the honest code.
-    jax_model = outlook_jax.VOLO(config, scan_layers=False, rngs=nnx.Rngs(0))
-    outlook_torch.load_weights(torch_model, weights)
-    outlook_jax.load_weights(jax_model, weights)
-    return torch_model, jax_model
-
-
-def check(models: Models, *levels: str, dtypes: tuple[str, ...] = ("float64",)) -> Report:
-    images = np.random.default_rng(3).standard_normal((2, 32, 32, 3))
-    return verify(*models, images, levels=levels, dtypes=dtypes, steps=2)
-
-
-def wrong(report: Report) -> list[str]:
-    return [row.name for row in report.checks if row.verdict == "mismatch"]
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +44,21 @@ def computed() -> dict[Any, Any]:
 def honest_jax(computed: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The JAX twin is the same each time, and is compiled once."""
     for method in ("run", "train"):
-        compute = getattr(trace.JaxTwin, method)
+        compute = getattr(JaxTwin, method)
 
-        def cached(self: Any, request: Any, method: str = method, compute: Any = compute) -> Any:
+        def cached(self: Any, request: Any, method: str = method, compute: Any = compute, **how: Any) -> Any:
             key = method, request.dtype
             if key not in computed:
                 computed[key] = compute(self, request)
             return computed[key]
 
-        monkeypatch.setattr(trace.JaxTwin, method, cached)
+        monkeypatch.setattr(JaxTwin, method, cached)
 
 
 @pytest.fixture
 def honest(computed: dict[Any, Any], honest_jax: None) -> Report:
     if "report" not in computed:
-        computed["report"] = check(pair(), "forward", "gradients", "training", dtypes=("float64", "float32"))
+        computed["report"] = check(small_volo(), "forward", "gradients", "training", dtypes=("float64", "float32"))
     return computed["report"]
 
 
@@ -107,16 +71,21 @@ def test_every_parameter_and_buffer_and_the_losses_have_their_row_per_optimizer(
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     for dtype in ("float64", "float32"):
         trained = {row.name for row in honest.checks if (row.level, row.dtype) == ("training", dtype)}
-        assert trained == {f"{optimizer}: {name}" for optimizer in ("SGD", "AdamW") for name in ["losses", *names]}
+        parameters = [name for name in names if not name.endswith(buffers)]
+        states = {"SGD": ["momentum"], "AdamW": ["first moment", "second moment"]}
+        assert trained == {
+            f"{optimizer}: {tensor}"
+            for optimizer, kinds in states.items()
+            for tensor in ["losses", *names, *(f"{kind} of {name}" for kind in kinds for name in parameters)]
+        }
         graded = {row.name for row in honest.checks if (row.level, row.dtype) == ("gradients", dtype)}
-        assert graded == {"input", *(name for name in names if not name.endswith(buffers))}
+        assert graded == {"input", *parameters}
 
 
 def test_steps_move_every_weight_and_statistic_and_count_the_batches() -> None:
-    torch_model, _ = pair()
-    twin = trace.TorchTwin(torch_model)
-    images = np.random.default_rng(3).standard_normal((2, 32, 32, 3))
-    before, after = twin.weights(), twin.train(trace.Request(images, "float64", "cpu", 0, "float64", steps=3))
+    images = small_images()
+    twin = make_pair(*small_volo(), images, Given()).torch
+    before, after = twin.weights(), twin.train(Request(images, "float64", "cpu", 0, "float64", steps=3)).tensors
     for name, start in before.items():
         for optimizer in OPTIMIZERS:
             end = after[f"{optimizer}: {name}"]
@@ -129,7 +98,7 @@ def test_steps_move_every_weight_and_statistic_and_count_the_batches() -> None:
 
 def test_nothing_is_dropped_whatever_the_rates() -> None:
     rates = {"drop_rate": 0.5, "pos_drop_rate": 0.5, "attn_drop_rate": 0.5, "drop_path_rate": 0.5}
-    assert wrong(check(pair(**rates), "training")) == []
+    assert wrong(check(small_volo(**rates), "training")) == []
 
 
 def test_the_box_of_the_training_steps_mixes_a_part_of_any_map() -> None:
@@ -334,14 +303,14 @@ BUFFERS_ONLY = ("biased running variance", "momentum of BatchNorm 0.9", "stale s
 def test_a_fault_in_the_torch_twin_is_called_a_mismatch(
     fault: Fault, monkeypatch: pytest.MonkeyPatch, honest_jax: None
 ) -> None:
-    models = pair()
+    models = small_volo()
     fault.plant[0](models, monkeypatch)
     _assert_seen(fault, check(models, fault.level))
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_in_the_jax_twin_is_called_a_mismatch(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = pair()
+    models = small_volo()
     fault.plant[1](models, monkeypatch)
     _assert_seen(fault, check(models, fault.level))
 
@@ -359,8 +328,8 @@ def _with_noise(dtype: str, units: float, where: str) -> Callable[[Any], Any]:
     """One gradient of a twin errs in one entry, by so many units of rounding."""
 
     def make(honest: Any) -> Any:
-        def run(self: Any, request: Any) -> Any:
-            traced = honest(self, request)
+        def run(self: Any, request: Any, **how: Any) -> Any:
+            traced = honest(self, request, **how)
             if request.dtype == dtype:
                 gradient = traced.gradients[where].copy()
                 gradient.flat[0] += units * 2.0**-23 * np.abs(gradient).max()
@@ -376,28 +345,27 @@ def _with_noise(dtype: str, units: float, where: str) -> Callable[[Any], Any]:
 def test_a_gradient_that_jumps_is_excused_only_if_rounding_moves_the_truth_as_much(
     moves: float, verdict: str, honest_jax: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace.JaxTwin, "run", _with_noise("float32", 1e4, "norm.bias")(trace.JaxTwin.run))
-    honest = trace.TorchTwin.run
+    monkeypatch.setattr(JaxTwin, "run", _with_noise("float32", 1e4, "norm.bias")(JaxTwin.run))
+    honest = TorchTwin.run
 
-    def moved(self: Any, request: Any) -> Any:
+    def moved(self: Any, request: Any, **how: Any) -> Any:
         if not request.moved:
-            return honest(self, request)
+            return honest(self, request, **how)
         return _with_noise("float64", moves * np.sign(request.moved), "norm.bias")(honest)(
             self, replace(request, moved=0.0)
         )
 
-    monkeypatch.setattr(trace.TorchTwin, "run", moved)
-    report = check(pair(), "forward", "gradients", dtypes=("float32",))
+    monkeypatch.setattr(TorchTwin, "run", moved)
+    report = check(small_volo(), "forward", "gradients", dtypes=("float32",))
     assert report.verdict == verdict
     assert wrong(report) == ([] if verdict == "pass" else ["norm.bias"])
 
 
 def test_moving_weights_and_images_by_rounding_moves_smooth_gradients_by_no_more() -> None:
-    twin = trace.TorchTwin(pair()[0])
-    images = np.random.default_rng(3).standard_normal((2, 32, 32, 3))
+    images = small_images()
+    twin = make_pair(*small_volo(), images, Given()).torch
     truth, up, down = (
-        twin.run(trace.Request(images, "float64", "cpu", 0, "float32", moved=moved)).gradients
-        for moved in (0.0, 16.0, -16.0)
+        twin.run(Request(images, "float64", "cpu", 0, "float32", moved=moved)).gradients for moved in (0.0, 16.0, -16.0)
     )
     for name in ("head.weight", "norm.weight", "post_network.0.mlp.fc1.weight", "network.2.0.attn.qkv.weight"):
         moved = np.abs(up[name] - down[name]).max() / np.abs(truth[name]).max() / 2.0**-23

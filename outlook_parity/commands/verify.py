@@ -34,7 +34,7 @@ def verify(
         list[str] | None, typer.Option(help="float64, float32, bfloat16 or float16; repeat it for several.")
     ] = None,
     level: Annotated[
-        list[str] | None, typer.Option(help="forward, gradients or training; repeat it for several.")
+        list[str] | None, typer.Option(help="forward, layers, gradients or training; repeat it for several.")
     ] = None,
     training_dtype: Annotated[
         list[str] | None,
@@ -99,13 +99,17 @@ def verify(
 
 
 def _plot(path: Path, made: Model, report: Any, device: str, seed: int) -> None:
-    from outlook_parity import compare, trace
+    from outlook_parity import compare
+    from outlook_parity.names import Given
+    from outlook_parity.pair import make_pair
     from outlook_parity.plot import save_model_plot, save_plot
+    from outlook_parity.request import Request
 
     if made.inputs.shape[-1] == made.photo.shape[-1]:
         return save_model_plot(path, made.photo, report)
-    request = trace.Request(made.inputs, "float32", device, seed, rounded_to="float32")
-    outputs = [twin.run(request).output[0] for twin in trace.twins(made.torch_model, made.jax_model)]
+    request = Request(made.inputs, "float32", device, seed, rounded_to="float32")
+    pair = make_pair(made.torch_model, made.jax_model, made.inputs, Given())
+    outputs = [twin.run(request, gradients=False).output[0] for twin in (pair.torch, pair.jax)]
     unit = np.finfo(np.float32).eps * compare.rms(outputs[0])
     return save_plot(path, made.photo, np.abs(outputs[1] - outputs[0]) / unit, report)
 

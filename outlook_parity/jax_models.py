@@ -1,0 +1,393 @@
+"""NNX modules, Linen modules and plain functions alike: parameters and buffers by path, and a pure function of them."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+
+from outlook_common.weights.arrays import to_numpy
+from outlook_jax.blocks import DropPath, DropRate
+from outlook_parity.masks import Draws
+from outlook_parity.request import round_to
+from outlook_parity.tape import Arrays, Tape
+
+Values = dict[str, Any]
+
+# The arguments by which modules are told whether they train, and what they are in training.
+MODES = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+    "eval_mode": False,
+}
+# Switches of models under which their modules do not run one by one.
+SWITCHES = ("scan_layers", "grad_checkpointing")
+
+
+class JaxModel(ABC):
+    """A model as a pure function.
+
+    Attributes:
+        parameters: by path, joined by ".".
+        buffers: everything else that it is a function of; what of it are weights is in `statistics`.
+        statistics: the paths of the buffers that are weights.
+    """
+
+    parameters: Values
+    buffers: Values
+    statistics: tuple[str, ...]
+
+    @abstractmethod
+    def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "JaxModel":
+        """Return a copy that computes in `dtype`, trains or not, and if asked calls its modules one by one."""
+
+    @abstractmethod
+    def call(self, parameters: Values, buffers: Values, x: jax.Array, **watching: Any) -> tuple[Any, Values]:
+        """Return what it gives, and its buffers afterwards.
+
+        With `tape` and `module_name`, each call of a module is written to the tape, under the name that the function
+        gives for its path, and replaced by what the tape plays. With `draws`, those decide what is dropped.
+        """
+
+    def modules(self) -> dict[str, Any]:
+        """Return all modules by path; none where they are made only while the model runs."""
+        return {}
+
+    @property
+    def drops(self) -> bool:
+        """Whether a module drops anything in training, as far as can be seen before it runs."""
+        return True
+
+    def model_for_loss(self, parameters: Values, buffers: Values, draws: Draws) -> Any:
+        """Return what a loss can call, and once it has, `after()` gives the buffers."""
+        return _Callable(self, parameters, buffers, draws)
+
+
+class _Callable:
+    def __init__(self, model: JaxModel, parameters: Values, buffers: Values, draws: Draws) -> None:
+        self._model, self._parameters, self._buffers, self._draws = model, parameters, buffers, draws
+
+    def __call__(self, x: jax.Array) -> Any:
+        output, self._buffers = self._model.call(self._parameters, self._buffers, x, draws=self._draws)
+        return output
+
+    def after(self) -> Values:
+        return self._buffers
+
+
+class NNXModel(JaxModel):
+    """An `nnx.Module`."""
+
+    def __init__(self, module: nnx.Module) -> None:
+        self.module = module
+        self._graph, *states = nnx.split(module, nnx.Param, ...)
+        self._variables = [
+            {".".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
+            for state in states
+        ]
+        self.parameters, self.buffers = (
+            {name: variable.get_value() for name, (_, variable) in variables.items()} for variables in self._variables
+        )
+        self.statistics = tuple(
+            name
+            for name, (_, variable) in self._variables[1].items()
+            if not isinstance(variable, nnx.RngState | DropRate)
+        )
+
+    def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "NNXModel":
+        """See `JaxModel`."""
+        module = nnx.clone(self.module)
+        module.train() if training else module.eval()  # type: ignore[no-untyped-call]
+        for _, part in nnx.iter_modules(module):
+            if getattr(part, "dtype", None) is not None:
+                part.dtype = dtype  # type: ignore[attr-defined]
+            for switch in SWITCHES if one_by_one else ():
+                if getattr(part, switch, False) is True:
+                    setattr(part, switch, False)
+        return NNXModel(module)
+
+    def call(self, parameters: Values, buffers: Values, x: jax.Array, **watching: Any) -> tuple[Any, Values]:
+        """See `JaxModel`."""
+        model = self._merged(parameters, buffers)
+        with _watched_nnx(model, **watching):
+            output = model(x)
+        return output, self._buffers_of(model)
+
+    def modules(self) -> dict[str, Any]:
+        """See `JaxModel`."""
+        return {".".join(map(str, path)): module for path, module in nnx.iter_modules(self.module)}
+
+    @property
+    def drops(self) -> bool:
+        """See `JaxModel`."""
+        kinds = (nnx.Dropout, DropPath)
+        return any(isinstance(part, kinds) and not _never(part) for part in self.modules().values())
+
+    def model_for_loss(self, parameters: Values, buffers: Values, draws: Draws) -> Any:
+        """Return the module itself: losses call other methods of it too."""
+        return _NNXForLoss(self, self._merged(parameters, buffers), draws)
+
+    def _merged(self, parameters: Values, buffers: Values) -> Any:
+        states = [
+            nnx.from_flat_state(
+                [(path, variable.replace(values[name])) for name, (path, variable) in variables.items()]
+            )
+            for variables, values in zip(self._variables, (parameters, buffers), strict=True)
+        ]
+        return nnx.merge(self._graph, *states, copy=True)  # else its buffers could not be written to
+
+    def _buffers_of(self, model: nnx.Module) -> Values:
+        state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param)))
+        return {".".join(map(str, path)): variable.get_value() for path, variable in state}
+
+
+class _NNXForLoss:
+    """An NNX module whose every method runs under shared masks."""
+
+    def __init__(self, owner: NNXModel, module: Any, draws: Draws) -> None:
+        self._owner, self._module, self._draws = owner, module, draws
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _watched_nnx(self._module, draws=self._draws):
+            return self._module(*args, **kwargs)
+
+    def forward_train(self, *args: Any, **kwargs: Any) -> Any:
+        with _watched_nnx(self._module, draws=self._draws):
+            return self._module.forward_train(*args, **kwargs)
+
+    def after(self) -> Values:
+        return self._owner._buffers_of(self._module)
+
+
+class LinenModel(JaxModel):
+    """A Linen module with its variables."""
+
+    def __init__(
+        self, module: linen.Module, variables: Mapping[str, Any], mode: Mapping[str, bool] | None = None
+    ) -> None:
+        self.module = module
+        self._mode = mode or {}
+        unboxed = linen.meta.unbox(dict(variables))
+        self.parameters = _flat(unboxed.get("params", {}))
+        self._collection: dict[str, str] = {}
+        self.buffers = {}
+        for collection, tree in unboxed.items():
+            if collection != "params":
+                flat = _flat(tree)
+                self.buffers |= flat
+                self._collection |= dict.fromkeys(flat, collection)
+        self.statistics = tuple(name for name, kind in self._collection.items() if kind == "batch_stats")
+
+    def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "LinenModel":
+        """See `JaxModel`."""
+        accepted = inspect.signature(type(self.module).__call__).parameters
+        mode = {name: value == training for name, value in MODES.items() if name in accepted}
+        module = self.module
+        if getattr(module, "dtype", None) is not None:
+            module = module.clone(dtype=dtype)
+        return LinenModel(module, self._variables(self.parameters, self.buffers), mode)
+
+    def call(self, parameters: Values, buffers: Values, x: jax.Array, **watching: Any) -> tuple[Any, Values]:
+        """See `JaxModel`."""
+        mutable = sorted(set(self._collection.values()))
+        rngs = {"dropout": jax.random.key(0)}
+        with _watched_linen(**watching):
+            output, changed = self.module.apply(
+                self._variables(parameters, buffers), x, mutable=mutable, rngs=rngs, **dict[str, Any](self._mode)
+            )
+        after: Values = {}
+        for tree in changed.values():
+            after |= _flat(tree)
+        return output, buffers | {name: value for name, value in after.items() if name in buffers}
+
+    def _variables(self, parameters: Values, buffers: Values) -> dict[str, Any]:
+        collections: dict[str, Any] = {"params": _nested(parameters)}
+        for collection in set(self._collection.values()):
+            own = {name: value for name, value in buffers.items() if self._collection[name] == collection}
+            collections[collection] = _nested(own)
+        return collections
+
+
+def _flat(tree: Any) -> Values:
+    return dict(traverse_util.flatten_dict(tree, sep="."))  # type: ignore[no-untyped-call]
+
+
+def _nested(values: Values) -> Any:
+    return traverse_util.unflatten_dict(values, sep=".")  # type: ignore[no-untyped-call]
+
+
+class FunctionModel(JaxModel):
+    """A function of one array, without weights."""
+
+    def __init__(self, function: Callable[[jax.Array], Any]) -> None:
+        self._function = function
+        self.parameters, self.buffers, self.statistics = {}, {}, ()
+
+    def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "FunctionModel":
+        """See `JaxModel`."""
+        return self
+
+    def call(self, parameters: Values, buffers: Values, x: jax.Array, **watching: Any) -> tuple[Any, Values]:
+        """See `JaxModel`."""
+        return self._function(x), buffers
+
+
+def jax_model(model: Any) -> JaxModel:
+    """Return an NNX module, a pair of a Linen module and its variables, a bound Linen module, or a function as a model.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(model, nnx.Module):
+        return NNXModel(model)
+    if isinstance(model, linen.Module) and model.scope is not None:
+        model = model.unbind()
+    match model:
+        case (nnx.bridge.ToLinen() as bridge, Mapping() as variables):
+            return NNXModel(_from_bridge(bridge, variables))
+        case (linen.Module() as module, Mapping() as variables):
+            return LinenModel(module, variables)
+        case _ if callable(model) and not isinstance(model, linen.Module):
+            return FunctionModel(model)
+    raise TypeError(
+        "the JAX model must be an nnx.Module, a pair (linen module, variables), a bound linen module or a function, "
+        f"got {type(model).__name__}"
+    )
+
+
+def _from_bridge(bridge: nnx.bridge.ToLinen, variables: Mapping[str, Any]) -> nnx.Module:
+    """Return the NNX module inside a Linen module of `nnx.bridge.to_linen`, with its variables."""
+    module: nnx.Module = bridge.nnx_class(*bridge.args, **bridge.kwargs, rngs=nnx.Rngs(0))
+    for tree in linen.meta.unbox(dict(variables)).values():
+        nnx.update(module, tree)
+    return module
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _arrays(tree: Any) -> Arrays:
+    return [to_numpy(leaf) for leaf in jax.tree.leaves(tree) if _is_floating(leaf)]
+
+
+def _replaced(tree: Any, given: Arrays | None) -> Any:
+    if given is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = iter(given)
+    new = [
+        jax.device_put(round_to(next(arrays), leaf.dtype.name), leaf.sharding) if _is_floating(leaf) else leaf
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(structure, new)
+
+
+@contextmanager
+def _watched_nnx(
+    model: nnx.Module,
+    tape: Tape | None = None,
+    module_name: Callable[[str], str] = str,
+    draws: Draws | None = None,
+) -> Iterator[None]:
+    """Let a tape see every call of a module of `model`, and `draws` decide what is dropped.
+
+    Python looks up `__call__` in the class: so the classes are changed meanwhile, and other objects of them left alone.
+    """
+    if tape is None and draws is None:
+        yield
+        return
+    paths = {id(part): ".".join(map(str, path)) for path, part in nnx.iter_modules(model)}
+    running: list[int] = []
+
+    def watching(honest: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            path = paths.get(id(self))
+            if path is None or (running and running[-1] == id(self)):  # the latter in super().__call__
+                return honest(self, *args, **kwargs)
+            running.append(id(self))
+            try:
+                if draws is not None and isinstance(self, nnx.Dropout | DropPath):
+                    return _dropped(self, draws, path, *args, **kwargs)
+                if tape is None or not tape.watches(name := module_name(path)):
+                    return honest(self, *args, **kwargs)
+                args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))
+                output = honest(self, *args, **kwargs)
+                return _replaced(output, tape.leave(_arrays(output)))
+            finally:
+                running.pop()
+
+        return call
+
+    with ExitStack() as changes:
+        for kind in {type(part) for _, part in nnx.iter_modules(model)}:
+            changes.enter_context(_method_changed(kind, watching))
+        yield
+
+
+@contextmanager
+def _method_changed(kind: type, change: Callable[[Any], Any]) -> Iterator[None]:
+    if not any("__call__" in vars(base) for base in kind.__mro__):
+        yield
+        return
+    own, honest = "__call__" in vars(kind), kind.__call__
+    kind.__call__ = change(honest)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own:
+            kind.__call__ = honest  # type: ignore[method-assign]
+        else:
+            del kind.__call__
+
+
+def _never(module: Any) -> bool:
+    return isinstance(module, nnx.Dropout) and module.rate == 0
+
+
+def _dropped(module: Any, draws: Draws, path: str, x: jax.Array, **kwargs: Any) -> jax.Array:
+    """Return what dropout, or stochastic depth, makes of `x`, decided by `draws`."""
+    asked = kwargs.get("deterministic")
+    if module.deterministic if asked is None else asked:
+        return x
+    if isinstance(module, DropPath):
+        keep = 1 - module.rate[...]
+        kept = draws.uniform((x.shape[0],) + (1,) * (x.ndim - 1), path) < keep
+        return x * (kept / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
+    if module.rate == 0:
+        return x
+    return x * jnp.asarray(draws.mask(x.shape, module.rate, path), x.dtype)
+
+
+@contextmanager
+def _watched_linen(
+    tape: Tape | None = None, module_name: Callable[[str], str] = str, draws: Draws | None = None
+) -> Iterator[None]:
+    """Do for Linen what `_watched_nnx` does for NNX."""
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        path = ".".join(context.module.path)
+        if draws is not None and isinstance(context.module, linen.Dropout):
+            asked = kwargs.get("deterministic", args[1] if len(args) > 1 else None)
+            deterministic = context.module.deterministic if asked is None else asked
+            rate = 0.0 if deterministic else context.module.rate
+            return args[0] * jnp.asarray(draws.mask(args[0].shape, rate, path), args[0].dtype) if rate else args[0]
+        if tape is None or not tape.watches(name := module_name(path)):
+            return call(*args, **kwargs)
+        args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))
+        output = call(*args, **kwargs)
+        return _replaced(output, tape.leave(_arrays(output)))
+
+    with linen.intercept_methods(intercept):
+        yield

@@ -1,0 +1,108 @@
+"""What a JAX model says about itself: its modules' attributes, and the operations of its jaxpr."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from outlook_parity.semantics import Facts, ints_of, pairs_of
+from outlook_parity.torch_semantics import OWN_ATTRIBUTES
+
+
+def _convolution(module: Any) -> dict[str, Any]:
+    size = module.kernel_size
+    axes = 1 if isinstance(size, int) else len(size)
+    return {
+        "kernel size": ints_of(size, axes),
+        "stride": ints_of(module.strides, axes),
+        "padding": pairs_of(module.padding, axes),
+        "dilation": ints_of(module.kernel_dilation, axes),
+        "groups": module.feature_group_count,
+        "bias": module.use_bias,
+    }
+
+
+def _flax_batch_norm(module: Any) -> dict[str, Any]:
+    return {"eps": float(module.epsilon), "momentum": 1 - float(module.momentum)}
+
+
+def _own_batch_norm(module: Any) -> dict[str, Any]:
+    return {"eps": float(module.epsilon), "momentum": float(module.momentum)}  # as PyTorch counts it
+
+
+def _linear(module: Any) -> dict[str, Any]:
+    features = getattr(module, "out_features", None) or module.features
+    return {"bias": module.use_bias, "features": features} if isinstance(features, int) else {"bias": module.use_bias}
+
+
+# What modules say, by module and name of the type: NNX's and Linen's are called alike.
+READERS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
+    ("flax", "LayerNorm"): lambda module: {"eps": float(module.epsilon)},
+    ("flax", "GroupNorm"): lambda module: {"eps": float(module.epsilon), "groups": module.num_groups},
+    ("flax", "BatchNorm"): _flax_batch_norm,
+    ("outlook_jax", "BatchNorm"): _own_batch_norm,
+    ("flax", "Conv"): _convolution,
+    ("flax", "Linear"): _linear,
+    ("flax", "Dense"): _linear,
+    ("flax", "Dropout"): lambda module: {"dropout rate": float(module.rate)},
+}
+
+
+def attributes_of(modules: dict[str, Any]) -> Facts:
+    """Return what the modules say before anything runs."""
+    facts: Facts = {}
+    for path, module in modules.items():
+        facts[path] = {}
+        for kind in type(module).__mro__:
+            read = READERS.get((kind.__module__.partition(".")[0], kind.__name__))
+            if read is not None:
+                facts[path] = read(module)
+                break
+        for fact, name in OWN_ATTRIBUTES.items():
+            if isinstance(value := getattr(getattr(module, "config", None), name, None), int | float | tuple):
+                facts[path][fact] = value
+    return facts
+
+
+MARK = re.compile(r"⟨(.*?)⟩")
+
+
+def add_operations(jaxpr: Any, facts: Facts) -> None:
+    """Add to the facts what the operations of a jaxpr tell whose name stacks have the modules' paths in ⟨⟩."""
+    found: dict[str, list[Any]] = {}
+    for path, equation in _equations(jaxpr, ""):
+        found.setdefault(path, []).append(equation)
+    for path, equations in found.items():
+        names = {equation.primitive.name for equation in equations}
+        own = facts.setdefault(path, {})
+        if names & {"erf", "erfc"}:
+            own["GELU"] = "exact"
+        elif {"tanh", "integer_pow"} <= names:
+            own["GELU"] = "tanh"
+        elif "logistic" in names:
+            own["GELU"] = "x * sigmoid(c * x)"
+        pools = [equation for equation in equations if equation.primitive.name == "reduce_window_sum"]
+        if pools and any(any(pair) for equation in pools for pair in equation.params["padding"]):
+            own["pool divisor"] = "whole window" if len(pools) == 1 else "pixels inside"
+        convolutions = [equation for equation in equations if equation.primitive.name == "conv_general_dilated"]
+        if len(convolutions) == 1 and "padding" in own:
+            own["padding"] = tuple((int(a), int(b)) for a, b in convolutions[0].params["padding"])
+
+
+def _equations(jaxpr: Any, outer: str) -> Iterator[tuple[str, Any]]:
+    """Return every operation, those inside others too, with the path of the module that it is in."""
+    for equation in jaxpr.eqns:
+        marks = MARK.findall(str(equation.source_info.name_stack))
+        path = marks[-1] if marks else outer
+        yield path, equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, list | tuple) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner, path)
+
+
+def mark(path: str) -> Any:
+    """Return a context in which operations are known to be of this module."""
+    return jax.named_scope(f"⟨{path}⟩")

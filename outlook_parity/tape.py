@@ -1,0 +1,100 @@
+"""Which module was called with what and gave what: written while a twin runs, and played to the other. No framework.
+
+Played to a twin, a tape replaces what each module is called with, and what it gives back, by what it holds. So every
+module's own code runs on the other twin's numbers, and what one does wrong reaches no other.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Side = Literal["in", "out"]
+Arrays = list[np.ndarray]
+
+ROOT = ""
+
+
+class Key(NamedTuple):
+    """One side of one call: the module's path, which of its calls it is, and whether its arguments or results."""
+
+    path: str
+    call: int
+    side: Side
+
+
+class Tape:
+    """What the modules were called with and gave, in the order of events.
+
+    Args:
+        given: what to play, in this twin's layout; nothing if None.
+        known: the modules to watch, all if None: others belong to whichever module calls them.
+    """
+
+    def __init__(self, given: Mapping[Key, Arrays] | None = None, known: Collection[str] | None = None) -> None:
+        self.events: dict[Key, Arrays] = {}
+        self.blamed: dict[Key, str] = {}  # whose own code an event is the result of
+        self._given = given or {}
+        self._known = known
+        self._calls: Counter[str] = Counter()
+        self._stack: list[tuple[str, int]] = []
+
+    def watches(self, path: str) -> bool:
+        """Whether calls of this module are to be written down."""
+        return self._known is None or path in self._known
+
+    @property
+    def inside(self) -> str | None:
+        """The module whose code runs, None outside of all."""
+        return self._stack[-1][0] if self._stack else None
+
+    def enter(self, path: str, arrays: Arrays) -> Arrays | None:
+        """Note a call; return what to call the module with instead, None for what it is."""
+        parent = self._stack[-1][0] if self._stack else None
+        key = Key(path, self._calls[path], "in")
+        self._calls[path] += 1
+        self._stack.append((path, key.call))
+        return self._note(key, arrays, parent)
+
+    def leave(self, arrays: Arrays) -> Arrays | None:
+        """Note what the module called last gives; return what it shall give instead, None for what it is."""
+        path, call = self._stack.pop()
+        return self._note(Key(path, call, "out"), arrays, path)
+
+    def paths(self) -> list[str]:
+        """Return the modules that were called, in the order in which they first returned."""
+        return list(dict.fromkeys(key.path for key in self.events if key.side == "out"))
+
+    def _note(self, key: Key, arrays: Arrays, blamed: str | None) -> Arrays | None:
+        self.events[key] = arrays
+        if blamed is not None:
+            self.blamed[key] = blamed
+        given = self._given.get(key)
+        fits = given is not None and [array.shape for array in given] == [array.shape for array in arrays]
+        return given if fits else None
+
+
+def channels_last(ndim: int) -> tuple[int, ...]:
+    """Return the axes that move the channels, the second axis, to the end."""
+    return (0, *range(2, ndim), 1)
+
+
+def axes_to_jax(torch: np.ndarray, jax: np.ndarray) -> tuple[int, ...] | None:
+    """Return in which order JAX has the axes of PyTorch's array: as they are, or channels last; None if neither fits.
+
+    Where sizes leave the choice, the numbers decide: the order with the smaller difference.
+    """
+    same = tuple(range(torch.ndim))
+    candidates = [same, channels_last(torch.ndim)] if torch.ndim > 2 else [same]
+    fitting = [axes for axes in candidates if torch.transpose(axes).shape == jax.shape]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
+    distances = [_distance(torch.transpose(axes), jax) for axes in fitting]
+    return fitting[int(np.argmin(distances))]
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    with np.errstate(invalid="ignore"):  # Inf - Inf
+        difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    return float(difference[np.isfinite(difference)].mean()) if np.isfinite(difference).any() else 0.0

@@ -1,0 +1,126 @@
+"""What a PyTorch model says about itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from outlook_parity.semantics import Facts, ints_of, pairs_of
+
+
+def _convolution(module: Any) -> dict[str, Any]:
+    axes = len(module.kernel_size)
+    return {
+        "kernel size": tuple(module.kernel_size),
+        "stride": ints_of(module.stride, axes),
+        "padding": pairs_of(module.padding, axes),
+        "dilation": ints_of(module.dilation, axes),
+        "groups": module.groups,
+        "bias": module.bias is not None,
+    }
+
+
+# What modules of each type say, the first that fits.
+READERS: list[tuple[tuple[type, ...], Callable[[Any], dict[str, Any]]]] = [
+    ((torch.nn.LayerNorm,), lambda module: {"eps": float(module.eps)}),
+    ((torch.nn.GroupNorm,), lambda module: {"eps": float(module.eps), "groups": module.num_groups}),
+    (
+        (torch.nn.modules.batchnorm._BatchNorm,),
+        lambda module: {"eps": float(module.eps), "momentum": float(module.momentum or 0.0)},
+    ),
+    ((torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d), _convolution),
+    ((torch.nn.Linear,), lambda module: {"bias": module.bias is not None, "features": module.out_features}),
+    ((torch.nn.modules.dropout._DropoutNd,), lambda module: {"dropout rate": float(module.p)}),
+]
+
+
+def kinds_of(model: torch.nn.Module) -> dict[str, str]:
+    """Return the types of the modules by path."""
+    return {path: type(module).__name__ for path, module in model.named_modules()}
+
+
+def attributes_of(model: torch.nn.Module) -> Facts:
+    """Return what the modules say before anything runs."""
+    facts: Facts = {}
+    for path, module in model.named_modules():
+        read = next((read for types, read in READERS if isinstance(module, types)), None)
+        facts[path] = {} if read is None else read(module)
+        for fact, name in OWN_ATTRIBUTES.items():
+            if isinstance(value := getattr(getattr(module, "config", None), name, None), int | float | tuple):
+                facts[path][fact] = value
+    return facts
+
+
+# Of modules with a configuration: fact -> its field.
+OWN_ATTRIBUTES = {"scale": "qk_scale", "heads": "num_heads", "window": "kernel_size", "window stride": "stride"}
+
+
+class _Listener(TorchFunctionMode):
+    """Writes down what functions are called with."""
+
+    def __init__(self, note: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        listeners: dict[Any, Callable[..., None]] = {
+            torch.nn.functional.gelu: self._gelu,
+            torch.nn.functional.interpolate: self._interpolate,
+            torch.nn.functional.avg_pool2d: self._pool,
+            torch.nn.functional.layer_norm: self._layer_norm,
+        }
+        if func in listeners:
+            listeners[func](*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _gelu(self, x: Any, *, approximate: str = "none") -> None:
+        self._note("GELU", {"none": "exact"}.get(approximate, approximate))
+
+    def _interpolate(
+        self, x: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **kwargs: Any
+    ) -> None:
+        antialias = kwargs.get("antialias", False)
+        self._note("interpolation", f"{mode}, {'with' if antialias else 'without'} antialiasing")
+
+    def _pool(
+        self,
+        x: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        if any(ints_of(padding, 2)):
+            self._note("pool divisor", "whole window" if count_include_pad else "pixels inside")
+
+    def _layer_norm(self, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> None:
+        self._note("eps", float(eps))
+
+
+@contextmanager
+def listening(model: torch.nn.Module, facts: Facts) -> Iterator[None]:
+    """Add to the facts what the functions are called with that the model calls meanwhile."""
+    inside: list[str] = []
+
+    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+        inside.pop()
+
+    handles = []
+    for path, module in model.named_modules():
+        enter = module.register_forward_pre_hook(lambda module, args, path=path: inside.append(path))
+        handles += [enter, module.register_forward_hook(leave)]
+
+    def note(fact: str, value: Any) -> None:
+        facts.setdefault(inside[-1] if inside else "", {})[fact] = value
+
+    try:
+        with _Listener(note):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
