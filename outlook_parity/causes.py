@@ -1,80 +1,157 @@
-"""Where the twins first go different ways, and why, told from the rows. Imports no framework."""
+"""Where the twins first go different ways, and why, told from what was compared. Imports no framework."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from outlook_parity.compare import Tensors
 from outlook_parity.layers import Suspect, shown
 from outlook_parity.masks import Draw
 from outlook_parity.report import Check
+from outlook_parity.semantics import HARMLESS, Difference
+from outlook_parity.signatures import weight_difference
 
-Explanation = tuple[str | None, str | None]
+
+class Explanation(NamedTuple):
+    """The path of the first module that is wrong, and the cause in words; None where nothing is known."""
+
+    path: str | None
+    cause: str | None
 
 
-def explain(checks: Sequence[Check], suspects: Sequence[Suspect], draws: Mapping[str, Sequence[Draw]]) -> Explanation:
-    """Return the path of the first module that is wrong, and the cause in words; None where nothing is known."""
-    wrong = [check for check in checks if check.verdict == "mismatch"]
-    for rule in (_weights, _given(_alone, suspects), _gradients, _given(_training, draws)):
-        found = rule(wrong)
+@dataclass
+class Evidence:
+    """What is known when a cause is looked for.
+
+    Attributes:
+        wrong: the rows that mismatch.
+        suspects: modules that are wrong alone, in the order of events.
+        differences: what the models say differently about themselves.
+        weights: of each twin, as given.
+        draws: of each twin's last training step.
+        trained: of each twin, what training in float64 gave, if it ran.
+        wrong_step: of a suspect, the step inside outlook attention that is wrong, None if it cannot be told.
+    """
+
+    wrong: list[Check]
+    suspects: list[Suspect]
+    differences: list[Difference]
+    weights: Mapping[str, Tensors]
+    draws: Mapping[str, Sequence[Draw]]
+    trained: Mapping[str, Tensors] = field(default_factory=dict)
+    wrong_step: Callable[[Suspect], str | None] = lambda suspect: None
+
+
+def explain(evidence: Evidence) -> Explanation:
+    """Return where the twins first go different ways, and why."""
+    for rule in RULES:
+        found = rule(evidence)
         if found is not None:
             return found
-    return None, None
+    return Explanation(None, None)
 
 
-def _given(rule: Callable[..., Explanation | None], *given: object) -> Callable[[Sequence[Check]], Explanation | None]:
-    return lambda wrong: rule(wrong, *given)
-
-
-def _weights(wrong: Sequence[Check]) -> Explanation | None:
-    for check in wrong:
+def _weights(evidence: Evidence) -> Explanation | None:
+    for check in evidence.wrong:
         if check.level == "weights":
-            how = check.note or f"differs by {check.measured:.1e} of its largest"
-            return _owner(check.name), f"weight {check.name}: {how}"
+            how = check.note or weight_difference(check.name, evidence.weights["torch"], evidence.weights["jax"])
+            how = how or f"differs by {check.measured:.1e} of its largest"
+            return Explanation(_owner(check.name), f"weight {check.name}: {how}")
     return None
 
 
-def _alone(wrong: Sequence[Check], suspects: Sequence[Suspect]) -> Explanation | None:
+def _alone(evidence: Evidence) -> Explanation | None:
     """Return the first module that is wrong alone; in float64 if it shows there."""
-    if not suspects:
+    if not evidence.suspects:
         return None
-    first = suspects[0]
-    return shown(first.path), first.where and f"in {shown(first.path)}: {first.where}"
+    first = evidence.suspects[0]
+    if said := [d for d in evidence.differences if d.path == first.path and d.fact not in HARMLESS]:
+        return Explanation(shown(first.path), "; ".join(map(str, said)))
+    step = evidence.wrong_step(first)
+    reasons = [f"the step {step} of outlook attention" if step else first.where, first.how]
+    where = "; ".join(filter(None, reasons)) or "its own code gives something else"
+    precision = "" if first.dtype == "float64" else f", in {first.dtype} alone"
+    return Explanation(shown(first.path), f"{shown(first.path)}{precision}: {where}")
 
 
-def _gradients(wrong: Sequence[Check]) -> Explanation | None:
+def _said(evidence: Evidence) -> Explanation | None:
+    """Return what the models say differently, where no module was found wrong by its numbers."""
+    training = any(check.level == "training" for check in evidence.wrong)
+    said = [d for d in evidence.differences if d.fact not in HARMLESS and (training or d.fact not in IN_TRAINING)]
+    return Explanation(shown(said[0].path), "; ".join(map(str, said[:3]))) if said else None
+
+
+# Facts that matter in training alone.
+IN_TRAINING = ("momentum", "dropout rate")
+
+
+def _output(evidence: Evidence) -> Explanation | None:
+    for check in evidence.wrong:
+        if check.level == "forward" and check.note:
+            return Explanation(None, f"{check.name}: {check.note}")
+    return None
+
+
+def _gradients(evidence: Evidence) -> Explanation | None:
     """Return the module whose backward pass is wrong: of those with wrong gradients the last, where that begins."""
-    names = [check.name for check in wrong if check.level == "gradients"]
-    if not names or any(check.level in ("forward", "layers") for check in wrong):
+    names = [check.name for check in evidence.wrong if check.level == "gradients"]
+    if not names or any(check.level in ("forward", "layers") for check in evidence.wrong):
         return None
     named = [name for name in names if name != "input"]
-    where = _owner(named[-1]) if named else None
-    return where, f"the outputs agree, the gradients do not, from {named[-1] if named else 'the input'} backwards"
+    begins = named[-1] if named else "the input"
+    return Explanation(
+        _owner(named[-1]) if named else None, f"the outputs agree, the gradients do not, from {begins} backwards"
+    )
 
 
-def _training(wrong: Sequence[Check], draws: Mapping[str, Sequence[Draw]]) -> Explanation | None:
-    tensors = [check.name.partition(": ") for check in wrong if check.level == "training"]
-    if not tensors:
+def _draws(evidence: Evidence) -> Explanation | None:
+    torch, jax = (evidence.draws.get(twin, ()) for twin in ("torch", "jax"))
+    if [draw.shape for draw in torch] == [draw.shape for draw in jax]:
         return None
-    shapes = {twin: [draw.shape for draw in drawn] for twin, drawn in draws.items()}
-    if len({tuple(drawn) for drawn in shapes.values()}) > 1:
-        counts = ", ".join(f"{len(drawn)} in {twin}" for twin, drawn in shapes.items())
-        return _first_other_draw(draws), f"the twins draw other dropout masks: {counts}"
-    optimizers = sorted({optimizer for optimizer, _, _ in tensors})
-    names = {name for _, _, name in tensors}
-    if names and all(name.endswith(("running_mean", "running_var")) for name in names):
-        first = next(name for _, _, name in tensors)
-        only = "running_var" if all(name.endswith("running_var") for name in names) else "running statistics"
-        return _owner(first), f"the {only} of {_owner(first)} move otherwise in one twin"
+    other = next((n for n, (a, b) in enumerate(zip(torch, jax, strict=False)) if a.shape != b.shape), None)
+    first = min(len(torch), len(jax)) if other is None else other
+    where = next((drawn[first].where for drawn in (torch, jax) if first < len(drawn)), "")
+    counts = f"{len(torch)} dropout masks in torch, {len(jax)} in jax"
+    return Explanation(shown(where), f"{counts}; they differ from mask {first + 1} on, in {shown(where)}")
+
+
+def _training(evidence: Evidence) -> Explanation | None:
+    rows = [(check, *check.name.partition(": ")[::2]) for check in evidence.wrong if check.level == "training"]
+    if not rows:
+        return None
+    names = [name for _, _, name in rows]
+    first = names[0]
+    if all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in names):
+        for twin in ("torch", "jax"):
+            trained = evidence.trained.get(twin, {})
+            if all(_same(trained.get(f"SGD: {name}"), evidence.weights[twin].get(name)) for name in names):
+                return Explanation(_owner(first), f"the running statistics of {twin} stay as they were (stale buffers)")
+        if all(name.endswith("running_var") for name in names):
+            how = "one twin keeps the biased variance (n), the other the unbiased one (n - 1)"
+            return Explanation(_owner(first), f"running_var alone differs: {how}")
+        return Explanation(_owner(first), f"the running statistics of {_owner(first)} move otherwise: their momentum")
+    optimizers = sorted({optimizer for _, optimizer, _ in rows})
     if len(optimizers) == 1:
-        return None, f"only {optimizers[0]} gives other weights: the optimizers differ"
-    return None, "the twins go apart in training alone"
+        kinds = sorted({name.partition(" of ")[0] for name in names if " of " in name})
+        how = f"its {' and '.join(kinds)} differ" if kinds else "its state agrees, its weights do not"
+        missing = next((f" ({check.note})" for check, _, _ in rows if check.note), "")
+        return Explanation(None, f"only {optimizers[0]} gives other weights: {how}{missing}")
+    return Explanation(None, "the twins go apart in training alone")
 
 
-def _first_other_draw(draws: Mapping[str, Sequence[Draw]]) -> str | None:
-    torch, jax = draws.get("torch", ()), draws.get("jax", ())
-    for one, other in zip(torch, jax, strict=False):
-        if one.shape != other.shape:
-            return one.where
-    longer = max(torch, jax, key=len)
-    return longer[min(len(torch), len(jax))].where if len(torch) != len(jax) else None
+def _same(after: object, before: object) -> bool:
+    return after is not None and before is not None and bool((after == before).all())  # type: ignore[attr-defined]
+
+
+RULES: tuple[Callable[[Evidence], Explanation | None], ...] = (
+    _weights,
+    _alone,
+    _draws,
+    _said,
+    _output,
+    _gradients,
+    _training,
+)
 
 
 def _owner(weight: str) -> str:

@@ -151,8 +151,13 @@ def compare_self(
 
 def noise(array: np.ndarray, truth: np.ndarray, dtype: str) -> Noise:
     """Return the error of `array` in units of rounding: RMS by eps * RMS(truth), maximum by eps * max|truth|."""
-    error, eps = np.asarray(np.abs(array - truth)), float(ml_dtypes.finfo(DTYPES[dtype]).eps)  # type: ignore[no-untyped-call]
+    error, eps = np.asarray(np.abs(array - truth)), epsilon(dtype)
     return Noise(rms=rms(error) / (eps * rms(truth)), max=float(error.max() / (eps * np.abs(truth).max())))
+
+
+def epsilon(dtype: str) -> float:
+    """Return the unit of rounding: the distance from 1 to the next number."""
+    return float(ml_dtypes.finfo(DTYPES[dtype]).eps)  # type: ignore[no-untyped-call]
 
 
 def rms(array: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import flax.linen as linen
@@ -19,6 +19,9 @@ from outlook_parity.request import round_to
 from outlook_parity.tape import Arrays, Tape
 
 Values = dict[str, Any]
+
+# Of the path of a module and the module: a context that its calls run in.
+Around = Callable[[str, Any], AbstractContextManager[Any]]
 
 # The arguments by which modules are told whether they train, and what they are in training.
 MODES = {
@@ -61,6 +64,15 @@ class JaxModel(ABC):
     def modules(self) -> dict[str, Any]:
         """Return all modules by path; none where they are made only while the model runs."""
         return {}
+
+    def merged(self, parameters: Values, buffers: Values) -> dict[str, Any]:
+        """Return all modules by path, with these weights, to be called; none where they cannot be."""
+        return {}
+
+    @property
+    def mode(self) -> str:
+        """Whether the model as given trains: "training", "eval", or "unknown"."""
+        return "unknown"
 
     @property
     def drops(self) -> bool:
@@ -125,6 +137,18 @@ class NNXModel(JaxModel):
     def modules(self) -> dict[str, Any]:
         """See `JaxModel`."""
         return {".".join(map(str, path)): module for path, module in nnx.iter_modules(self.module)}
+
+    def merged(self, parameters: Values, buffers: Values) -> dict[str, Any]:
+        """See `JaxModel`."""
+        model = self._merged(parameters, buffers)
+        return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+
+    @property
+    def mode(self) -> str:
+        """See `JaxModel`."""
+        flags = ("deterministic", "use_running_average")
+        known = {getattr(part, flag) for part in self.modules().values() for flag in flags if hasattr(part, flag)}
+        return {frozenset({True}): "eval", frozenset({False}): "training"}.get(frozenset(known), "unknown")
 
     @property
     def drops(self) -> bool:
@@ -298,12 +322,13 @@ def _watched_nnx(
     tape: Tape | None = None,
     module_name: Callable[[str], str] = str,
     draws: Draws | None = None,
+    around: Around | None = None,
 ) -> Iterator[None]:
     """Let a tape see every call of a module of `model`, and `draws` decide what is dropped.
 
     Python looks up `__call__` in the class: so the classes are changed meanwhile, and other objects of them left alone.
     """
-    if tape is None and draws is None:
+    if tape is None and draws is None and around is None:
         yield
         return
     paths = {id(part): ".".join(map(str, path)) for path, part in nnx.iter_modules(model)}
@@ -318,6 +343,9 @@ def _watched_nnx(
             try:
                 if draws is not None and isinstance(self, nnx.Dropout | DropPath):
                     return _dropped(self, draws, path, *args, **kwargs)
+                if around is not None:
+                    with around(module_name(path), self):
+                        return honest(self, *args, **kwargs)
                 if tape is None or not tape.watches(name := module_name(path)):
                     return honest(self, *args, **kwargs)
                 args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))
@@ -370,7 +398,10 @@ def _dropped(module: Any, draws: Draws, path: str, x: jax.Array, **kwargs: Any) 
 
 @contextmanager
 def _watched_linen(
-    tape: Tape | None = None, module_name: Callable[[str], str] = str, draws: Draws | None = None
+    tape: Tape | None = None,
+    module_name: Callable[[str], str] = str,
+    draws: Draws | None = None,
+    around: Around | None = None,
 ) -> Iterator[None]:
     """Do for Linen what `_watched_nnx` does for NNX."""
 
@@ -383,6 +414,9 @@ def _watched_linen(
             deterministic = context.module.deterministic if asked is None else asked
             rate = 0.0 if deterministic else context.module.rate
             return args[0] * jnp.asarray(draws.mask(args[0].shape, rate, path), args[0].dtype) if rate else args[0]
+        if around is not None:
+            with around(module_name(path), context.module):
+                return call(*args, **kwargs)
         if tape is None or not tape.watches(name := module_name(path)):
             return call(*args, **kwargs)
         args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))

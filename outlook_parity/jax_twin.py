@@ -5,7 +5,7 @@ float64 and off below. The caller's model and settings stay as they are.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,14 @@ import outlook_jax.losses
 from outlook_common.weights.arrays import to_numpy
 from outlook_parity.compare import DTYPES
 from outlook_parity.jax_models import JaxModel, Values
+from outlook_parity.jax_semantics import add_operations, attributes_of, mark
 from outlook_parity.masks import Draws
 from outlook_parity.names import Names
 from outlook_parity.optimizers import OPTIMIZERS
 from outlook_parity.request import Request
+from outlook_parity.semantics import Facts
 from outlook_parity.subjects import Task
-from outlook_parity.tape import Tape
+from outlook_parity.tape import ROOT, Tape
 from outlook_parity.twin import Run, Training, Twin, prefixed
 
 
@@ -108,6 +110,33 @@ class JaxTwin(Twin):
                         after |= {f"{kind} of {key}": a for key, a in self._under_torch_names(kept).items()}
                 trained |= prefixed(name, {"losses": np.stack(losses), **after})
         return Training(trained, list(draws.drawn))
+
+    def describe(self, request: Request) -> Facts:
+        """See `Twin`."""
+        seen: dict[str, Any] = {}
+
+        def around(path: str, module: Any) -> AbstractContextManager[Any]:
+            seen[path] = module
+            return mark(path)
+
+        place = jax_device("cpu")
+        with pinned(request.dtype, place):
+            model, parameters, buffers, x = self._placed(request, place, one_by_one=True)
+            call = partial(model.call, around=around, module_name=self._names.module)
+            jaxpr = jax.make_jaxpr(call)(parameters, buffers, x).jaxpr
+            facts = attributes_of(seen)
+        add_operations(jaxpr, facts)
+        facts.setdefault(ROOT, {})["mode"] = self.model.mode
+        return facts
+
+    @contextmanager
+    def module(self, request: Request, path: str) -> Iterator[Any]:
+        """Enter where the module with this torch path can be called, in eval mode; None if it cannot be had."""
+        place = jax_device(request.device)
+        with pinned(request.dtype, place):
+            model, parameters, buffers, _ = self._placed(request, place, one_by_one=True)
+            modules = {self._names.module(flax): module for flax, module in model.merged(parameters, buffers).items()}
+            yield modules.get(path)
 
     def _placed(
         self, request: Request, place: jax.Device, *, training: bool = False, one_by_one: bool = False

@@ -21,6 +21,7 @@ from outlook_parity.compare import (
 )
 from outlook_parity.report import Check
 from outlook_parity.request import Request
+from outlook_parity.signatures import how_they_differ
 from outlook_parity.tape import ROOT, Arrays, Key, Tape, axes_to_jax
 from outlook_parity.twin import Twin
 
@@ -43,6 +44,7 @@ class Suspect:
         dtype: in which it shows.
         view: the twin on whose numbers.
         before: the module inside that it calls with something else, None if what it gives back itself is wrong.
+        how: in words, how the numbers differ.
     """
 
     path: str
@@ -50,6 +52,7 @@ class Suspect:
     dtype: str
     view: str
     before: str | None = None
+    how: str = ""
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Layers:
     checks: list[Check] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)  # in the order of events
     outputs: dict[str, np.ndarray] = field(default_factory=dict)  # by twin, computed module by module
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # of suspects by path, as JAX takes them
 
 
 def verify_layers(
@@ -111,6 +115,9 @@ def verify_layers(
             torch.watch(exact, exactly)
             events["truth"] = _from("torch", exactly.events, axes)
         found.suspects += rows.compare(giver, events, forced.blamed)
+    for suspect in found.suspects[:1]:
+        arrays = played["torch"].get(Key(suspect.path, 0, "in"), [])
+        found.inputs.update(zip([suspect.path], arrays, strict=False))
     found.checks = [*rows.rows(), *_unmatched(tapes, known, dtype)]
     return found
 
@@ -175,7 +182,7 @@ class _Rows:
 
     def compare(self, view: str, events: Mapping[str, Events | None], blamed: Mapping[Key, str]) -> list[Suspect]:
         """Compare events of both twins; return what modules are wrong, in the order of events."""
-        suspects = []
+        suspects: list[Suspect] = []
         truth = events["truth"]
         members = set(self._known)
         for key, path in blamed.items():
@@ -188,8 +195,16 @@ class _Rows:
                     self._worst[path, view] = check
                 if check.verdict == "mismatch":
                     before = key.path if key.side == "in" else None
-                    suspects.append(Suspect(path, check.note, self._dtype, view, before))
+                    how = self._how(key, events) if view != PROPAGATED and not suspects else ""
+                    suspects.append(Suspect(path, check.note, self._dtype, view, before, how))
         return suspects
+
+    def _how(self, key: Key, events: Mapping[str, Events | None]) -> str:
+        arrays = [(events[twin] or {}).get(key, []) for twin in TWINS]
+        for one, other in zip(*arrays, strict=False):
+            if words := how_they_differ(one.astype(np.float64), other.astype(np.float64)):
+                return words
+        return ""
 
     def rows(self) -> list[Check]:
         """Return the rows, module by module in the order in which they return."""

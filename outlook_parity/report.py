@@ -69,6 +69,8 @@ class Report:
         reason: why nothing (or too little) was compared, or None.
         first_divergence: path of the first module known to be wrong, or None.
         cause: what is wrong, in words, where that is known.
+        differences: what the models say differently about themselves, each in words; no difference of numbers by
+            itself.
         checks: one row per tensor, level and dtype.
         environment: versions and devices.
     """
@@ -78,6 +80,7 @@ class Report:
     reason: str | None = None
     first_divergence: str | None = None
     cause: str | None = None
+    differences: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

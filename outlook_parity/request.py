@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from outlook_common.weights.arrays import is_floating
-from outlook_parity.compare import DTYPES
+from outlook_parity.compare import DTYPES, epsilon
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Request:
         values = round_to(values, self.rounded_to)
         if self.moved:
             signs = np.random.default_rng([self.seed, *name.encode()]).choice([-1.0, 1.0], values.shape)
-            eps = float(ml_dtypes.finfo(DTYPES[self.rounded_to]).eps)  # type: ignore[no-untyped-call]
-            values = values.astype(np.float64) * (1 + self.moved * eps * signs)
+            values = values.astype(np.float64) * (1 + self.moved * epsilon(self.rounded_to) * signs)
         return round_to(values, self.dtype)
 
     def cotangent(self, shape: tuple[int, ...]) -> np.ndarray:

@@ -20,8 +20,10 @@ from outlook_common.weights.arrays import to_numpy, to_tensor
 from outlook_parity.masks import Draws
 from outlook_parity.optimizers import OPTIMIZERS
 from outlook_parity.request import Request, round_to
+from outlook_parity.semantics import Facts
 from outlook_parity.subjects import Task
-from outlook_parity.tape import Arrays, Tape
+from outlook_parity.tape import ROOT, Arrays, Tape
+from outlook_parity.torch_semantics import attributes_of, kinds_of, listening
 from outlook_parity.twin import Run, Training, Twin, prefixed
 from outlook_torch.blocks import DropPath
 
@@ -115,6 +117,28 @@ class TorchTwin(Twin):
                 }
                 trained |= prefixed(name, {"losses": np.stack(losses), **after, **state})
         return Training(trained, list(draws.drawn))
+
+    def kinds(self) -> dict[str, str]:
+        """Return the types of the modules by path."""
+        return kinds_of(self.model)
+
+    def describe(self, request: Request) -> Facts:
+        """See `Twin`."""
+        place = torch_device("cpu")
+        with pinned(place), torch.no_grad():
+            model = self._recast(request, place).eval()
+            facts = attributes_of(model)
+            with listening(model, facts):
+                model(self._inputs(request, place))
+        facts[ROOT]["mode"] = "training" if self.model.training else "eval"
+        return facts
+
+    @contextmanager
+    def module(self, request: Request, path: str) -> Iterator[Any]:
+        """Enter where the module with this path can be called, in eval mode; None if there is none."""
+        place = torch_device(request.device)
+        with pinned(place):
+            yield dict(self._recast(request, place).eval().named_modules()).get(path)
 
     def _weights_of(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
         compared = self._compared

@@ -9,6 +9,7 @@ import numpy as np
 from outlook_parity.compare import Tensors
 from outlook_parity.masks import Draw
 from outlook_parity.request import Request
+from outlook_parity.semantics import Facts
 from outlook_parity.tape import Tape
 
 
@@ -52,6 +53,10 @@ class Twin(ABC):
         Every call of a module is written to the tape, and replaced by what the tape plays; arrays in the dtype and
         layout that they have there.
         """
+
+    @abstractmethod
+    def describe(self, request: Request) -> Facts:
+        """Return what the modules say about themselves, under torch paths."""
 
     @abstractmethod
     def train(self, request: Request) -> Training:

@@ -18,6 +18,7 @@ from outlook_parity.masks import Draw
 from outlook_parity.names import Given
 from outlook_parity.report import Check, Report
 from outlook_parity.request import Request
+from outlook_parity.semantics import Difference, differences
 
 if TYPE_CHECKING:
     from outlook_parity.pair import Pair
@@ -108,7 +109,7 @@ def verify(
     passes = dict.fromkeys((dtype, LEVELS[level]) for level, dtype in asked)
     step = _steps(progress, total=sum(_RUNS[which](dtype) for dtype, which in passes))
     session = _Session(pair, inputs, levels, device=device, seed=seed, steps=steps, step=step)
-    session.checks += compare.compare_weights(pair.torch.weights(), pair.jax.weights(), expected=pair.names.expected)
+    session.checks += compare.compare_weights(session.weights["torch"], session.weights["jax"], pair.names.expected)
     for dtype, which in passes:
         session.run(which, dtype)
     step("")
@@ -116,13 +117,15 @@ def verify(
     verdict, reason = compare.judge(
         session.checks, [*([("weights", "as given")] if pair.names.expected else []), *asked]
     )
-    first, cause = session.divergence() if verdict == "mismatch" else (None, None)
+    said = session.differences()
+    found = session.explanation(said) if verdict == "mismatch" else causes.Explanation(None, None)
     return Report(
         verdict,
         checks=tuple(session.checks),
         reason=reason,
-        first_divergence=first,
-        cause=cause,
+        first_divergence=found.path,
+        cause=found.cause,
+        differences=tuple(map(str, said)),
         environment=versions() | device_names(device),
     )
 
@@ -146,7 +149,10 @@ class _Session:
         self._device, self._seed, self._steps, self._step = device, seed, steps, step
         self._outputs: dict[str, Tensors] = {}  # per dtype, of each twin, as a user computes them
         self._suspects: list[Suspect] = []
+        self._inputs_of: dict[tuple[str, str], np.ndarray] = {}  # by dtype and suspect's path, as JAX takes them
         self._draws: dict[str, Sequence[Draw]] = {}
+        self._trained: dict[str, Tensors] = {}
+        self.weights = {"torch": pair.torch.weights(), "jax": pair.jax.weights()}
 
     def run(self, which: str, dtype: str) -> None:
         """Run one pass in one dtype."""
@@ -201,6 +207,8 @@ class _Session:
         result = self._twin(name).train(request)
         if name in ("torch", "jax"):
             self._draws[name] = result.draws
+            if request.dtype == TRUTH:
+                self._trained[name] = result.tensors
         return {"training": result.tensors}
 
     def _layers(self, dtype: str) -> None:
@@ -221,10 +229,33 @@ class _Session:
             )
         self.checks += found.checks
         self._suspects += found.suspects
+        self._inputs_of |= {(dtype, path): array for path, array in found.inputs.items()}
 
-    def divergence(self) -> tuple[str | None, str | None]:
+    def differences(self) -> list[Difference]:
+        """Return what the models say differently about themselves."""
+        request = self._request("float32", "float32", device="cpu")
+        torch, jax = self._pair.torch.describe(request), self._pair.jax.describe(request)
+        return differences(torch, jax, self._pair.torch.kinds())
+
+    def explanation(self, said: list[Difference]) -> causes.Explanation:
         """Return where the twins first go different ways, and why, as far as that is known."""
-        return causes.explain(self.checks, self._suspects, self._draws)
+        wrong = [check for check in self.checks if check.verdict == "mismatch"]
+        suspects = sorted(self._suspects, key=lambda suspect: suspect.dtype != TRUTH)
+        return causes.explain(
+            causes.Evidence(wrong, suspects, said, self.weights, self._draws, self._trained, self._wrong_step)
+        )
+
+    def _wrong_step(self, suspect: Suspect) -> str | None:
+        """Return the step inside our own attention that is wrong."""
+        from outlook_parity.op_steps import wrong_step
+
+        request = self._request(suspect.dtype, suspect.dtype, device="cpu")
+        x = self._inputs_of.get((suspect.dtype, suspect.path))
+        if x is None:
+            return None
+        pair, path = self._pair, suspect.path
+        with pair.torch.module(request, path) as torch, pair.jax.module(request, path) as jax:
+            return wrong_step(torch, jax, suspect, x)
 
 
 def _runs(dtype: str) -> list[tuple[str, str]]:
