@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: verify test test-all lint format bench clean
+.PHONY: verify test test-all fuzz lint format bench clean
 
 verify: $(STAMP)  ## VOLO-D1 in both frameworks from the same weights on real photos, with a verdict
 	$(BIN)/outlook verify
@@ -14,6 +14,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/pytest -n 2
+
+fuzz: $(STAMP)  ## thousands of hostile files of weights, then conversions killed at random moments
+	$(BIN)/python -m parity_tests.fuzz_weights
+	$(BIN)/python -m parity_tests.kill_weights
 
 lint: $(STAMP)
 	$(BIN)/ruff check

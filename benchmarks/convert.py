@@ -111,10 +111,10 @@ def text(found: dict[str, Any]) -> str:
     lines = [
         f"# Converting a {found['variant']}",
         "",
-        f"{size['tensors']} tensors, {size['megabytes']:.0f} MB of float32, largest {size['largest megabytes']:.1f} MB,",
+        f"{size['tensors']} tensors, {size['megabytes']:.0f} MB in all, {size['largest megabytes']:.1f} the largest,",
         "from PyTorch's names to Flax's (for .pth to PyTorch's), the source in the page cache; medians of",
-        f"{found['rounds']} interleaved rounds, each in a process of its own. Converting hashes the source, writes, waits",
-        "for the disk, reads back and compares every bit. Copying the same bytes with read and write takes",
+        f"{found['rounds']} interleaved rounds, each in a process of its own. Converting hashes the source, writes,",
+        "waits for the disk, reads back and compares every bit. Copying the same bytes with read and write takes",
         f"{copied['seconds']:.2f} s, with fsync {copied['seconds with fsync']:.2f} s.",
         "Memory is the peak above that of the process with its imports.",
         "",

@@ -36,7 +36,9 @@ from outlook_common.weights.stored import Computed, InFile, Stored
 
 _NOTE = "__metadata__"
 _SUFFIX = ".npy"
-_ENCRYPTED = 1
+_UTF8 = 0x800
+# Flags of members that are read: how hard deflate tried, where sizes stand, how names are written. Not encryption.
+_FLAGS = 0x6 | 0x8 | _UTF8
 # Of a member's own header: its length without name and extra field, and where the lengths of those stand.
 _LOCAL_BYTES, _LOCAL_LENGTHS = 30, struct.Struct("<26x2H")
 _LOCAL_MAGIC = b"PK\3\4"
@@ -92,8 +94,8 @@ def _check_sizes(file: KnownFile, infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _extent(file: KnownFile, opened: Any, info: zipfile.ZipInfo) -> Extent:
-    if info.flag_bits & _ENCRYPTED:
-        raise ValueError(f"{shown(info.filename)} is encrypted")
+    if info.flag_bits & ~_FLAGS:
+        raise ValueError(f"{shown(info.filename)} is encrypted or patched: flags {info.flag_bits:#x}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{shown(info.filename)} is packed by method {info.compress_type}, only 0 and 8 are read")
     if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
@@ -102,7 +104,11 @@ def _extent(file: KnownFile, opened: Any, info: zipfile.ZipInfo) -> Extent:
     header = opened.read(_LOCAL_BYTES)
     if not header.startswith(_LOCAL_MAGIC) or len(header) < _LOCAL_BYTES:
         raise ValueError(f"{shown(info.filename)} is not where the archive says")
-    start = info.header_offset + _LOCAL_BYTES + sum(_LOCAL_LENGTHS.unpack(header))
+    name_length, extra_length = _LOCAL_LENGTHS.unpack(header)
+    own_name = opened.read(name_length).decode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+    if own_name != info.orig_filename:
+        raise ValueError(f"{shown(info.filename)} is called {shown(own_name)} where it lies")
+    start = info.header_offset + _LOCAL_BYTES + name_length + extra_length
     deflated = info.compress_type == zipfile.ZIP_DEFLATED
     return Extent(file, start, info.compress_size, deflated, crc=info.CRC)
 

@@ -1,8 +1,8 @@
-"""Orbax checkpoints: folders, read and written by Orbax itself, one array at a time."""
+"""Orbax checkpoints: folders, written by Orbax itself and read from the stores it writes, one array at a time."""
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from outlook_common.extras import require
 from outlook_common.weights import limits
-from outlook_common.weights.arrays import DTYPES
+from outlook_common.weights.arrays import is_number
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats.base import (
     Contents,
@@ -33,6 +33,8 @@ Leaf = tuple[str, ...]  # of a leaf in the tree that was saved
 _MARKS = ("_METADATA", "manifest.ocdbt")
 # All that such a folder may have in it for it to be replaced.
 _PARTS = {"_METADATA", "_CHECKPOINT_METADATA", "_sharding", "array_metadatas", "commit_success.txt", "d"}
+# What Orbax keeps as arrays.
+_ARRAYS = {"np.ndarray", "jax.Array", "scalar"}
 # Bytes of arrays that are saved in one step; each step costs milliseconds.
 _TOGETHER = 1 << 24
 # What Orbax calls a tree that was saved beside others.
@@ -69,87 +71,91 @@ def _is_ours(folder: Path) -> bool:
 
 
 class _InOrbax(Stored):
-    """An array of a checkpoint, read through TensorStore as Orbax does, but without restoring a tree for each."""
+    """An array of a checkpoint: an open array of TensorStore, which Orbax keeps them in."""
 
-    def __init__(self, store: "_Store", leaf: Leaf, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    def __init__(self, folder: Path, array: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         super().__init__(dtype, shape)
-        self._store = store
-        self._leaf = leaf
+        self._folder = folder
+        self._array = array
 
     def read(self) -> np.ndarray:
         """Return its numbers."""
-        name = ".".join(self._leaf)
-        with reading(self._store.folder, "Orbax"):
-            array = self._store.read(name)
-        if array.dtype != self.dtype or array.shape != self.shape:
-            raise WeightsError(
-                f"{self._store.folder}: {shown(name)} holds {array.dtype} {array.shape}, expected {self.dtype} "
-                f"{self.shape}"
-            )
-        return array
-
-
-class _Store:
-    """Where the arrays of a checkpoint lie: one Zarr array each, all in one OCDBT store or each in its folder."""
-
-    def __init__(self, folder: Path) -> None:
-        import tensorstore
-
-        self.folder = folder
-        about = folder / "_METADATA"
-        if about.stat().st_size > limits.HEADER_BYTES:
-            raise WeightsError(f"{about}: {about.stat().st_size} bytes, at most {limits.HEADER_BYTES} are read")
-        self._driver = "zarr3" if json.loads(about.read_text()).get("use_zarr3") else "zarr"
-        self._context = tensorstore.Context()
-
-    def read(self, name: str) -> np.ndarray:
-        """Return one array."""
-        import tensorstore
-
-        if (self.folder / "manifest.ocdbt").exists():
-            place = {"driver": "ocdbt", "base": f"file://{self.folder}/", "path": f"{name}/"}
-        else:
-            place = {"driver": "file", "path": f"{self.folder}/{name}/"}
-        spec = {"driver": self._driver, "kvstore": place}
-        array = tensorstore.open(spec, open=True, read=True, context=self._context).result()
-        return np.asarray(array.read().result())
+        with reading(self._folder, "Orbax"):
+            return np.asarray(self._array.read().result())
 
 
 def read(path: Path) -> Contents:
-    """Return the arrays of a checkpoint; only what describes them is read."""
-    for module in ("jax", "orbax.checkpoint"):
-        require(module, extra="jax", needed_by=f"{path.name}, an Orbax checkpoint,")
-    import orbax.checkpoint as ocp
+    """Return the arrays of a checkpoint; only what describes them is read.
 
+    Not through Orbax itself: it restores whole trees, and leaves threads behind where a file is damaged.
+    """
+    require("tensorstore", extra="jax", needed_by=f"{path.name}, an Orbax checkpoint,")
     path = path.absolute()
-    with reading(path, "Orbax"), _quietly():
-        store = _Store(path)
-        found = ocp.PyTreeCheckpointHandler().metadata(path)
-        leaves = dict(_leaves(found.tree))
-        is_nnx = bool(leaves) and all(leaf[-1] == "value" and len(leaf) > 1 for leaf in leaves)
-        names = {leaf: ".".join(leaf[:-1] if is_nnx else leaf) for leaf in leaves}  # NNX's variables have one value
-        check_names(path, list(names.values()))
-        values = {names[leaf]: _value(store, leaf, about) for leaf, about in leaves.items()}
-        custom = found.custom_metadata or {}
-    return Contents(values, {key: value for key, value in custom.items() if isinstance(value, str)})
+    with reading(path, "Orbax"):
+        about = _about(path)
+        leaves = [(_leaf(entry), entry["value_metadata"]["value_type"]) for entry in about["tree_metadata"].values()]
+        is_nnx = bool(leaves) and all(leaf[-1] == "value" and len(leaf) > 1 for leaf, _ in leaves)
+        names = [".".join(leaf[:-1] if is_nnx else leaf) for leaf, _ in leaves]  # NNX's variables have one value each
+        check_names(path, names)
+        arrays = _opened(path, about, [".".join(leaf) for leaf, kind in leaves if kind in _ARRAYS])
+        values = {
+            name: _value(path, name, arrays.get(".".join(leaf), kind))
+            for name, (leaf, kind) in zip(names, leaves, strict=True)
+        }
+        _check_size(path, values.values())
+        custom = about.get("custom_metadata") or {}
+        return Contents(values, {key: value for key, value in custom.items() if isinstance(value, str)})
 
 
-def _leaves(tree: Any, above: Leaf = ()) -> Iterator[tuple[Leaf, Any]]:
-    if isinstance(tree, Mapping):
-        for key, below in tree.items():
-            yield from _leaves(below, (*above, str(key)))
-    elif isinstance(tree, list | tuple):
-        for index, below in enumerate(tree):
-            yield from _leaves(below, (*above, str(index)))
-    elif tree is not None:
-        yield above, tree
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / "_METADATA"
+    if not path.exists():
+        raise ValueError("it has no _METADATA, which names its arrays")
+    if (size := path.stat().st_size) > limits.HEADER_BYTES:
+        raise ValueError(f"its _METADATA is {size} bytes long, at most {limits.HEADER_BYTES} are read")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
-def _value(store: _Store, leaf: Leaf, about: Any) -> Any:
-    shape, dtype = getattr(about, "shape", None), getattr(about, "dtype", None)
-    if shape is None or dtype is None or np.dtype(dtype) not in DTYPES.values():
-        return about  # no array of numbers; `to_numpy` names it
-    return _InOrbax(store, leaf, np.dtype(dtype), check_shape(store.folder, ".".join(leaf), tuple(shape)))
+def _leaf(entry: Mapping[str, Any]) -> Leaf:
+    leaf = tuple(str(step["key"]) for step in entry["key_metadata"])
+    if not leaf or any(not step or step in (".", "..") or set(step) & set("/\\\0") for step in leaf):
+        raise ValueError(f"{shown('.'.join(leaf))!r} is no name of an array")
+    return leaf
+
+
+def _opened(folder: Path, about: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return arrays by their names: all in one OCDBT store, or each in its own folder."""
+    import tensorstore
+
+    driver, context = "zarr3" if about.get("use_zarr3") else "zarr", tensorstore.Context()
+
+    def place(name: str) -> dict[str, str]:
+        if (folder / "manifest.ocdbt").exists():
+            return {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}
+        return {"driver": "file", "path": f"{folder}/{name}/"}
+
+    futures = {
+        name: tensorstore.open({"driver": driver, "kvstore": place(name)}, open=True, read=True, context=context)
+        for name in names
+    }
+    return {name: future.result() for name, future in futures.items()}
+
+
+def _value(path: Path, name: str, found: Any) -> Any:
+    if isinstance(found, str):
+        return found  # the kind of something that is no array; `to_numpy` refuses it
+    dtype = found.dtype.numpy_dtype
+    if not is_number(dtype):
+        return f"an array of {dtype}"
+    return _InOrbax(path, found, dtype, check_shape(path, name, tuple(found.shape)))
+
+
+def _check_size(folder: Path, values: Iterable[Any]) -> None:
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    unpacked = sum(value.nbytes for value in values if isinstance(value, Stored))
+    if unpacked > max(limits.UNPACKED_BYTES, limits.UNPACKED_RATIO * there):
+        raise ValueError(f"its {there} bytes unpack to {unpacked}, more than {limits.UNPACKED_RATIO} times as many")
 
 
 def write(path: Path, tensors: Tensors, metadata: Metadata) -> None:

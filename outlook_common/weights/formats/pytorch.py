@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,29 +21,35 @@ if TYPE_CHECKING:
 
 
 def read(path: Path) -> Contents:
-    """Return what was saved; numbers are mapped into memory where the file allows it, so they are read when used."""
+    """Return what was saved, all of it read into memory."""
     require("torch", extra="torch", needed_by=f"{path.name}, a file of PyTorch's,")
-    import torch
-
     with reading(path, path.suffix):
-        is_zip = zipfile.is_zipfile(path)
-        if is_zip:
+        if zipfile.is_zipfile(path):
             _check_archive(path)
         elif path.stat().st_size > 0:
             _check_legacy(path)
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
-        except pickle.UnpicklingError as error:
-            if blocked := re.search(r"GLOBAL (\S+)", str(error)):
-                raise WeightsError(
-                    f"{path}: it refers to {shown(blocked[1])}, which is code and is not executed; "
-                    f"where you trust the file, load it with PyTorch and save its state_dict alone"
-                ) from error
-            raise
+        found = _load(path)
         if not isinstance(found, Mapping):
             raise TypeError(f"it holds {type(found).__name__}, expected a state_dict")
         _check_values(path, found)
     return Contents(dict(found))
+
+
+def _load(path: Path) -> Any:
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that may not be understood: that is an error then
+            # Not with mmap=True, which does not check that a tensor's numbers end where its record does.
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if blocked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise WeightsError(
+                f"{path}: it refers to {shown(blocked[1])}, which is code and is not executed; "
+                f"where you trust the file, load it with PyTorch and save its state_dict alone"
+            ) from error
+        raise
 
 
 def _check_archive(path: Path) -> None:
@@ -112,7 +119,13 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> None:
     require("torch", extra="torch", needed_by="writing a file of PyTorch's")
     import torch
 
-    torch.save({name: to_tensor(tensor.read()) for name, tensor in tensors.items()}, path)
+    state = {name: to_tensor(tensor.read()) for name, tensor in tensors.items()}
+    with path.open("r+b") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # what PyTorch makes of an error of the disk
+            why = error.__cause__ or error.__context__ or error
+            raise OSError(f"{path}: {why}") from error
 
 
 FORMAT = Format("PyTorch", read, write, torch_names=True, usual_naming=TORCH, keeps_metadata=False)

@@ -1,0 +1,236 @@
+"""`make fuzz`: thousands of damaged and hostile files, each of which must end in a clear error or in an exact result.
+
+One process converts file after file, so that what it does to itself (crash, hang, grow) is seen from outside.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import numpy as np
+import typer
+
+from outlook_common.weights import convert, write_arrays
+from parity_tests.hostile_files import TABLE, Hostile, hostile
+
+SECONDS, MEGABYTES = 5.0, 1000.0
+# What the command line turns into exit code 2 and one message.
+ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+OLD = {"old": np.arange(5.0)}
+
+
+class HarmError(AssertionError):
+    """A file that did something else than it should; the message has its number."""
+
+
+@dataclass
+class Figures:
+    """What a run saw: how many files ended how, by family, and the worst of seconds and memory."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    families: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    megabytes: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "files": self.outcomes.total(),
+            "outcomes": dict(self.outcomes),
+            "slowest, seconds": round(self.seconds, 2),
+            "peak memory, MB": round(self.megabytes),
+            "families": dict(sorted(self.families.items())),
+        }
+
+
+class Fuzz:
+    """A folder with a destination, and a process that converts one file after another to it."""
+
+    def __init__(self, folder: Path, process: "subprocess.Popen[str]", figures: Figures) -> None:
+        self.folder = folder
+        self.process = process
+        self.canary = folder / "canary"
+        self.target = folder / "target"
+        self.source = folder / "source"
+        for made in (self.canary, self.target, self.source):
+            made.mkdir()
+        self.destination = self.target / "out.safetensors"
+        write_arrays(self.destination, OLD)
+        self.old = self.destination.read_bytes()
+        self.figures = figures
+
+    def check(self, seed: int) -> None:
+        """Convert the file of this number.
+
+        Raises:
+            HarmError: it crashed, hung, grew, executed, wrote where it should not, or gave a result the file has not.
+        """
+        made = hostile(seed, str(self.canary))
+        path = self.source / f"a{made.suffix}"
+        path.write_bytes(made.contents)
+        for name, contents in made.beside.items():
+            (self.source / name).write_bytes(contents)
+        try:
+            said = self._ask(path)
+            self._judge(made, path, said)
+        except HarmError as failure:
+            raise HarmError(f"file {seed} ({made.family}, {made.suffix}): {failure}") from None
+        finally:
+            for file in self.source.iterdir():
+                file.unlink()
+        self.figures.outcomes[said["outcome"]] += 1
+        self.figures.families[made.family] += 1
+        self.figures.seconds = max(self.figures.seconds, said["seconds"])
+        self.figures.megabytes = max(self.figures.megabytes, said["megabytes"])
+
+    def _ask(self, path: Path) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([str(path), str(self.destination)]) + "\n")
+        self.process.stdin.flush()
+        line = _read_line(self.process, 6 * SECONDS)
+        if not line:
+            raise HarmError(f"the process is gone or hangs, exit status {self.process.poll()}")
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    def _judge(self, made: Hostile, path: Path, said: dict[str, Any]) -> None:
+        if said["outcome"] not in ("error", "result"):
+            raise HarmError(f"{said['outcome']}: {said['message']}")
+        if said["seconds"] > SECONDS or said["megabytes"] > MEGABYTES:
+            raise HarmError(f"took {said['seconds']:.1f} s and {said['megabytes']:.0f} MB")
+        if list(self.canary.iterdir()):
+            raise HarmError(f"code was executed: it created {list(self.canary.iterdir())}")
+        if [file.name for file in self.target.iterdir()] != [self.destination.name]:
+            raise HarmError(f"debris: {[file.name for file in self.target.iterdir()]}")
+        if said["outcome"] == "error":
+            if self.destination.read_bytes() != self.old:
+                raise HarmError("the destination was touched in spite of the error")
+            if not said["message"] or not said["message"].replace("\n", "").replace("…", "").isprintable():
+                raise HarmError(f"the message cannot be printed: {said['message']!r}")
+            return
+        found = reference(self.destination, ".safetensors")
+        self.destination.write_bytes(self.old)
+        try:
+            expected = _in_torchs_names(reference(path, made.suffix))
+        except Exception as error:
+            raise HarmError(f"read, though the library that owns the format refuses it: {error!r}") from error
+        same = found.keys() == expected.keys() and all(
+            found[name].dtype == expected[name].dtype.newbyteorder("=")
+            and found[name].shape == expected[name].shape
+            and found[name].tobytes() == expected[name].astype(found[name].dtype).tobytes()
+            for name in found
+        )
+        if not same:
+            raise HarmError("the result is not what the file has")
+
+
+def reference(path: Path, suffix: str) -> dict[str, np.ndarray]:
+    """Return what the library that owns a format reads."""
+    if suffix == ".safetensors":
+        import safetensors.numpy
+
+        return safetensors.numpy.load(path.read_bytes())
+    if suffix == ".safetensors.index.json":
+        files = set(json.loads(path.read_text())["weight_map"].values())
+        return {
+            name: array for file in files for name, array in reference(path.with_name(file), ".safetensors").items()
+        }
+    if suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    import torch
+
+    found = torch.load(path, weights_only=True)
+    while wrapper := next((key for key in ("state_dict", "model") if isinstance(found.get(key), dict)), None):
+        found = found[wrapper]
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+def _in_torchs_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if arrays.keys() >= TABLE.names("torch").keys():
+        return {entry.torch: arrays[entry.torch] for entry in TABLE.entries}
+    return {entry.torch: entry.to_torch(arrays[entry.flax]) for entry in TABLE.entries}
+
+
+@contextmanager
+def fuzz(figures: Figures) -> Iterator[Fuzz]:
+    """Give a folder and a process to fuzz with; what is seen goes to `figures`."""
+    command = [sys.executable, "-m", "parity_tests.fuzz_weights", "--worker"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            yield Fuzz(Path(folder), process, figures)
+        finally:
+            process.kill()
+
+
+def _read_line(process: "subprocess.Popen[str]", seconds: float) -> str:
+    import select
+
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    return process.stdout.readline() if ready else ""
+
+
+def work(commands: IO[str], answers: IO[str]) -> None:
+    """Convert what each line asks for, and answer with what came of it."""
+    import torch  # noqa: F401  (so that its import counts for no file)
+
+    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+    for line in commands:
+        source, destination = json.loads(line)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        start, message = time.perf_counter(), ""
+        try:
+            convert(source, destination, to="torch")
+            outcome = "result"
+        except ERRORS as error:
+            outcome, message = "error", str(error)
+        except BaseException as error:
+            outcome, message = "crash", repr(error)
+        seconds = time.perf_counter() - start
+        status = Path("/proc/self/status").read_text()
+        peak = next(int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))
+        said = {"outcome": outcome, "message": message, "seconds": seconds, "megabytes": peak / 1024}
+        answers.write(json.dumps(said) + "\n")
+        answers.flush()
+
+
+def main(
+    files: Annotated[int, typer.Option(help="How many.")] = 6000,
+    first: Annotated[int, typer.Option(help="The number of the first.")] = 0,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
+) -> None:
+    """Convert hostile files; print what was seen as JSON, exit with 1 if any file did harm."""
+    if worker:
+        answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print is no answer
+        work(sys.stdin, answers)
+        return
+    figures, failures = Figures(), []
+    seeds = iter(range(first, first + files))
+    while (seed := next(seeds, None)) is not None:
+        with fuzz(figures) as run:  # anew after each failure
+            try:
+                while seed is not None:
+                    run.check(seed)
+                    seed = next(seeds, None)
+            except HarmError as failure:
+                failures.append(str(failure))
+    print(json.dumps(figures.to_dict() | {"failures": failures}, indent=2))
+    raise SystemExit(bool(failures))
+
+
+if __name__ == "__main__":
+    typer.run(main)

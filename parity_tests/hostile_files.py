@@ -1,0 +1,476 @@
+"""Files of weights that are damaged, or made to harm whoever reads them: `hostile(seed)` gives one, always the same."""
+
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import subprocess
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from outlook_common import OutlookAttentionConfig
+from outlook_common.weights import table_for
+
+TABLE = table_for(OutlookAttentionConfig(6, 2, qkv_bias=True))
+WEIGHTS = {
+    entry.torch: np.random.default_rng(0).standard_normal(entry.shape).astype(np.float32) for entry in TABLE.entries
+}
+IN_FLAX = {entry.flax: np.ascontiguousarray(entry.to_flax(WEIGHTS[entry.torch])) for entry in TABLE.entries}
+
+NUMBERS = (
+    -1,
+    0,
+    1,
+    2**31,
+    2**32 - 1,
+    2**53,
+    2**63 - 1,
+    2**64,
+    10**400,
+    float("nan"),
+    float("inf"),
+    1.5,
+    True,
+    "6",
+    None,
+)
+NAMES = ("v.weіght", "v.weight ", "v.weight\u200b", "V.weight", "v․weight", "../v.weight", "v.weight\x00", "\x1b[2Jv")
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One file: its suffix, how it came about, and what is in it; {name: contents} for what lies beside it."""
+
+    suffix: str
+    family: str
+    contents: bytes
+    beside: dict[str, bytes]
+
+
+def hostile(seed: int, canary: str) -> Hostile:
+    """Return the file of this number; code in it, if it ran, would create something in the folder `canary`."""
+    rng = random.Random(seed)
+    family = rng.choice(FAMILIES)
+    suffix, contents, beside = family(rng, canary)
+    return Hostile(suffix, family.__name__, contents, beside)
+
+
+Made = tuple[str, bytes, dict[str, bytes]]
+
+
+# Whole files, and damage that suits any of them
+
+
+def safetensors_file(arrays: dict[str, np.ndarray], change: Callable[[dict[str, Any]], None] | None = None) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, array in arrays.items():
+        start, data = len(data), data + array.tobytes()
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [start, len(data)]}
+    if change is not None:
+        change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def npz_file(arrays: dict[str, np.ndarray], packed: bool = False) -> bytes:
+    file = io.BytesIO()
+    (np.savez_compressed if packed else np.savez)(file, **arrays)
+    return file.getvalue()
+
+
+def torch_file(value: Any, new: bool = True) -> bytes:
+    import torch
+
+    file = io.BytesIO()
+    torch.save(value, file, _use_new_zipfile_serialization=new)
+    return file.getvalue()
+
+
+def state_dict() -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(array.copy()) for name, array in WEIGHTS.items()}
+
+
+def whole(rng: random.Random) -> tuple[str, bytes]:
+    arrays = rng.choice((WEIGHTS, IN_FLAX))
+    kind = rng.randrange(5)
+    if kind == 0:
+        return ".safetensors", safetensors_file(arrays)
+    if kind < 3:
+        return ".npz", npz_file(arrays, packed=kind == 2)
+    return ".pth", torch_file(state_dict(), new=kind == 3)
+
+
+def truncated(rng: random.Random, canary: str) -> Made:
+    suffix, contents = whole(rng)
+    return suffix, contents[: rng.randrange(len(contents))], {}
+
+
+def flipped(rng: random.Random, canary: str) -> Made:
+    suffix, contents = whole(rng)
+    damaged = bytearray(contents)
+    # Near either end lies what describes the rest.
+    spread = rng.choice((300, 1500, len(damaged)))
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        place = rng.randrange(min(spread, len(damaged)))
+        damaged[rng.choice((place, len(damaged) - 1 - place))] ^= 1 << rng.randrange(8)
+    return suffix, bytes(damaged), {}
+
+
+def spliced(rng: random.Random, canary: str) -> Made:
+    suffix, contents = whole(rng)
+    start, end = sorted(rng.randrange(len(contents)) for _ in range(2))
+    other = rng.choice((b"", rng.randbytes(rng.randrange(1, 64)), contents[start:end] * 2, bytes(end - start)))
+    return suffix, contents[:start] + other + contents[end:], {}
+
+
+def mislabelled(rng: random.Random, canary: str) -> Made:
+    _, contents = whole(rng)
+    return rng.choice((".safetensors", ".npz", ".pth", ".bin", ".safetensors.index.json")), contents, {}
+
+
+def noise(rng: random.Random, canary: str) -> Made:
+    start = rng.choice(
+        (b"", b"PK\3\4", b"PK\5\6" + bytes(18), b"\x80\x02", b"\x93NUMPY\1\0", struct.pack("<Q", 40) + b"{")
+    )
+    suffix = rng.choice((".safetensors", ".npz", ".pth", ".bin", ".safetensors.index.json"))
+    return suffix, start + rng.randbytes(rng.randrange(400)), {}
+
+
+# .safetensors
+
+
+def safetensors_header(rng: random.Random, canary: str) -> Made:
+    def change(header: dict[str, Any]) -> None:
+        name = rng.choice(list(WEIGHTS))
+        spec = header[name]
+        what = rng.randrange(9)
+        if what == 0:
+            spec["shape"] = rng.choice(
+                ([], [rng.choice(NUMBERS)], [*spec["shape"], rng.choice(NUMBERS)], rng.choice(NUMBERS))
+            )
+        elif what == 1:
+            spec["shape"][0] = rng.choice(NUMBERS)
+        elif what == 2:
+            spec["data_offsets"][rng.randrange(2)] = rng.choice(NUMBERS)
+        elif what == 3:
+            spec["data_offsets"] = header[rng.choice(list(WEIGHTS))]["data_offsets"]
+        elif what == 4:
+            spec["dtype"] = rng.choice(("F64", "F16", "BF16", "I32", "F8_E4M3", "f32", "O", "", None, 3, ["F32"]))
+        elif what == 5:
+            header[rng.choice(NAMES)] = header.pop(name) if rng.random() < 0.5 else spec
+        elif what == 6:
+            header["__metadata__"] = rng.choice(({"a": 1}, [], None, "pt", {"a": {"b": "c"}}))
+        elif what == 7:
+            header[name] = rng.choice((None, [], 3, "F32", {}, {**spec, "more": 1}, {"dtype": "F32"}))
+        else:
+            header |= {
+                f"{index}{'x' * rng.choice((1, 2000))}": {**spec} for index in range(rng.choice((1, 100, 60_000)))
+            }
+
+    return ".safetensors", safetensors_file(WEIGHTS, change), {}
+
+
+def safetensors_length(rng: random.Random, canary: str) -> Made:
+    contents = safetensors_file(WEIGHTS)
+    length = int.from_bytes(contents[:8], "little")
+    wrong = rng.choice(
+        (0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1, 10**8, len(contents), rng.randrange(2**64))
+    )
+    return ".safetensors", wrong.to_bytes(8, "little") + contents[8:], {}
+
+
+def safetensors_json(rng: random.Random, canary: str) -> Made:
+    deep = 100_000
+    text = rng.choice(
+        (
+            b"[" * deep,
+            b'{"a":' * deep,
+            b'{"a":1,"a":2}',
+            b"{}" + b" " * 100_000,
+            b'{"v.weight":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}',
+            b'{"v.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"v.weight":{"dtype":"F32"}}',
+            b'{"\xff":{}}',
+            b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            b"{" + b"9" * 10_000,
+            b'{"a":' + b"9" * 100_000 + b"}",
+            b"null",
+            b"",
+        )
+    )
+    return ".safetensors", len(text).to_bytes(8, "little") + text + bytes(rng.choice((0, 4))), {}
+
+
+def safetensors_swapped(rng: random.Random, canary: str) -> Made:
+    """Big-endian numbers, which the format does not know: they are read as they stand, bit for bit."""
+    return ".safetensors", safetensors_file({name: array.astype(">f4") for name, array in WEIGHTS.items()}), {}
+
+
+# .npz
+
+
+def zipped(members: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> bytes:
+    import warnings
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that come twice
+        with zipfile.ZipFile(file, "w", method) as archive:
+            for name, contents in members:
+                archive.writestr(zipfile.ZipInfo(name), contents, method)
+    return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def members() -> list[tuple[str, bytes]]:
+    return [(f"{name}.npy", npy(array)) for name, array in WEIGHTS.items()]
+
+
+def npz_header(rng: random.Random, canary: str) -> Made:
+    shape = rng.choice(
+        ("(6, 6)", "(36,)", "(-6, -6)", "(nan, 6)", "(10**18,)", "(2**62, 4)", "6", "()", "(1e3,)", "[6, 6]")
+    )
+    shape = shape if rng.random() < 0.7 else "(" * rng.choice((5, 500)) + "6" + ")" * 5
+    descr = rng.choice(
+        ("'<f4'", "'>f4'", "'|O'", "'<f2'", "'|V4'", "'<U9'", "[('a', '<f4')]", "'<M8[s]'", "'x'", "None", "'|S0'")
+    )
+    text = f"{{'descr': {descr}, 'fortran_order': {rng.choice(('False', 'True', '1'))}, 'shape': {shape}, }}\n"
+    version, pack = rng.choice(((1, "<H"), (2, "<I"), (3, "<I"), (9, "<H")))
+    length = rng.choice((len(text), len(text), len(text) + 1, 2**16 - 1, 0))
+    header = b"\x93NUMPY" + bytes((version, 0)) + struct.pack(pack, length) + text.encode()
+    found = members()
+    found[0] = (found[0][0], header + WEIGHTS["v.weight"].tobytes())
+    return ".npz", zipped(found), {}
+
+
+def npz_members(rng: random.Random, canary: str) -> Made:
+    found = members()
+    what = rng.randrange(5)
+    if what == 0:
+        found.append(rng.choice(found))
+    elif what == 1:
+        found[0] = (rng.choice(("../../v.weight.npy", "/etc/passwd", "C:\\v.npy", "v.weight", *NAMES)), found[0][1])
+    elif what == 2:
+        found.append(
+            (
+                "__metadata__.npy",
+                npy(np.array(rng.choice(('{"bfloat16": ["x"]}', "[]", "{", '{"bfloat16": 3}', "9" * 9999)))),
+            )
+        )
+    elif what == 3:
+        found.append((f"{rng.choice(('more', 'v_pj.weight', 'v.kernel'))}.npy", rng.randbytes(rng.randrange(300))))
+    else:
+        found += [(f"{index}.npy", b"") for index in range(60_000 if rng.random() < 0.1 else 200)]
+    return ".npz", zipped(found, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA))), {}
+
+
+def npz_bomb(rng: random.Random, canary: str) -> Made:
+    numbers = 1 << rng.choice((20, 25, 26))
+    bomb = np.zeros(numbers, np.float32)
+    return ".npz", zipped([*members()[1:], ("v.weight.npy", npy(bomb))], zipfile.ZIP_DEFLATED), {}
+
+
+def npz_directory(rng: random.Random, canary: str) -> Made:
+    """Sizes, offsets, flags and methods of the archive's list of members changed."""
+    contents = bytearray(npz_file(WEIGHTS, packed=rng.random() < 0.5))
+    entry = contents.find(b"PK\1\2")
+    for _ in range(rng.randrange(len(WEIGHTS))):
+        following = contents.find(b"PK\1\2", entry + 4)
+        entry = following if following >= 0 else entry
+    offset, size = rng.choice(((8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (42, 4)))
+    value = rng.choice((0, 1, 8, 14, 2 ** (8 * size) - 1, 2 ** (8 * size - 1), rng.randrange(2 ** (8 * size))))
+    contents[entry + offset : entry + offset + size] = value.to_bytes(size, "little")
+    return ".npz", bytes(contents), {}
+
+
+def npz_objects(rng: random.Random, canary: str) -> Made:
+    array = np.array([Bomb(rng, canary)] * rng.choice((1, 36)), dtype=object)
+    return ".npz", zipped([("v.weight.npy", npy(array)), *members()[1:]]), {}
+
+
+def npz_big_endian(rng: random.Random, canary: str) -> Made:
+    arrays = {name: array.astype(rng.choice((">f4", "<f4", ">f8"))) for name, array in WEIGHTS.items()}
+    return (
+        ".npz",
+        npz_file({name: np.asfortranarray(array) for name, array in arrays.items()}, packed=rng.random() < 0.5),
+        {},
+    )
+
+
+# PyTorch's
+
+
+class Bomb:
+    """Creates something in the folder `canary` when it is unpickled."""
+
+    def __init__(self, rng: random.Random, canary: str) -> None:
+        self.way = rng.randrange(6)
+        self.target = f"{canary}/exploded-{rng.randrange(10**9)}"
+
+    def __reduce__(self) -> Any:
+        command = f"open({self.target!r}, 'w')"
+        return (
+            (os.mkdir, (self.target,)),
+            (os.system, (f"touch {self.target}",)),
+            (eval, (command,)),
+            (exec, (command,)),
+            (subprocess.getoutput, (f"touch {self.target}",)),
+            (os.makedirs, (self.target,)),
+        )[self.way]
+
+
+def pickle_bomb(rng: random.Random, canary: str) -> Made:
+    bomb = Bomb(rng, canary)
+    value = rng.choice(
+        (bomb, [bomb], {"v.weight": bomb}, {"state_dict": {"a": (bomb,)}}, state_dict() | {"args": bomb})
+    )
+    suffix = rng.choice((".pth", ".pt", ".pth.tar", ".bin"))
+    if rng.random() < 0.3:
+        return suffix, pickle.dumps(value, protocol=rng.randrange(6)), {}
+    return suffix, torch_file(value, new=rng.random() < 0.5), {}
+
+
+def pickle_opcodes(rng: random.Random, canary: str) -> Made:
+    """Pickles written by hand, in every way to name a global or to build an object."""
+    target = f"{canary}/exploded-{rng.randrange(10**9)}".encode()
+    text = b"V" + target + b"\n"
+    code = rng.choice(
+        (
+            b"cposix\nmkdir\n(" + text + b"tR.",
+            b"(" + text + b"iposix\nmkdir\n.",
+            b"(cposix\nmkdir\n" + text + b"o.",
+            b"\x80\x04\x8c\x05posix\x8c\x05mkdir\x93(" + text + b"tR.",
+            b"c__builtin__\neval\n(V__import__('os').mkdir('" + target + b"')\ntR.",
+            b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNNtR.",
+            b"ctorch\nload\n(" + text + b"tR.",
+            b"cbuiltins\ngetattr\n(cposix\nmkdir\n" + text + b"tR.",
+            b"ccollections\nOrderedDict\n)R}V__setstate__\ncposix\nmkdir\nsb" + text + b"b.",
+            b"\x80\x02" + b"(" * 200_000 + b".",
+            b"\x80\x02]" + b"2" * 100_000 + b"e.",
+            b"\x80\x02\x8a\xff" + b"\xff" * 255 + b".",
+            b"\x80\x04\x95" + b"\xff" * 8 + b"N.",
+            b"\x80\x02X\xff\xff\xff\x7f",
+            b"\x80\x05\x8e" + b"\xff" * 7 + b"\x7f",
+            b"\x80\x02\x82\x01.",
+            b"\x80\x02P1\n.",
+        )
+    )
+    if rng.random() < 0.5:
+        return ".pth", code if code.startswith(b"\x80") else b"\x80\x02" + code, {}
+    found = [("archive/data.pkl", code), ("archive/version", b"3\n"), ("archive/data/0", bytes(144))]
+    return ".pth", zipped(found), {}
+
+
+class Rebuilt:
+    """A tensor with arguments of one's own choice."""
+
+    def __init__(self, storage: Any, arguments: tuple[Any, ...]) -> None:
+        self.storage, self.arguments = storage, arguments
+
+    def __reduce__(self) -> Any:
+        import torch
+
+        return torch._utils._rebuild_tensor_v2, (self.storage, *self.arguments, False, {})
+
+
+def torch_sizes(rng: random.Random, canary: str) -> Made:
+    """Offsets, shapes and strides that reach beyond the numbers, or repeat one of them a billion times."""
+    import torch
+
+    storage = torch.storage.TypedStorage(
+        wrap_storage=torch.ones(36).untyped_storage(), dtype=torch.float32, _internal=True
+    )
+    shape = rng.choice(((6, 6), (10**6, 10**6), (2**40,), (2**62, 2), (-6, 6), (6,) * 40, (0, 10**12), (36,)))
+    stride = rng.choice(((6, 1), (0, 0), (1, 1), (2**40, 1), (-1, 1), (1,), (0,) * 40, (1, 0)))
+    value = Rebuilt(storage, (rng.choice((0, 0, 0, 5, 36, 2**40, -1)), shape, stride))
+    return ".pth", torch_file(state_dict() | {"v.weight": value}, new=rng.random() < 0.7), {}
+
+
+def torch_nested(rng: random.Random, canary: str) -> Made:
+    """Mappings that nest deeply, or hold each other twice, so that there are more names than atoms."""
+    value: dict[Any, Any] = state_dict()
+    for _ in range(rng.choice((3, 40, 200))):
+        value = rng.choice(({"a": value, "b": value}, {"state_dict": value}, {"model": value, "x": 1}))
+    return ".pth", torch_file(value), {}
+
+
+def torch_values(rng: random.Random, canary: str) -> Made:
+    import torch
+
+    strange = (
+        torch.ones(6, 6).to_sparse(),
+        torch.ones(6, 6, device="meta"),
+        torch.ones(6, 6, dtype=torch.complex64),
+        torch.ones(6, 6).to(torch.float8_e4m3fn),
+        torch.ones(1).expand(10**9),
+        torch.ones(6, 6, dtype=torch.int32),
+        "ones",
+        None,
+        [1, 2],
+    )
+    name = rng.choice((*WEIGHTS, 3, ("v", "weight"), "x" * 5000, *NAMES))
+    return ".pth", torch_file(state_dict() | {name: rng.choice(strange)}), {}
+
+
+def torch_archive(rng: random.Random, canary: str) -> Made:
+    with zipfile.ZipFile(io.BytesIO(torch_file(state_dict()))) as archive:
+        found = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    what = rng.randrange(4)
+    if what == 0:
+        del found[rng.randrange(len(found))]
+    elif what == 1:
+        found.append(rng.choice((("../../escaped", b"x"), ("/tmp/escaped", b"x"), rng.choice(found))))
+    elif what == 2:
+        place = rng.randrange(len(found))
+        found[place] = (found[place][0], rng.choice((b"", rng.randbytes(20), found[place][1][:-1], b"big", b"little")))
+    return ".pth", zipped(found, zipfile.ZIP_DEFLATED if what == 3 else zipfile.ZIP_STORED), {}
+
+
+# Shards
+
+
+def shards(rng: random.Random, canary: str) -> Made:
+    names = list(WEIGHTS)
+    halves = (names[:3], names[3:])
+    files = {f"s{index}.safetensors": {n: WEIGHTS[n] for n in half} for index, half in enumerate(halves)}
+    places: dict[str, Any] = {name: file for file, arrays in files.items() for name in arrays}
+    beside = {file: safetensors_file(arrays) for file, arrays in files.items()}
+    name, what = rng.choice(names), rng.randrange(6)
+    if what == 0:
+        places[name] = rng.choice(
+            ("../s0.safetensors", "/etc/passwd", "absent.safetensors", "..\\s0.safetensors", "", "s0", 3, None)
+        )
+    elif what == 1:
+        del places[name]
+    elif what == 2:
+        places["more"] = "s0.safetensors"
+    elif what == 3:
+        places[name] = "s1.safetensors" if places[name] == "s0.safetensors" else "s0.safetensors"
+    elif what == 4:
+        beside["s1.safetensors"] = beside["s1.safetensors"][: rng.randrange(900)]
+    text = json.dumps({"metadata": {}, "weight_map": places})
+    text = text if rng.random() < 0.8 else rng.choice((text[:-5], "[]", "{}", '{"weight_map": []}', text * 2))
+    return ".safetensors.index.json", text.encode(), beside
+
+
+FAMILIES: tuple[Callable[[random.Random, str], Made], ...] = (
+    truncated, truncated, flipped, flipped, flipped, flipped, spliced, spliced, mislabelled, noise,
+    safetensors_header, safetensors_header, safetensors_header, safetensors_length, safetensors_json,
+    safetensors_swapped,
+    npz_header, npz_header, npz_members, npz_bomb, npz_directory, npz_directory, npz_objects, npz_big_endian,
+    pickle_bomb, pickle_bomb, pickle_opcodes, pickle_opcodes,
+    torch_sizes, torch_sizes, torch_nested, torch_values, torch_archive, shards, shards,
+)  # fmt: skip
