@@ -1,6 +1,27 @@
-"""The verifier: whether two twins compute the same thing. Importing it imports no framework."""
+"""The verifier: whether two twins compute the same thing. Importing it imports nothing else, a framework least."""
 
-from outlook_parity.report import Check, Noise, Report
-from outlook_parity.verify import verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Check", "Noise", "Report", "verify"]
+if TYPE_CHECKING:
+    from outlook_parity.names import Given
+    from outlook_parity.report import Check, Noise, Report
+    from outlook_parity.verification import load_torch_weights, verify
+
+__all__ = ["Check", "Given", "Noise", "Report", "load_torch_weights", "verify"]
+
+_HOMES = {
+    "Check": "report",
+    "Given": "names",
+    "Noise": "report",
+    "Report": "report",
+    "load_torch_weights": "verification",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # When it is asked for: pytest loads the plugin at every start, and must not load the rest with it.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -79,6 +79,10 @@ class JaxModel(ABC):
         """Whether a module drops anything in training, as far as can be seen before it runs."""
         return True
 
+    @abstractmethod
+    def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
+        """Return what the model was made of with these parameters and statistics; an NNX module is changed."""
+
     def model_for_loss(self, parameters: Values, buffers: Values, draws: Draws) -> Any:
         """Return what a loss can call, and once it has, `after()` gives the buffers."""
         return _Callable(self, parameters, buffers, draws)
@@ -160,6 +164,17 @@ class NNXModel(JaxModel):
         """Return the module itself: losses call other methods of it too."""
         return _NNXForLoss(self, self._merged(parameters, buffers), draws)
 
+    def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
+        """See `JaxModel`."""
+        variables = self._variables[0] | self._variables[1]
+        changed = [
+            (path, variable.replace(jnp.asarray(weights[name])))
+            for name, (path, variable) in variables.items()
+            if name in weights
+        ]
+        nnx.update(self.module, nnx.from_flat_state(changed))
+        return self.module
+
     def _merged(self, parameters: Values, buffers: Values) -> Any:
         states = [
             nnx.from_flat_state(
@@ -233,6 +248,13 @@ class LinenModel(JaxModel):
             after |= _flat(tree)
         return output, buffers | {name: value for name, value in after.items() if name in buffers}
 
+    def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
+        """See `JaxModel`."""
+        new = {name: jnp.asarray(array) for name, array in weights.items()}
+        parameters = {name: new.get(name, value) for name, value in self.parameters.items()}
+        buffers = {name: new.get(name, value) for name, value in self.buffers.items()}
+        return self.module, self._variables(parameters, buffers)
+
     def _variables(self, parameters: Values, buffers: Values) -> dict[str, Any]:
         collections: dict[str, Any] = {"params": _nested(parameters)}
         for collection in set(self._collection.values()):
@@ -263,6 +285,10 @@ class FunctionModel(JaxModel):
     def call(self, parameters: Values, buffers: Values, x: jax.Array, **watching: Any) -> tuple[Any, Values]:
         """See `JaxModel`."""
         return self._function(x), buffers
+
+    def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
+        """See `JaxModel`."""
+        return self._function
 
 
 def jax_model(model: Any) -> JaxModel:

@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 
-from outlook_parity.semantics import Facts, ints_of, pairs_of
-from outlook_parity.torch_semantics import OWN_ATTRIBUTES
+from outlook_parity.semantics import OWN_ATTRIBUTES, Facts, ints_of, pairs_of
 
 
 def _convolution(module: Any) -> dict[str, Any]:

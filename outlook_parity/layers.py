@@ -19,7 +19,7 @@ from outlook_parity.compare import (
     compare_pair,
     evenly,
 )
-from outlook_parity.report import Check
+from outlook_parity.report import PROPAGATED, Check
 from outlook_parity.request import Request
 from outlook_parity.signatures import how_they_differ
 from outlook_parity.tape import ROOT, Arrays, Key, Tape, axes_to_jax
@@ -27,7 +27,6 @@ from outlook_parity.twin import Twin
 
 TRUTH = "float64"
 MODEL = "(model)"  # what the outermost module is called
-PROPAGATED = "propagated"
 TWINS = ("torch", "jax")
 
 Axes = dict[tuple[Key, int], tuple[int, ...]]
@@ -122,6 +121,23 @@ def verify_layers(
     return found
 
 
+def propagated(torch: Events, jax: Events, truth: Events | None, dtype: str) -> tuple[list[Check], list[Suspect]]:
+    """Compare every module of two recorded runs, each on its own input.
+
+    Returns:
+        The rows, and the modules whose results differ in the order in which they return.
+    """
+    tapes = {"torch": Tape(), "jax": Tape()}
+    tapes["torch"].events, tapes["jax"].events = dict(torch), dict(jax)
+    known = _known(tapes["torch"], tapes["jax"])
+    axes, rows = _axes(torch, jax, known), _Rows(dtype, known)
+    events = {"torch": _in_jax_layout(torch, axes), "jax": jax, "truth": None}
+    if truth is not None:
+        events["truth"] = _in_jax_layout(truth, axes)
+    suspects = rows.compare(PROPAGATED, events, {key: key.path for key in torch if key.side == "out"})
+    return [*rows.rows(), *_unmatched(tapes, known, dtype)], suspects
+
+
 def shown(path: str) -> str:
     """Return a module's path as the report has it."""
     return path or MODEL
@@ -195,7 +211,7 @@ class _Rows:
                     self._worst[path, view] = check
                 if check.verdict == "mismatch":
                     before = key.path if key.side == "in" else None
-                    how = self._how(key, events) if view != PROPAGATED and not suspects else ""
+                    how = self._how(key, events) if not suspects else ""
                     suspects.append(Suspect(path, check.note, self._dtype, view, before, how))
         return suspects
 

@@ -1,7 +1,8 @@
 """What `outlook verify` verifies: a model in both twins with the same weights, and photos as it meets them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -48,17 +49,22 @@ class Model:
     photo: np.ndarray
 
 
-def make(options: Options) -> Model:
-    """Return what was asked for.
+FRAMEWORKS = ("torch", "jax")
+
+
+def make(options: Options, frameworks: Sequence[str] = FRAMEWORKS) -> Model:
+    """Return what was asked for; the model of a framework that is not named is None.
 
     Raises:
         ValueError: the model is unknown, the sizes do not fit each other, or the weights (a `WeightsError`) the model.
         ImportError: something is not installed.
         OSError: the weights cannot be read, or are not on the Hub.
     """
-    for module, extra in (("torch", "torch"), ("jax", "jax"), ("flax", "jax")):
-        require(module, extra=extra, needed_by="outlook verify")
-    return _layer(options) if options.model == LAYER else _volo(options)
+    needed = {"torch": ("torch",), "jax": ("jax", "flax")}
+    for framework in frameworks:
+        for module in needed[framework]:
+            require(module, extra=framework, needed_by="outlook verify")
+    return _layer(options, frameworks) if options.model == LAYER else _volo(options, frameworks)
 
 
 def draw_weights(config: OutlookAttentionConfig | VOLOConfig, seed: int) -> Arrays:
@@ -86,9 +92,11 @@ _DRAWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _volo(options: Options) -> Model:
-    import outlook_jax.pretrained
-    import outlook_torch.pretrained
+def _build(framework: str, pretrained: Pretrained) -> Any:
+    return import_module(f"outlook_{framework}.pretrained").build(pretrained)
+
+
+def _volo(options: Options, frameworks: Sequence[str]) -> Model:
     from outlook_parity.photo import load_photos
 
     variant = volo_variant(options.model)
@@ -113,19 +121,19 @@ def _volo(options: Options) -> Model:
     inputs = np.stack([preprocess(photo, pretrained.preprocessing) for photo in photos])
     return Model(
         title=f"{options.model} on {len(photos)} photos; {origin}",
-        torch_model=outlook_torch.pretrained.build(pretrained),
-        jax_model=outlook_jax.pretrained.build(pretrained),
+        torch_model=_build("torch", pretrained) if "torch" in frameworks else None,
+        jax_model=_build("jax", pretrained) if "jax" in frameworks else None,
         inputs=inputs,
         photo=np.asarray(photos[0]),
     )
 
 
-def _layer(options: Options) -> Model:
+def _layer(options: Options, frameworks: Sequence[str]) -> Model:
     """Return `OutlookAttention` on the photo."""
     from outlook_parity.photo import CHANNELS, load_photo, photo_map
 
     config, arrays = _from_file(options, options.weights) if options.weights else _drawn(options, dim=CHANNELS)
-    torch_layer, jax_layer = build_layers(config, arrays)
+    torch_layer, jax_layer = (_BUILDERS[name](config, arrays) if name in frameworks else None for name in FRAMEWORKS)
     photo = load_photo()
     origin = f"weights of {options.weights}" if options.weights else f"random weights, seed {options.seed}"
     return Model(
@@ -138,21 +146,30 @@ def _layer(options: Options) -> Model:
     )
 
 
-def build_layers(config: OutlookAttentionConfig, weights: Arrays) -> tuple[Any, Any]:
-    """Return the PyTorch and the JAX layer with these weights, in float32."""
+def _torch_layer(config: OutlookAttentionConfig, weights: Arrays) -> Any:
+    import outlook_torch
+
+    layer = outlook_torch.OutlookAttention(*_sizes(config))
+    outlook_torch.load_weights(layer, weights)
+    return layer
+
+
+def _jax_layer(config: OutlookAttentionConfig, weights: Arrays) -> Any:
     from flax import nnx
 
     import outlook_jax
-    import outlook_torch
-    from outlook_jax.weights import load_weights as load_jax
-    from outlook_torch.weights import load_weights as load_torch
 
-    sizes = (config.dim, config.num_heads, config.kernel_size, config.padding, config.stride, config.qkv_bias)
-    torch_layer = outlook_torch.OutlookAttention(*sizes)
-    jax_layer = outlook_jax.OutlookAttention(*sizes, rngs=nnx.Rngs(0))
-    load_torch(torch_layer, weights)
-    load_jax(jax_layer, weights)
-    return torch_layer, jax_layer
+    layer = outlook_jax.OutlookAttention(*_sizes(config), rngs=nnx.Rngs(0))
+    outlook_jax.load_weights(layer, weights)
+    return layer
+
+
+# Either twin of the layer with given weights, in float32.
+_BUILDERS: dict[str, Callable[[OutlookAttentionConfig, Arrays], Any]] = {"torch": _torch_layer, "jax": _jax_layer}
+
+
+def _sizes(config: OutlookAttentionConfig) -> tuple[Any, ...]:
+    return config.dim, config.num_heads, config.kernel_size, config.padding, config.stride, config.qkv_bias
 
 
 def _drawn(options: Options, *, dim: int) -> tuple[OutlookAttentionConfig, Arrays]:

@@ -34,6 +34,10 @@ class WeightName:
     flax: str
     axes: Axes | None = None
 
+    def to_flax(self, array: np.ndarray) -> np.ndarray:
+        """Return an array in PyTorch's layout as a view in Flax's."""
+        return array.transpose(self.axes) if self.axes is not None and array.ndim == len(self.axes) else array
+
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         """Return an array in Flax's layout as a view in PyTorch's."""
         fits = self.axes is not None and array.ndim == len(self.axes)

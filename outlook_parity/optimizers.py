@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import optax
-import torch
+if TYPE_CHECKING:
+    import optax
+    import torch
 
 LEARNING_RATE = 1e-3
 MOMENTUM = 0.9
@@ -20,22 +22,44 @@ EPSILON = 1e-3
 class Optimizer:
     """One optimizer in both frameworks; its state by what each calls it -> what the report calls it."""
 
-    torch: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-    jax: Callable[[], optax.GradientTransformation]
+    torch: "Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]"
+    jax: "Callable[[], optax.GradientTransformation]"
     torch_state: Mapping[str, str]
     jax_state: Mapping[str, str]
 
 
+# Each framework is imported by its own twin alone: they may live on different machines.
+
+
+def _torch_optimizer(name: str, *settings: Any, **more: Any) -> "Callable[..., torch.optim.Optimizer]":
+    def make(parameters: "Iterable[torch.nn.Parameter]") -> "torch.optim.Optimizer":
+        import torch
+
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(parameters, *settings, **more)
+        return optimizer
+
+    return make
+
+
+def _jax_optimizer(name: str, *settings: Any, **more: Any) -> "Callable[[], optax.GradientTransformation]":
+    def make() -> "optax.GradientTransformation":
+        import optax
+
+        return getattr(optax, name)(*settings, **more)
+
+    return make
+
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "SGD": Optimizer(
-        lambda parameters: torch.optim.SGD(parameters, LEARNING_RATE, momentum=MOMENTUM),
-        lambda: optax.sgd(LEARNING_RATE, momentum=MOMENTUM),
+        _torch_optimizer("SGD", LEARNING_RATE, momentum=MOMENTUM),
+        _jax_optimizer("sgd", LEARNING_RATE, momentum=MOMENTUM),
         {"momentum_buffer": "momentum"},
         {"trace": "momentum"},
     ),
     "AdamW": Optimizer(
-        lambda parameters: torch.optim.AdamW(parameters, LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY),
-        lambda: optax.adamw(LEARNING_RATE, *BETAS, eps=EPSILON, eps_root=0.0, weight_decay=WEIGHT_DECAY),
+        _torch_optimizer("AdamW", LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY),
+        _jax_optimizer("adamw", LEARNING_RATE, *BETAS, eps=EPSILON, eps_root=0.0, weight_decay=WEIGHT_DECAY),
         {"exp_avg": "first moment", "exp_avg_sq": "second moment"},
         {"mu": "first moment", "nu": "second moment"},
     ),

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import torch
 
+from outlook_common.weights.arrays import to_numpy
 from outlook_parity.jax_models import FunctionModel, JaxModel, jax_model
 from outlook_parity.jax_twin import JaxTwin, jax_device
 from outlook_parity.names import Given, Names, derive_names, names_of_table
 from outlook_parity.request import Request
 from outlook_parity.subjects import Subject, Task, mean_square, subject_of
 from outlook_parity.tape import channels_last
-from outlook_parity.torch_twin import FunctionModule, TorchTwin, torch_device
+from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights, torch_device
 
 LEVELS_OF_FUNCTIONS = ("forward", "gradients")
 
@@ -59,8 +60,42 @@ def make_pair(torch_model: Any, jax_twin_model: Any, inputs: np.ndarray, given: 
     refused = {}
     if function or isinstance(model, FunctionModel):
         refused = dict.fromkeys(("layers", "training"), "a plain function has no modules and no weights")
-    compared = None if subject else [*dict(module.named_parameters()), *_statistics(module)]
+    compared = None if subject else compared_weights(module)
     return Pair(TorchTwin(module, axes, task, out_axes, compared), JaxTwin(model, names, task), names, refused)
+
+
+def load_torch_weights(jax_twin_model: Any, torch_model: torch.nn.Module, names: Given | None = None) -> Any:
+    """Give a JAX model the parameters and running statistics of its PyTorch twin, whatever either is.
+
+    Args:
+        jax_twin_model: an NNX module, which is changed; or a pair of a Linen module and its variables.
+        torch_model: its twin.
+        names: what corresponds to what, where Flax's usual names do not say it.
+
+    Returns:
+        The NNX module, or the pair with new variables.
+
+    Raises:
+        ValueError: a weight has no counterpart, or another shape; all of them are named.
+    """
+    model = jax_model(jax_twin_model)
+    derived = _derived(torch_model, model, names or Given())
+    state, wrong = torch_model.state_dict(), []
+    loaded: dict[str, np.ndarray] = {}
+    for flax, value in {**model.parameters, **{name: model.buffers[name] for name in model.statistics}}.items():
+        weight = derived.by_flax[flax]
+        if weight.torch not in state:
+            wrong.append(f"{flax} has no counterpart in torch")
+            continue
+        array = weight.to_flax(to_numpy(state[weight.torch]))
+        if array.shape != value.shape:
+            wrong.append(f"{flax} has shape {value.shape}, {weight.torch} in its layout {array.shape}")
+        loaded[flax] = array.astype(value.dtype)
+    taken = {derived.by_flax[flax].torch for flax in loaded}
+    wrong += [f"{name} of torch has no counterpart in JAX" for name in derived.expected if name not in taken]
+    if wrong:
+        raise ValueError("weights that do not correspond: " + "; ".join(dict.fromkeys(wrong)))
+    return model.with_weights(loaded)
 
 
 def _axes(given: Given, subject: Subject | None, ndim: int) -> tuple[int, ...]:
@@ -105,16 +140,11 @@ def _out_axes(
 
 def _derived(module: torch.nn.Module, model: JaxModel, given: Given) -> Names:
     kinds = {path: type(part).__name__ for path, part in module.named_modules()}
-    named = [*(name for name, _ in module.named_parameters()), *_statistics(module)]
+    named = compared_weights(module)
     flax = [*model.parameters, *model.statistics]
     torch_weights = {name: kinds[name.rpartition(".")[0]] for name in named}
     flax_modules = {".".join(path[:n]) for path in (name.split(".") for name in flax) for n in range(len(path))}
     return derive_names(torch_weights, set(kinds), flax, flax_modules | set(model.modules()), given)
-
-
-def _statistics(module: torch.nn.Module) -> list[str]:
-    """Return BatchNorm's running statistics; that it counts batches, Flax does not know."""
-    return [name for name, _ in module.named_buffers() if name.rpartition(".")[2] in ("running_mean", "running_var")]
 
 
 def device_absence(device: str) -> str | None:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -15,7 +17,10 @@ from rich.text import Text
 Verdict = Literal["pass", "mismatch", "not-run"]
 RowVerdict = Literal["pass", "zero", "skipped", "mismatch", "not-run"]
 
-JSON_VERSION = 1
+JSON_VERSION = 2
+
+PROPAGATED = "propagated"
+ALONE = {"torch": " (alone, torch's)", "jax": " (alone, jax's)"}
 
 _STYLES = {"pass": "green", "zero": "yellow", "skipped": "yellow", "mismatch": "bold red", "not-run": "yellow"}
 
@@ -72,6 +77,7 @@ class Report:
         differences: what the models say differently about themselves, each in words; no difference of numbers by
             itself.
         checks: one row per tensor, level and dtype.
+        curves: optimizer -> twin -> loss, step by step, in the first dtype that was trained in.
         environment: versions and devices.
     """
 
@@ -81,11 +87,36 @@ class Report:
     first_divergence: str | None = None
     cause: str | None = None
     differences: tuple[str, ...] = ()
+    curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return everything as JSON; numbers that are not finite become null."""
-        return json.dumps({"version": JSON_VERSION, **_finite(asdict(self))}, indent=2, allow_nan=False)
+        """Return everything as JSON, as `report.schema.json` beside this file says; NaN and Inf become null."""
+        return json.dumps(self._as_json(), indent=2, allow_nan=False)
+
+    def to_html(self, path: str | PathLike[str], *, title: str = "") -> None:
+        """Write everything as one HTML page that needs no network.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        from outlook_parity.page import render
+
+        page = render({"title": title, "sentence": _findings(self), **self._as_json()})
+        Path(path).write_text(page, encoding="utf-8")
+
+    def to_junit(self, path: str | PathLike[str]) -> None:
+        """Write everything as JUnit XML, which CI systems show.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        from outlook_parity.junit import to_junit
+
+        Path(path).write_text(to_junit(self), encoding="utf-8")
+
+    def _as_json(self) -> dict[str, Any]:
+        return {"version": JSON_VERSION, **_finite(asdict(self))}
 
     def __str__(self) -> str:
         return sentence(self)
@@ -108,6 +139,11 @@ def sentence(report: Report) -> str:
     if factors:
         findings.append(f"equally exact in {', '.join(lower)} (rounding errors within a factor of {max(factors):.2f})")
     return f"PASS: the twins are {' and '.join(findings)}"
+
+
+def _findings(report: Report) -> str:
+    """Return the verdict in words without the verdict itself and the cause."""
+    return sentence(report).partition(": ")[2].removesuffix(f"; {report.cause}")
 
 
 def show(report: Report, console: Console, *, title: str = "", every_row: bool = True) -> None:
@@ -136,7 +172,12 @@ def _shown(checks: Sequence[Check], every_row: bool) -> list[tuple[str, Check]]:
     for part, members in groupby(checks, key=lambda check: part_of(check.name)):
         together = list(members)
         passing = [check for check in together if check.verdict == "pass"]
-        shown += [(check.name, check) for check in together if check.verdict in ("mismatch", "not-run")]
+        wrong = [check for check in together if check.verdict in ("mismatch", "not-run")]
+        followed = [check for check in wrong if check.view == PROPAGATED]
+        shown += [(check.name, check) for check in wrong if check.view != PROPAGATED]
+        if followed:  # what is wrong because something before it is
+            worst = max(followed, key=lambda check: check.measured or 0.0)
+            shown.append((f"{part} ({len(followed)})" if len(followed) > 1 else worst.name, worst))
         if passing:
             worst = max(passing, key=lambda check: check.measured or 0.0)
             shown.append((f"{part} ({len(passing)})" if len(passing) > 1 else worst.name, worst))
@@ -150,6 +191,7 @@ def _table(report: Report, title: str, every_row: bool) -> Table:
         "noise: error against the float64 truth in units of rounding, RMS / largest\n"
         "found: relative error in float64, else the factor (×) between the noises\n"
         "(noises too small to tell apart count as equal)"
+        "\nalone: on the numbers of that twin, where what goes wrong elsewhere cannot reach"
     ) + ("" if every_row else "\npart (n): the worst of its n tensors that pass")
     table = Table(
         title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
@@ -162,7 +204,7 @@ def _table(report: Report, title: str, every_row: bool) -> Table:
         table.add_row(Text(section, style="bold"))
         for name, check in _shown(list(checks), every_row):
             table.add_row(
-                f"  {name}" + (f" ({_views(check.view)})" if check.view else ""),
+                f"  {name}" + ALONE.get(check.view, ""),
                 _noise_cell(check.torch_noise),
                 _noise_cell(check.jax_noise),
                 _size(check, check.measured),
@@ -170,10 +212,6 @@ def _table(report: Report, title: str, every_row: bool) -> Table:
                 Text(check.verdict + (f": {check.note}" if check.note else ""), style=_STYLES[check.verdict]),
             )
     return table
-
-
-def _views(view: str) -> str:
-    return {"propagated": "propagated", "torch": "on torch's input", "jax": "on jax's input"}[view]
 
 
 def _noise_cell(noise: Noise | None) -> str:

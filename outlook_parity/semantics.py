@@ -59,6 +59,9 @@ def _merged(facts: Facts, shared: set[str]) -> Facts:
     return merged
 
 
+# Of modules with a configuration: fact -> its field.
+OWN_ATTRIBUTES = {"scale": "qk_scale", "heads": "num_heads", "window": "kernel_size", "window stride": "stride"}
+
 # Facts about what a module's code does, wherever in it.
 FUNCTIONAL = ("GELU", "pool divisor", "interpolation")
 

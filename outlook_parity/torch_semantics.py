@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from outlook_parity.semantics import Facts, ints_of, pairs_of
+from outlook_parity.semantics import OWN_ATTRIBUTES, Facts, ints_of, pairs_of
 
 
 def _convolution(module: Any) -> dict[str, Any]:
@@ -51,10 +51,6 @@ def attributes_of(model: torch.nn.Module) -> Facts:
             if isinstance(value := getattr(getattr(module, "config", None), name, None), int | float | tuple):
                 facts[path][fact] = value
     return facts
-
-
-# Of modules with a configuration: fact -> its field.
-OWN_ATTRIBUTES = {"scale": "qk_scale", "heads": "num_heads", "window": "kernel_size", "window stride": "stride"}
 
 
 class _Listener(TorchFunctionMode):

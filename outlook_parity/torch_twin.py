@@ -294,6 +294,12 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict([*model.named_parameters(), *model.named_buffers()])
 
 
+def compared_weights(model: torch.nn.Module) -> list[str]:
+    """Return the parameters and BatchNorm's running statistics; that it counts batches, Flax does not know."""
+    statistics = [name for name, _ in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    return [*dict(model.named_parameters()), *statistics]
+
+
 def wide(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor as a NumPy array in float64."""
     return to_numpy(tensor.double())

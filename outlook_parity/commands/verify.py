@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from outlook_common.config import VOLO_VARIANTS
 from outlook_parity.models import LAYER, Model, Options, make
+from outlook_parity.names import read_given
+from outlook_parity.theirs import build, read_inputs
 
 EXIT_CODES = {"pass": 0, "mismatch": 1, "not-run": 3}
 DEFAULT_MODEL = "volo_d1_224"
@@ -42,6 +44,19 @@ def verify(
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps, with SGD and with AdamW.", min=1)] = 2,
     seed: Annotated[int, typer.Option(help="Of everything random: weights, cotangents, targets.")] = 0,
+    torch_factory: Annotated[
+        str | None, typer.Option("--torch", help="Your own PyTorch model instead: package.module:factory.")
+    ] = None,
+    jax_factory: Annotated[
+        str | None,
+        typer.Option("--jax", help="Its JAX twin: a factory of an NNX module, (Linen module, variables) or function."),
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="What both are called with, as JAX takes it: .safetensors, .npz or .npy.")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option("--map", help="TOML: what corresponds to what, where the names do not say it.")
+    ] = None,
     num_heads: Annotated[
         int | None, typer.Option(help="Of the layer: heads; 6 without a weight file, else what it holds.", min=1)
     ] = None,
@@ -53,6 +68,8 @@ def verify(
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture: the photo beside how the twins' results differ.")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML, for CI.")] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Show every tensor, not the worst of each part.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
@@ -64,18 +81,19 @@ def verify(
     With --model layer one photo is cut into 8x8 patches: a map of 28x28 places with 192 channels, the first that
     VOLO-D1's outlook attention sees; for weights of other channels the patches go through a random linear map.
 
+    With --torch, --jax and --inputs any two models are verified: see docs/port-a-model.md.
+
     Exit codes: 0 pass, 1 mismatch, 2 error, 3 asked for and not run (no such device).
     """
     dtypes = dtype or ["float64", "float32"]
     options = Options(model, weights, prefix, seed, num_heads, kernel_size, stride, padding)
     console = Console(stderr=True)
     with _progress(console) as on_step:
-        import outlook_parity
         from outlook_parity.report import show
+        from outlook_parity.verification import verify as verify_models
 
-        made = make(options)
-        settings: dict[str, Any] = {} if level is None else {"levels": level}
-        report = outlook_parity.verify(
+        made = _theirs(torch_factory, jax_factory, inputs) or make(options)
+        report = verify_models(
             made.torch_model,
             made.jax_model,
             made.inputs,
@@ -85,17 +103,47 @@ def verify(
             seed=seed,
             steps=steps,
             progress=on_step,
-            **settings,
+            levels=level,
+            names=None if names is None else read_given(names),
         )
     if plot is not None and report.verdict != "not-run":
         _plot(plot, made, report, device, seed)
+    if plot is not None and torch_factory is not None:
+        raise ValueError("--plot shows a photo; of twins of your own --html shows the report")
+    if html is not None:
+        report.to_html(html, title=made.title)
+    if junit is not None:
+        report.to_junit(junit)
     if as_json:
         typer.echo(report.to_json())
     else:
         show(report, Console(), title=made.title, every_row=show_all or model == LAYER)
+        for kind, path in (("page", html), ("JUnit", junit)):
+            if path is not None:
+                Console().print(f"{kind}: {path}", highlight=False, soft_wrap=True)
         if plot is not None and report.verdict != "not-run":
             Console().print(f"picture: {plot}", highlight=False, soft_wrap=True)
     raise typer.Exit(EXIT_CODES[report.verdict])
+
+
+def _theirs(torch_factory: str | None, jax_factory: str | None, inputs: Path | None) -> Model | None:
+    """Return the user's own twins, None if none are named.
+
+    Raises:
+        ValueError: only some of the three are given.
+    """
+    given = {"--torch": torch_factory, "--jax": jax_factory, "--inputs": inputs}
+    if not any(given.values()):
+        return None
+    if lacking := [option for option, value in given.items() if not value]:
+        raise ValueError(f"twins of your own take --torch, --jax and --inputs; {' and '.join(lacking)} not given")
+    assert torch_factory is not None
+    assert jax_factory is not None
+    assert inputs is not None
+    array = read_inputs(inputs)
+    title = f"{torch_factory} and {jax_factory} on {inputs.name}, {array.dtype} {array.shape}"
+    torch_model, jax_model = build(torch_factory, "--torch"), build(jax_factory, "--jax")
+    return Model(title, torch_model, jax_model, array, photo=np.zeros((1, 1, 3), np.uint8))
 
 
 def _plot(path: Path, made: Model, report: Any, device: str, seed: int) -> None:

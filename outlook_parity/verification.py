@@ -2,9 +2,10 @@
 
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ DEVICES = ("cpu", "gpu", "tpu")
 # Which pass over a model gives what each level compares.
 LEVELS = {"forward": "evaluation", "layers": "layers", "gradients": "evaluation", "training": "training"}
 STEPS = 3
+OPTIMIZER_NAMES = ("SGD", "AdamW")
 
 Progress = Callable[[str, int, int], None]
 
@@ -126,6 +128,7 @@ def verify(
         first_divergence=found.path,
         cause=found.cause,
         differences=tuple(map(str, said)),
+        curves=session.curves,
         environment=versions() | device_names(device),
     )
 
@@ -152,6 +155,7 @@ class _Session:
         self._inputs_of: dict[tuple[str, str], np.ndarray] = {}  # by dtype and suspect's path, as JAX takes them
         self._draws: dict[str, Sequence[Draw]] = {}
         self._trained: dict[str, Tensors] = {}
+        self.curves: dict[str, dict[str, list[float]]] = {}
         self.weights = {"torch": pair.torch.weights(), "jax": pair.jax.weights()}
 
     def run(self, which: str, dtype: str) -> None:
@@ -209,6 +213,9 @@ class _Session:
             self._draws[name] = result.draws
             if request.dtype == TRUTH:
                 self._trained[name] = result.tensors
+            for optimizer in OPTIMIZER_NAMES:
+                losses = result.tensors[f"{optimizer}: losses"]
+                self.curves.setdefault(optimizer, {}).setdefault(name, losses.tolist())
         return {"training": result.tensors}
 
     def _layers(self, dtype: str) -> None:
@@ -305,7 +312,17 @@ def _steps(progress: Progress | None, *, total: int) -> Callable[..., None]:
     return step
 
 
+def load_torch_weights(jax_model: Any, torch_model: Any, names: Given | None = None) -> Any:
+    """Give a JAX model the weights of its PyTorch twin; see `outlook_parity.pair.load_torch_weights`."""
+    from outlook_parity import pair
+
+    return pair.load_torch_weights(jax_model, torch_model, names)
+
+
 def versions() -> dict[str, str]:
     """Return what everything was computed with."""
-    packages = {name: version(name) for name in ("numpy", "torch", "jax", "jaxlib", "flax")}
+    packages = {}
+    for name in ("numpy", "torch", "jax", "jaxlib", "flax"):
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
     return {"python": platform.python_version(), "platform": platform.platform(), **packages}

@@ -1,0 +1,71 @@
+"""`outlook trace`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+NOT_RUN = 3
+
+
+def trace(
+    framework: Annotated[str, typer.Option(help="torch or jax: whose twin runs here.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
+    model: Annotated[str, typer.Option(help="A released variant, or layer: as of `outlook verify`.")] = "volo_d1_224",
+    weights: Annotated[
+        str | None, typer.Option(help="A weight file or Hub id.", show_default="random weights of the seed")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Where in the file the model lies.")] = "",
+    factory: Annotated[str | None, typer.Option(help="Your own model instead: package.module:factory.")] = None,
+    inputs: Annotated[Path | None, typer.Option(help="Its inputs, as JAX takes them.")] = None,
+    torch_axes: Annotated[
+        str | None, typer.Option(help="The order in which PyTorch takes their axes, as in 0,3,1,2.")
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(help="For your own JAX model: the torch trace, whose names its weights are to have."),
+    ] = None,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", help="TOML: what corresponds to what, where the names do not say it.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16.")] = "float64",
+    rounded_to: Annotated[
+        str | None, typer.Option(help="Round inputs and weights to this first: for a truth.", show_default="the dtype")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, gpu or tpu.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of random weights and of the cotangent.")] = 0,
+    gradients: Annotated[bool, typer.Option(help="Write gradients too.")] = True,
+    layers: Annotated[bool, typer.Option(help="Write what every module is called with and gives.")] = True,
+) -> None:
+    """Write what one twin computes to a file; only its own framework is needed.
+
+    Exit codes: 0 written, 2 error, 3 no such device here.
+    """
+    from outlook_parity.tracing import Asked, write_trace
+
+    kinds: dict[str, Literal["torch", "jax"]] = {"torch": "torch", "jax": "jax"}
+    if framework not in kinds:
+        raise ValueError(f"--framework must be torch or jax, got {framework!r}")
+    asked = Asked(
+        kinds[framework],
+        model,
+        weights,
+        prefix,
+        factory,
+        inputs,
+        torch_axes,
+        names,
+        map_file,
+        dtype,
+        rounded_to or dtype,
+        device,
+        seed,
+        gradients,
+        layers,
+    )
+    reason = write_trace(asked, out)
+    if reason is not None:
+        Console(stderr=True).print(f"NOT RUN: {reason}", style="yellow", highlight=False, soft_wrap=True)
+        raise typer.Exit(NOT_RUN)
+    Console().print(f"trace: {out}", highlight=False, soft_wrap=True)

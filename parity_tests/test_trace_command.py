@@ -1,0 +1,145 @@
+"""`outlook trace` and `outlook compare`: twins on two machines, compared on a third that has neither framework."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from outlook_parity.cli import app
+from outlook_parity.compare_traces import compare_traces
+from outlook_parity.tape import Key
+from outlook_parity.tracefile import TraceFile, digest, read, write
+from parity_tests.small_twins import quick_compilation
+
+__all__ = ["quick_compilation"]  # a fixture
+
+HIDING = """
+import sys
+hidden = set({hidden!r})
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in hidden else real(name, *rest)
+sys.meta_path.insert(0, Hidden())
+from outlook_parity.cli import main
+sys.argv = ["outlook", *{arguments!r}]
+main()
+"""
+
+
+def outlook(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=True)
+
+
+def outlook_without(hidden: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    script = HIDING.format(hidden=hidden, arguments=[*map(str, arguments)])
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The layer's traces in float64, each written where the other framework is not installed."""
+    folder = tmp_path_factory.mktemp("traces")
+    others = {"torch": ("jax", "jaxlib", "flax", "optax"), "jax": ("torch",)}
+    paths = {}
+    for framework, hidden in others.items():
+        paths[framework] = folder / f"{framework}.trace"
+        done = outlook_without(hidden, "trace", "--framework", framework, "--model", "layer", "--out", paths[framework])
+        assert done.returncode == 0, done.stderr
+    return paths
+
+
+def test_traces_are_compared_where_neither_framework_is(traces: dict[str, Path]) -> None:
+    hidden = ("torch", "jax", "jaxlib", "flax", "optax", "sklearn", "matplotlib")
+    done = outlook_without(hidden, "compare", traces["torch"], traces["jax"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("PASS: the twins are equal to rounding in float64")
+
+
+def test_output_gradients_and_modules_are_compared(traces: dict[str, Path]) -> None:
+    report = compare_traces(read(traces["jax"]), read(traces["torch"]))
+    assert report.verdict == "pass"
+    names = {(row.level, row.name) for row in report.checks if row.verdict == "pass"}
+    assert {("forward", "output"), ("gradients", "input"), ("gradients", "proj.bias"), ("layers", "attn")} <= names
+    assert report.environment["torch: device"] == "cpu"
+    assert report.environment["jax: device"] == "cpu"
+    assert report.environment["torch: float32 products"] == report.environment["jax: float32 products"]
+
+
+def changed(trace: TraceFile, what: str) -> TraceFile:
+    header, weights = trace.header, dict(trace.header.weights)
+    weights["proj.bias"] = digest(np.ones(3))
+    other = {
+        "inputs": replace(header, inputs=digest(np.ones(3))),
+        "weights": replace(header, weights=weights),
+        "dtype": replace(header, dtype="float32", rounded_to="float32"),
+        "seed": replace(header, seed=7),
+        "framework": replace(header, framework="torch"),
+    }
+    return replace(trace, header=other[what])
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("inputs", "other inputs"),
+        ("weights", "other weights in jax's trace than in torch's: proj.bias"),
+        ("dtype", "dtype float64 in torch, float32 in jax"),
+        ("seed", "seed 0 in torch, 7 in jax"),
+        ("framework", "of torch and torch"),
+    ],
+)
+def test_traces_of_something_else_are_refused(traces: dict[str, Path], what: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "other.trace"
+    write(file, changed(read(traces["jax"]), what))
+    result = outlook("compare", traces["torch"], file)
+    assert isinstance(result.exception, ValueError)
+    assert words in str(result.exception)
+
+
+def test_the_first_module_that_differs_is_named(traces: dict[str, Path]) -> None:
+    torch, jax = read(traces["torch"]), read(traces["jax"])
+    key = Key("attn", 0, "out")
+    events = {**jax.events, key: [2 * array for array in jax.events[key]]}
+    report = compare_traces(torch, replace(jax, events=events))
+    assert (report.verdict, report.first_divergence) == ("mismatch", "attn")
+    assert report.cause == "attn is the first module whose results differ; jax has 2 times what torch has"
+
+
+def test_what_is_missing_or_nan_in_a_trace_is_a_mismatch(traces: dict[str, Path]) -> None:
+    torch, jax = read(traces["torch"]), read(traces["jax"])
+    fewer = {name: array for name, array in jax.gradients.items() if name != "v.weight"}
+    assert compare_traces(torch, replace(jax, gradients=fewer)).verdict == "mismatch"
+    assert compare_traces(torch, replace(jax, output=jax.output * np.nan)).verdict == "mismatch"
+
+
+def test_a_lower_precision_needs_a_truth(traces: dict[str, Path], tmp_path: Path) -> None:
+    lower = [replace(trace, header=changed(trace, "dtype").header) for trace in map(read, traces.values())]
+    with pytest.raises(ValueError, match="--dtype float64 --rounded-to float32"):
+        compare_traces(*lower)
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_file_that_is_no_trace_is_an_error(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "bad.trace"
+    file.write_bytes(content)
+    result = outlook("compare", file, file)
+    assert isinstance(result.exception, ValueError)
+    assert "bad.trace" in str(result.exception)
+
+
+def test_a_trace_survives_the_file(traces: dict[str, Path], tmp_path: Path) -> None:
+    trace = read(traces["torch"])
+    write(tmp_path / "again.trace", trace)
+    again = read(tmp_path / "again.trace")
+    assert again.header == trace.header
+    assert list(again.events) == list(trace.events)
+    for key, arrays in trace.events.items():
+        assert all(np.array_equal(one, other) for one, other in zip(arrays, again.events[key], strict=True))
