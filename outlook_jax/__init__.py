@@ -9,15 +9,23 @@ from outlook_jax.attention import OutlookAttention  # noqa: E402
 from outlook_jax.ops import outlook_attention  # noqa: E402
 from outlook_jax.pretrained import from_pretrained  # noqa: E402
 from outlook_jax.volo import VOLO, volo  # noqa: E402
-from outlook_jax.weights import export_weights, load_weights, save_weights  # noqa: E402
+from outlook_jax.weights import (  # noqa: E402
+    export_weights,
+    load_training,
+    load_weights,
+    save_training,
+    save_weights,
+)
 
 __all__ = [
     "VOLO",
     "OutlookAttention",
     "export_weights",
     "from_pretrained",
+    "load_training",
     "load_weights",
     "outlook_attention",
+    "save_training",
     "save_weights",
     "volo",
 ]

@@ -1,9 +1,10 @@
 """Weights in and out of a model: files, and arrays under any known naming."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -12,7 +13,8 @@ from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.files import PathLike, write_arrays
 from outlook_common.weights.models import table_for
 from outlook_common.weights.resolve import resolve
-from outlook_common.weights.table import FLAX
+from outlook_common.weights.table import FLAX, Entry
+from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
 
 # What of an NNX model's state is weights: parameters and the running statistics of BatchNorm, no random streams.
 WEIGHTS = (nnx.Param, nnx.BatchStat)
@@ -66,3 +68,88 @@ def save_weights(model: nnx.Module, path: PathLike) -> None:
 def path_name(path: Iterable[Any]) -> str:
     """Return the path of a variable in an NNX state as the weight tables write it."""
     return ".".join(str(step) for step in path)
+
+
+# Optax's name of each kind of moment -> PyTorch's.
+_KINDS = {ours: theirs for theirs, ours in MOMENTS.items()}
+# What counts the steps, in Flax's optimizer and in the parts of Optax's.
+_COUNTS = ("step", "count")
+
+
+def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike, *, step: int | None = None) -> None:
+    """Write the weights of `model`, the moments of its optimizer and the step, to go on with in either framework.
+
+    Hyperparameters, schedules and random streams are not written.
+
+    Args:
+        model: one of this package.
+        optimizer: of `optax.adam`, `adamw` or `sgd`, alone or in a chain, of parameters of `model`.
+        path: its suffix decides the format.
+        step: how many steps were made; None means as many as the optimizer has counted.
+
+    Raises:
+        ValueError: the optimizer has other parameters.
+        TypeError: the optimizer keeps something else than those do.
+        WeightsError: the suffix is unknown.
+        OSError: the file cannot be written; what stood there is as it was.
+    """
+    moments: dict[str, dict[str, np.ndarray]] = {}
+    for kind, entry, _, variable in _moments(model, optimizer):
+        moments.setdefault(kind, {})[entry.torch] = contiguous(entry.to_torch(to_numpy(variable.get_value())))
+    counted = int(optimizer.step.get_value()) if step is None else step
+    write_training(path, Training(export_weights(model), moments, counted))
+
+
+def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike) -> int:
+    """Load what `save_training` of either twin wrote, all or nothing; return how many steps were made.
+
+    Args:
+        model: one of this package; its parameters keep their dtypes and shardings.
+        optimizer: of `optax.adam`, `adamw` or `sgd`, alone or in a chain, of parameters of `model`.
+        path: the file.
+
+    Raises:
+        WeightsError: the file does not fit the model or the optimizer.
+        ValueError: the optimizer has other parameters.
+        TypeError: the optimizer keeps something else than those do.
+        OSError: the file cannot be opened.
+    """
+    slots = list(_moments(model, optimizer))
+    table, kinds = table_for(getattr(model, "config", model)), {kind for kind, *_ in slots}
+    training = read_training(path, table, kinds, _trained(model, optimizer))
+    load_weights(model, training.weights)
+    loaded = []
+    for kind, entry, at, variable in slots:
+        old = variable.get_value()
+        array = contiguous(cast(entry.to_flax(training.moments[kind][entry.torch]), old.dtype.name))
+        loaded.append((at, variable.replace(jax.device_put(array, old.sharding))))
+    for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
+        if at[-1] in _COUNTS and variable.get_value().shape == ():
+            loaded.append((at, variable.replace(jnp.asarray(training.step, variable.get_value().dtype))))
+    nnx.update(optimizer, nnx.from_flat_state(loaded))
+    return training.step
+
+
+def _moments(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> Iterator[tuple[str, Entry, Any, Any]]:
+    """Yield (kind, parameter, path in the optimizer's state, variable) of every moment that an optimizer keeps."""
+    entries = table_for(getattr(model, "config", model)).names(FLAX)
+    strange = []
+    for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
+        names = [step for step in at[1:] if isinstance(step, str)]
+        if at[-1] in _COUNTS and variable.get_value().shape == ():
+            continue
+        slot, parameter = (names[0], path_name(at[at.index(names[0]) + 1 :])) if names else ("", "")
+        if slot not in _KINDS:
+            strange.append(path_name(at[1:]))
+        elif parameter not in entries:
+            raise ValueError(f"the optimizer's {parameter} is not of this model")
+        else:
+            yield _KINDS[slot], entries[parameter], at, variable
+    refuse_moments(strange)
+
+
+def _trained(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> set[str]:
+    """Return PyTorch's names of what an optimizer trains."""
+    entries = table_for(getattr(model, "config", model)).names(FLAX)
+    flat = nnx.to_flat_state(nnx.state(model, optimizer.wrt))
+    return {entries[path_name(path)].torch for path, _ in flat}

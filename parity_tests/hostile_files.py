@@ -69,9 +69,10 @@ Made = tuple[str, bytes, dict[str, bytes]]
 
 def safetensors_file(arrays: dict[str, np.ndarray], change: Callable[[dict[str, Any]], None] | None = None) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    data = b""
+    data = bytearray()
     for name, array in arrays.items():
-        start, data = len(data), data + array.tobytes()
+        start = len(data)
+        data += array.tobytes()
         header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [start, len(data)]}
     if change is not None:
         change(header)
@@ -177,6 +178,15 @@ def safetensors_header(rng: random.Random, canary: str) -> Made:
             }
 
     return ".safetensors", safetensors_file(WEIGHTS, change), {}
+
+
+def safetensors_names(rng: random.Random, canary: str) -> Made:
+    """Names by the thousand, deep or alike, for whoever looks among them for models or for the nearest."""
+    start = rng.choice(("network.0.0.attn.", "pos_embed", "a." * 60, "network.0.0.attn.v.weigh", ""))
+    count = rng.choice((3000, 15_000, 19_000))
+    names = [f"{start}{index}" if rng.random() < 0.9 else f"{index}.{start}.pos_embed" for index in range(count)]
+    arrays = dict.fromkeys(names, np.zeros((), np.float32)) | dict(rng.sample(list(WEIGHTS.items()), 5))
+    return ".safetensors", safetensors_file(arrays), {}
 
 
 def safetensors_length(rng: random.Random, canary: str) -> Made:
@@ -468,7 +478,7 @@ def shards(rng: random.Random, canary: str) -> Made:
 
 FAMILIES: tuple[Callable[[random.Random, str], Made], ...] = (
     truncated, truncated, flipped, flipped, flipped, flipped, spliced, spliced, mislabelled, noise,
-    safetensors_header, safetensors_header, safetensors_header, safetensors_length, safetensors_json,
+    safetensors_header, safetensors_header, safetensors_header, safetensors_names, safetensors_length, safetensors_json,
     safetensors_swapped,
     npz_header, npz_header, npz_members, npz_bomb, npz_directory, npz_directory, npz_objects, npz_big_endian,
     pickle_bomb, pickle_bomb, pickle_opcodes, pickle_opcodes,

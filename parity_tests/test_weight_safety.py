@@ -27,7 +27,7 @@ def fuzz() -> Any:
         yield run
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1))
 def test_hostile_file_ends_in_a_clear_error_or_in_an_exact_result(fuzz: fuzz_weights.Fuzz, seed: int) -> None:
     fuzz.check(seed)

@@ -1,7 +1,7 @@
 """What somebody saved, as a flat list of names: wrappers taken off, a part of it chosen."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from outlook_common.weights.source import weights_and_config
 Source = PathLike | Mapping[Any, Any]
 
 EMA = "state_dict_ema"
+_PREFIX_STEPS = 12
 # Keys whose value is the checkpoint proper; what lies beside them (optimizer, epoch) is not weights.
 _WRAPPERS = ("state_dict", "model")
 # What every name begins with, if any does: DataParallel, torch.compile, and the collections of Flax Linen.
@@ -44,12 +45,21 @@ class Checkpoint:
         """The names in the chosen part."""
         return frozenset(name for name, _ in self.items)
 
+    def below(self, prefix: str) -> "Checkpoint":
+        """Return the part below a prefix, of everything."""
+        start = f"{prefix}." if prefix else ""
+        part = tuple((name[len(start) :], value) for name, value in self.everything if name.startswith(start))
+        return replace(self, prefix=prefix, items=part)
+
     def prefixes_where(self, holds: Callable[[Mapping[str, Any]], bool]) -> list[str]:
-        """Return the prefixes for which `holds` is true of what lies below them, {name without the prefix: value}."""
+        """Return the prefixes for which `holds` is true of what lies below them, {name without the prefix: value}.
+
+        Prefixes of more than `_PREFIX_STEPS` steps are not looked at.
+        """
         parts: dict[str, dict[str, Any]] = {}
         for name, value in self.everything:
             steps = name.split(".")
-            for depth in range(1, len(steps)):
+            for depth in range(1, min(len(steps), _PREFIX_STEPS + 1)):
                 parts.setdefault(".".join(steps[:depth]), {})[".".join(steps[depth:])] = value
         return [prefix for prefix, part in parts.items() if holds(part)]
 
@@ -75,17 +85,9 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
     else:
         label, file = str(source), weights_and_config(source)[0]
         contents = open_file(file)
-    items = _without_common(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label)))
-    prefix = prefix.replace("/", ".").strip(".")
-    below = f"{prefix}." if prefix else ""
-    return Checkpoint(
-        label,
-        prefix,
-        tuple((name[len(below) :], value) for name, value in items if name.startswith(below)),
-        tuple(items),
-        contents.metadata,
-        file,
-    )
+    items = tuple(_without_common(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label))))
+    checkpoint = Checkpoint(label, "", items, items, contents.metadata, file)
+    return checkpoint.below(prefix.replace("/", ".").strip("."))
 
 
 def _unwrapped(contents: Mapping[Any, Any], label: str, *, use_ema: bool) -> Mapping[Any, Any]:

@@ -3,7 +3,7 @@
 # Of the part of a file that says what is in it; JSON in memory takes about ten times its size.
 HEADER_BYTES = 16 << 20
 # Tensors, and whatever else has a name; a VOLO-D5 has 500.
-NAMES = 50_000
+NAMES = 20_000
 NAME_LENGTH = 1_000
 # How deeply mappings in a file, and JSON, may nest.
 DEPTH = 64

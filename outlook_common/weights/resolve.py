@@ -16,6 +16,8 @@ from outlook_common.weights.table import FLAX, Entry, WeightTable
 
 # Finding near names takes time that grows with the square of their number; messages show no more than this many.
 _NEAREST_LIMIT = 20
+# And among no more than this many it is looked for.
+_NEAREST_AMONG = 1000
 
 
 def resolve(source: Source, table: WeightTable, *, prefix: str = "", use_ema: bool = False) -> dict[str, np.ndarray]:
@@ -200,5 +202,5 @@ def _missing_and_unexpected(
 
 
 def _nearest(name: str, names: list[str], words: str) -> str:
-    close = nearest(name, names)
+    close = nearest(name, names[:_NEAREST_AMONG])
     return f"; {words} {close}" if close else ""

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from outlook_common.config import DOWNSAMPLE, STEM_STRIDE, VOLO_VARIANTS, OutlookAttentionConfig, VOLOConfig
-from outlook_common.weights.table import FLAX, TORCH, Entry, WeightTable, linear_entries
+from outlook_common.weights.table import Entry, WeightTable, linear_entries
 
 Entries = Iterator[Entry]
 
@@ -23,17 +23,28 @@ def recognise_volo(shapes: Mapping[str, tuple[int, ...]]) -> VOLOConfig | None:
     Class count and image size are those of the file. None unless more than half of the tensors belong to one.
     """
     best, most = None, len(shapes) / 2
+    if sum(name in _known_names() for name in shapes) <= most:
+        return None
     for variant in VOLO_VARIANTS.values():
-        table = volo_table(variant.config)
-        for naming in (TORCH, FLAX):
-            expected = {
-                name: entry.shape if naming == TORCH else entry.flax_shape
-                for name, entry in table.names(naming).items()
-            }
-            shared = sum(shapes.get(name) == shape for name, shape in expected.items())
+        for expected in _expected_shapes(variant.config):
+            shared = sum(expected.get(name) == shape for name, shape in shapes.items())
             if shared > most:
                 best, most = variant.config, shared
     return None if best is None else as_in_file(best, shapes)
+
+
+@lru_cache
+def _expected_shapes(config: VOLOConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Return the shapes by PyTorch's names and by Flax's."""
+    entries = volo_table(config).entries
+    return {entry.torch: entry.shape for entry in entries}, {entry.flax: entry.flax_shape for entry in entries}
+
+
+@cache
+def _known_names() -> frozenset[str]:
+    return frozenset(
+        name for variant in VOLO_VARIANTS.values() for names in _expected_shapes(variant.config) for name in names
+    )
 
 
 def variant_of(config: VOLOConfig) -> str | None:
