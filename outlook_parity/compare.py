@@ -5,13 +5,14 @@ against the float64 truth, and what is judged is the factor between the two. Rou
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import ml_dtypes
 import numpy as np
 
+from outlook_parity.metrics import measure
 from outlook_parity.report import Check, Noise, RowVerdict, Verdict
 
 Tensors = Mapping[str, np.ndarray]
@@ -222,18 +223,34 @@ def compare_pair(
         return row(verdict="mismatch", note=f"shape {pair.torch.shape} in torch, {pair.jax.shape} in jax")
     if pair.torch.size == 0:
         return row(verdict="not-run", note=f"empty: shape {pair.torch.shape}")
-    arrays = {"torch": pair.torch, "jax": pair.jax} | ({} if truth is None else {"the float64 truth": truth})
+    check = _judged(row, pair.torch, pair.jax, dtype, bound, truth, least or evenly(LEAST_NOISE))
+    if dtype in DTYPES and (level == "forward" or check.verdict == "mismatch"):
+        check = replace(check, metrics=measure(pair.torch, pair.jax, DTYPES[dtype]))
+    return check
+
+
+def _judged(
+    row: Callable[..., Check],
+    torch: np.ndarray,
+    jax: np.ndarray,
+    dtype: str,
+    bound: float,
+    truth: np.ndarray | None,
+    least: Noise,
+) -> Check:
+    """Compare two arrays of one shape that are not empty."""
+    arrays = {"torch": torch, "jax": jax} | ({} if truth is None else {"the float64 truth": truth})
     if strange := [f"{bad} NaN or Inf in {name}" for name, array in arrays.items() if (bad := _not_finite(array))]:
         return row(verdict="mismatch", note=", ".join(strange))
     if not any(array.any() for array in arrays.values()):
         return row(verdict="zero", note="zero in both")
     if truth is None:
-        measured = _relative_error(pair.torch, pair.jax)
+        measured = _relative_error(torch, jax)
         return row(verdict="pass" if measured <= bound else "mismatch", measured=measured)
     if not truth.any():
         return row(verdict="mismatch", note="zero in float64, and not here")
-    torch_noise, jax_noise = noise(pair.torch, truth, dtype), noise(pair.jax, truth, dtype)
-    measured = noise_factor(torch_noise, jax_noise, least=least or evenly(LEAST_NOISE))
+    torch_noise, jax_noise = noise(torch, truth, dtype), noise(jax, truth, dtype)
+    measured = noise_factor(torch_noise, jax_noise, least=least)
     verdict: RowVerdict = "pass" if measured <= bound else "mismatch"
     return row(verdict=verdict, measured=measured, torch_noise=torch_noise, jax_noise=jax_noise)
 

@@ -70,9 +70,9 @@ class JaxModel(ABC):
         return {}
 
     @property
-    def mode(self) -> str:
-        """Whether the model as given trains: "training", "eval", or "unknown"."""
-        return "unknown"
+    def mode(self) -> str | None:
+        """Whether the model as given trains: "training" or "eval"; None if it does not say."""
+        return None
 
     @property
     def drops(self) -> bool:
@@ -148,11 +148,11 @@ class NNXModel(JaxModel):
         return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> str | None:
         """See `JaxModel`."""
         flags = ("deterministic", "use_running_average")
         known = {getattr(part, flag) for part in self.modules().values() for flag in flags if hasattr(part, flag)}
-        return {frozenset({True}): "eval", frozenset({False}): "training"}.get(frozenset(known), "unknown")
+        return {frozenset({True}): "eval", frozenset({False}): "training"}.get(frozenset(known))
 
     @property
     def drops(self) -> bool:

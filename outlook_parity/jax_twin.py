@@ -126,7 +126,8 @@ class JaxTwin(Twin):
             jaxpr = jax.make_jaxpr(call)(parameters, buffers, x).jaxpr
             facts = attributes_of(seen)
         add_operations(jaxpr, facts)
-        facts.setdefault(ROOT, {})["mode"] = self.model.mode
+        if self.model.mode is not None:
+            facts.setdefault(ROOT, {})["mode"] = self.model.mode
         return facts
 
     @contextmanager

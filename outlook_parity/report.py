@@ -50,6 +50,7 @@ class Check:
         torch_noise: of the PyTorch twin, in lower precisions.
         jax_noise: of the JAX twin, likewise.
         note: in words.
+        metrics: of outputs, and of what mismatches: how far apart the twins are; see `outlook_parity.metrics.measure`.
         view: of a layer, on whose input: "propagated", each twin's own; else the twin whose input both were given.
     """
 
@@ -63,6 +64,7 @@ class Check:
     jax_noise: Noise | None = None
     note: str = ""
     view: str = ""
+    metrics: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
