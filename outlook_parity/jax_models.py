@@ -330,6 +330,11 @@ def _arrays(tree: Any) -> Arrays:
     return [to_numpy(leaf) for leaf in jax.tree.leaves(tree) if _is_floating(leaf)]
 
 
+def _traced(tree: Any) -> bool:
+    """Whether this is inside a transformation, a scan or remat say, where arrays have no values yet."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def _replaced(tree: Any, given: Arrays | None) -> Any:
     if given is None:
         return tree
@@ -372,7 +377,7 @@ def _watched_nnx(
                 if around is not None:
                     with around(module_name(path), self):
                         return honest(self, *args, **kwargs)
-                if tape is None or not tape.watches(name := module_name(path)):
+                if tape is None or _traced((args, kwargs)) or not tape.watches(name := module_name(path)):
                     return honest(self, *args, **kwargs)
                 args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))
                 output = honest(self, *args, **kwargs)
@@ -443,7 +448,7 @@ def _watched_linen(
         if around is not None:
             with around(module_name(path), context.module):
                 return call(*args, **kwargs)
-        if tape is None or not tape.watches(name := module_name(path)):
+        if tape is None or _traced((args, kwargs)) or not tape.watches(name := module_name(path)):
             return call(*args, **kwargs)
         args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))
         output = call(*args, **kwargs)

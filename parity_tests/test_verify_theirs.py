@@ -151,6 +151,35 @@ def test_our_layer_for_linen_is_verified_too() -> None:
     assert report.verdict == "pass", wrong(report)
 
 
+class Repeated(linen.Module):
+    """Modules inside a transformation cannot be watched: there the arrays have no values yet."""
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return linen.remat(linen.Dense)(3, name="1")(jnp.tanh(linen.Dense(4, name="0")(x)))
+
+
+class Stack(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("0", torch.nn.Linear(5, 4))
+        self.add_module("1", torch.nn.Linear(4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.get_submodule("1")(torch.tanh(self.get_submodule("0")(x)))
+
+
+def test_what_a_transformation_hides_is_left_out_and_the_rest_compared() -> None:
+    torch.manual_seed(0)
+    theirs, module = Stack(), Repeated()
+    x = np.random.default_rng(0).standard_normal((3, 5))
+    ours = load_torch_weights((module, module.init(jax.random.key(0), jnp.asarray(x))), theirs)
+    report = verify(theirs, ours, x, levels=("layers",), dtypes=("float64",))
+    assert report.verdict == "pass", wrong(report)
+    verdicts = {(row.name, row.verdict) for row in report.checks if row.level == "layers"}
+    assert {("0", "pass"), ("1", "skipped"), ("(model)", "pass")} <= verdicts
+
+
 class Renamed(nnx.Module):
     def __init__(self) -> None:
         self.dense_0 = nnx.Linear(5, 4, rngs=nnx.Rngs(0))
