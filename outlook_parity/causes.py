@@ -65,7 +65,8 @@ def _alone(evidence: Evidence) -> Explanation | None:
     if not evidence.suspects:
         return None
     first = evidence.suspects[0]
-    if said := [d for d in evidence.differences if d.path == first.path and d.fact not in HARMLESS]:
+    harmless = HARMLESS if first.dtype == "float64" else ()
+    if said := [d for d in evidence.differences if d.path == first.path and d.fact not in harmless]:
         return Explanation(shown(first.path), "; ".join(map(str, said)))
     step = evidence.wrong_step(first)
     reasons = [f"the step {step} of outlook attention" if step else first.where, first.how]

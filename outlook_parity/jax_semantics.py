@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from outlook_parity.semantics import OWN_ATTRIBUTES, Facts, ints_of, pairs_of
+from outlook_parity.semantics import FULL_PRECISION, OWN_ATTRIBUTES, Facts, ints_of, pairs_of
 
 
 def _convolution(module: Any) -> dict[str, Any]:
@@ -19,7 +19,14 @@ def _convolution(module: Any) -> dict[str, Any]:
         "dilation": ints_of(module.kernel_dilation, axes),
         "groups": module.feature_group_count,
         "bias": module.use_bias,
+        "precision": _precision(module),
     }
+
+
+def _precision(module: Any) -> str:
+    asked = getattr(module, "precision", None)
+    full = asked is None or str(asked).lower() in ("highest", "float32", "precision.highest")
+    return FULL_PRECISION if full else str(asked)
 
 
 def _flax_batch_norm(module: Any) -> dict[str, Any]:
@@ -32,7 +39,8 @@ def _own_batch_norm(module: Any) -> dict[str, Any]:
 
 def _linear(module: Any) -> dict[str, Any]:
     features = getattr(module, "out_features", None) or module.features
-    return {"bias": module.use_bias, "features": features} if isinstance(features, int) else {"bias": module.use_bias}
+    said = {"bias": module.use_bias, "precision": _precision(module)}
+    return said | {"features": features} if isinstance(features, int) else said
 
 
 # What modules say, by module and name of the type: NNX's and Linen's are called alike.

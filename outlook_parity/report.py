@@ -19,6 +19,9 @@ RowVerdict = Literal["pass", "zero", "skipped", "mismatch", "not-run"]
 
 JSON_VERSION = 2
 
+# How many of the differences that change no number are printed.
+NOTES = 5
+
 PROPAGATED = "propagated"
 ALONE = {"torch": " (alone, torch's)", "jax": " (alone, jax's)"}
 
@@ -155,6 +158,9 @@ def show(report: Report, console: Console, *, title: str = "", every_row: bool =
     """
     if report.checks:
         console.print(_table(report, title, every_row), highlight=False)
+    if report.verdict == "pass":  # of a mismatch the cause is said
+        for difference in report.differences[:NOTES]:
+            console.print(Text(f"note: {difference}", style="yellow"), soft_wrap=True)
     console.print(Text(sentence(report), style=_STYLES[report.verdict]), soft_wrap=True)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from outlook_parity.semantics import OWN_ATTRIBUTES, Facts, ints_of, pairs_of
+from outlook_parity.semantics import FULL_PRECISION, OWN_ATTRIBUTES, Facts, ints_of, pairs_of
 
 
 def _convolution(module: Any) -> dict[str, Any]:
@@ -19,6 +19,7 @@ def _convolution(module: Any) -> dict[str, Any]:
         "dilation": ints_of(module.dilation, axes),
         "groups": module.groups,
         "bias": module.bias is not None,
+        "precision": FULL_PRECISION,
     }
 
 
@@ -31,7 +32,14 @@ READERS: list[tuple[tuple[type, ...], Callable[[Any], dict[str, Any]]]] = [
         lambda module: {"eps": float(module.eps), "momentum": float(module.momentum or 0.0)},
     ),
     ((torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d), _convolution),
-    ((torch.nn.Linear,), lambda module: {"bias": module.bias is not None, "features": module.out_features}),
+    (
+        (torch.nn.Linear,),
+        lambda module: {
+            "bias": module.bias is not None,
+            "features": module.out_features,
+            "precision": FULL_PRECISION,
+        },
+    ),
     ((torch.nn.modules.dropout._DropoutNd,), lambda module: {"dropout rate": float(module.p)}),
 ]
 

@@ -1,0 +1,133 @@
+"""What models say about themselves, in common words, and where twins say different things."""
+
+from typing import Any
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import outlook_jax.batch_norm
+from outlook_parity import jax_semantics, semantics, torch_semantics
+from outlook_parity.semantics import Difference
+
+
+def rngs() -> nnx.Rngs:
+    return nnx.Rngs(0)
+
+
+SAME = {
+    "LayerNorm": (torch.nn.LayerNorm(4), nnx.LayerNorm(4, epsilon=1e-5, rngs=rngs())),
+    "GroupNorm": (torch.nn.GroupNorm(2, 4), nnx.GroupNorm(4, 2, epsilon=1e-5, rngs=rngs())),
+    "BatchNorm": (torch.nn.BatchNorm2d(4), nnx.BatchNorm(4, momentum=0.9, epsilon=1e-5, rngs=rngs())),
+    "BatchNorm of ours": (torch.nn.BatchNorm2d(4), outlook_jax.batch_norm.BatchNorm(4)),
+    "Linear": (torch.nn.Linear(4, 3), nnx.Linear(4, 3, rngs=rngs())),
+    "Linear of Linen": (torch.nn.Linear(4, 3, bias=False), linen.Dense(3, use_bias=False)),
+    "Conv": (
+        torch.nn.Conv2d(4, 8, 3, 2, padding=1, groups=2),
+        nnx.Conv(4, 8, (3, 3), (2, 2), padding=1, feature_group_count=2, rngs=rngs()),
+    ),
+    "Dropout": (torch.nn.Dropout(0.1), nnx.Dropout(0.1, rngs=rngs())),
+}
+
+OTHER = {
+    "eps": (torch.nn.LayerNorm(4), nnx.LayerNorm(4, rngs=rngs())),
+    "momentum": (torch.nn.BatchNorm2d(4), nnx.BatchNorm(4, rngs=rngs())),
+    "bias": (torch.nn.Linear(4, 3), linen.Dense(3, use_bias=False)),
+    "features": (torch.nn.Linear(4, 3), linen.Dense(4)),
+    "precision": (torch.nn.Linear(4, 3), nnx.Linear(4, 3, precision="bfloat16", rngs=rngs())),
+    "stride": (torch.nn.Conv2d(4, 8, 3, 2, padding=1), nnx.Conv(4, 8, (3, 3), padding=1, rngs=rngs())),
+    "padding": (torch.nn.Conv2d(4, 8, 3, padding=1), nnx.Conv(4, 8, (3, 3), padding=((0, 2), (1, 1)), rngs=rngs())),
+    "dilation": (
+        torch.nn.Conv2d(4, 8, 3, padding=1, dilation=2),
+        nnx.Conv(4, 8, (3, 3), padding=1, rngs=rngs()),
+    ),
+    "groups": (torch.nn.GroupNorm(2, 4), nnx.GroupNorm(4, 4, epsilon=1e-5, rngs=rngs())),
+    "dropout rate": (torch.nn.Dropout(0.1), nnx.Dropout(0.2, rngs=rngs())),
+}
+
+
+def differences(torch_module: torch.nn.Module, jax_module: Any) -> list[Difference]:
+    facts = torch_semantics.attributes_of(torch_module), jax_semantics.attributes_of({"": jax_module})
+    assert facts[0][""], "nothing is known of this module"
+    assert facts[1][""], "nothing is known of this module"
+    return semantics.differences(*facts, torch_semantics.kinds_of(torch_module))
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_equal_modules_say_the_same(name: str) -> None:
+    assert differences(*SAME[name]) == []
+
+
+@pytest.mark.parametrize("fact", OTHER)
+def test_what_modules_say_differently_is_named(fact: str) -> None:
+    assert fact in [difference.fact for difference in differences(*OTHER[fact])]
+
+
+def test_a_difference_is_told_in_words() -> None:
+    (difference,) = differences(*OTHER["eps"])
+    assert str(difference) == "LayerNorm eps 1e-06 in jax, 1e-05 in torch, at (model)"
+    (difference,) = differences(*OTHER["momentum"])
+    assert str(difference) == "BatchNorm2d momentum 0.01 in jax, 0.1 in torch, at (model)"
+
+
+def facts_of(function: Any, x: np.ndarray) -> dict[str, Any]:
+    def marked(x: jax.Array) -> Any:
+        with jax_semantics.mark("a.b"):
+            return function(x)
+
+    facts: semantics.Facts = {}
+    jax_semantics.add_operations(jax.make_jaxpr(marked)(jnp.asarray(x)).jaxpr, facts)
+    return facts.get("a.b", {})
+
+
+@pytest.mark.parametrize(
+    ("function", "form"),
+    [
+        (lambda x: nnx.gelu(x, approximate=False), "exact"),
+        (nnx.gelu, "tanh"),
+        (lambda x: x * nnx.sigmoid(1.702 * x), "x * sigmoid(c * x)"),
+        (jax.jit(lambda x: nnx.gelu(x, approximate=False)), "exact"),
+        (nnx.relu, None),
+    ],
+    ids=["exact", "tanh", "sigmoid", "exact inside jit", "none"],
+)
+def test_the_form_of_gelu_is_read_from_the_operations(function: Any, form: str | None) -> None:
+    assert facts_of(function, np.ones((2, 3), np.float32)).get("GELU") == form
+
+
+@pytest.mark.parametrize(("count", "divisor"), [(True, "whole window"), (False, "pixels inside")])
+def test_the_divisor_of_a_pool_is_read_in_both(count: bool, divisor: str) -> None:
+    pool = torch.nn.AvgPool2d(3, 2, 1, count_include_pad=count)
+    facts: semantics.Facts = {}
+    with torch_semantics.listening(pool, facts):
+        pool(torch.ones(1, 2, 8, 8))
+    assert facts[""]["pool divisor"] == divisor
+
+    def jax_pool(x: jax.Array) -> jax.Array:
+        return linen.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)), count_include_pad=count)
+
+    assert facts_of(jax_pool, np.ones((1, 8, 8, 2), np.float32))["pool divisor"] == divisor
+
+
+def test_what_an_activation_says_that_only_one_twin_has_as_a_module_counts_for_the_one_around_it() -> None:
+    torch_facts = {"": {}, "mlp": {}, "mlp.act": {"GELU": "exact", "eps": 1.0}}
+    jax_facts = {"": {}, "mlp": {"GELU": "tanh", "eps": 2.0}}
+    found = semantics.differences(torch_facts, jax_facts, {"mlp": "Mlp"})
+    assert [str(difference) for difference in found] == ["Mlp GELU tanh in jax, exact in torch, at mlp"]
+
+
+def test_functions_that_a_torch_model_calls_are_heard() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.nn.functional.gelu(x, approximate="tanh")
+            x = torch.nn.functional.layer_norm(x, (8,), eps=1e-3)
+            return torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bicubic")
+
+    model, facts = Model(), {}
+    with torch_semantics.listening(model, facts):
+        model(torch.ones(1, 2, 8, 8))
+    assert facts == {"": {"GELU": "tanh", "eps": 1e-3, "interpolation": "bicubic, without antialiasing"}}
