@@ -29,6 +29,7 @@ from outlook_common.weights.inspection import differences
 from outlook_common.weights.models import recognise_as
 from outlook_common.weights.resolve import resolve
 from outlook_common.weights.stored import stored
+from parity_tests.hub_server import Repository, serve, use_hub
 from parity_tests.test_weights import (
     CONFIG,
     DIM,
@@ -263,6 +264,19 @@ def test_twins_load_from_shards_and_orbax(tmp_path: Path) -> None:
         layer = outlook_torch.OutlookAttention(DIM, 2, qkv_bias=True)
         outlook_torch.load_weights(layer, source)
         assert_same_bits(outlook_torch.export_weights(layer), WEIGHTS)
+
+
+def test_hub_ids_are_sources_also_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(WEIGHTS, tmp_path / "shards", to="torch", max_shard_size=2000)
+    write_arrays(tmp_path / "one.safetensors", WEIGHTS)
+    shards = Repository({path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()})
+    one = Repository({"model.safetensors": (tmp_path / "one.safetensors").read_bytes()})
+    with serve(shards=shards, one=one) as server:
+        use_hub(monkeypatch, server.url, tmp_path / "cache")
+        for name in ("shards", "one"):
+            done = convert(f"org/{name}", tmp_path / f"{name}.npz", to="torch")
+            assert (done.source, done.found_naming) == (f"org/{name}", "torch")
+            assert_same_bits(read_arrays(tmp_path / f"{name}.npz"), WEIGHTS)
 
 
 # Options
