@@ -267,9 +267,8 @@ def shared_masks(model: torch.nn.Module, draws: Draws) -> Iterator[None]:
 
     handles = []
     for path, module in model.named_modules():
-        if not isinstance(module, torch.nn.Dropout):
-            enter = module.register_forward_pre_hook(lambda module, args, path=path: inside.append(path))
-            handles += [enter, module.register_forward_hook(leave)]
+        enter = module.register_forward_pre_hook(lambda module, args, path=path: inside.append(path))
+        handles += [enter, module.register_forward_hook(leave)]
     try:
         with _Masks(draws, lambda: inside[-1] if inside else ""):
             yield

@@ -537,7 +537,7 @@ FAULTS = [
             lambda models, patch: _set("p", 0.0)(models[0].head_drop),
             lambda models, patch: _set("rate", 0.0)(models[1].head_drop),
         ),
-        MODEL,
+        "head_drop",
         "dropout mask",
         rates={"drop_rate": 0.5},
     ),

@@ -66,6 +66,10 @@ def test_distances_are_counted_in_units_in_the_last_place_of_the_dtype() -> None
     assert measured["ulp median"] == 1.0
 
 
+def test_a_number_beside_a_zero_is_infinitely_many_units_away() -> None:
+    assert measure(DRAWN, np.zeros((6, 6)), np.dtype(np.float64))["ulp max"] == np.inf
+
+
 def test_measures_of_a_known_difference() -> None:
     other = DRAWN.copy()
     other[2] = other[2][::-1]
