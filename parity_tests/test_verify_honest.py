@@ -9,7 +9,7 @@ from outlook_parity import verify
 from parity_tests.twins import layer_pair
 
 HONEST_SEEDS = [
-    pytest.param(seed, marks=[] if seed < 3 else pytest.mark.slow(reason="300 configurations take half an hour"))
+    pytest.param(seed, marks=[] if seed < 3 else pytest.mark.slow(reason="300 configurations take an hour"))
     for seed in range(300)
 ]
 
@@ -37,7 +37,8 @@ def random_config(seed: int) -> tuple[dict[str, Any], tuple[int, ...]]:
 def test_honest_layers_pass_in_every_precision(seed: int) -> None:
     sizes, shape = random_config(seed)
     layers = layer_pair(**sizes, seed=seed, dtype="float32")
-    levels = ("forward", "layers", "gradients")
+    # Module by module nothing is compiled as a whole, and each new shape's operations one by one: of every fourth.
+    levels = ("forward", "gradients") if seed % 4 else ("forward", "layers", "gradients")
     dtypes = ("float64", "float32", "bfloat16")
     report = verify(*layers, draw(*shape, seed=seed), dtypes=dtypes, levels=levels, seed=seed)
     assert report.verdict == "pass", (sizes, shape, [row for row in report.checks if row.verdict == "mismatch"])
