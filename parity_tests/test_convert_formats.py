@@ -76,7 +76,13 @@ def test_the_circuit_goes_from_each_format_to_each_once() -> None:
 # Round trips
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+# Slow only in sum: 25 conversions for each of four dtypes.
+SOME_SLOW = [
+    pytest.param(dtype, marks=[pytest.mark.slow] if dtype in ("float64", "float16") else []) for dtype in FLOATS
+]
+
+
+@pytest.mark.parametrize("dtype", SOME_SLOW)
 def test_bits_and_metadata_survive_every_pair_of_formats(tmp_path: Path, dtype: str) -> None:
     bits = layer_bits(dtype)
     here = tmp_path / "0.safetensors"
