@@ -1,0 +1,174 @@
+"""Outlook attention in fused Triton kernels: softmax, dropout mask, sum and fold in one pass, backward likewise.
+
+No probability and no window is ever stored: value, logits and mask are all that lives across the forward. The gradient
+runs in kernels too; what is differentiated once more, forward mode and `torch.func` go on with the reference.
+
+The kernels have been run and compared with the oracle under Triton's interpreter, and compiled for CUDA. Nothing was
+run or measured on a GPU yet: the sizes of the tiles are untuned.
+"""
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from outlook_common.dispatch import Implementation
+from outlook_common.geometry import WindowGrid, window_grid
+from outlook_torch.ops.reference import reference
+
+INSTALLED = find_spec("triton") is not None
+# As Triton reads it, which is once, before it defines the first kernel.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
+# A program keeps rows of weights in registers.
+PLACES = 2048
+
+
+def triton(
+    value: Float[Tensor, "B H W N D"],
+    logits: Float[Tensor, "B h w N KK KK"],
+    dropout_mask: Float[Tensor, "B h w N KK KK"] | None,
+    grid: WindowGrid,
+) -> Float[Tensor, "B H W N D"]:
+    """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked."""
+    return _apply(value, logits, dropout_mask, grid)
+
+
+def refusal(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:
+    """Say why these operands cannot be computed this way, or None if they can."""
+    operands = {"value": value, "logits": logits, "dropout_mask": dropout_mask}
+    devices = {name: x.device for name, x in operands.items() if x is not None}
+    if not INSTALLED:
+        return "Triton is not installed: pip install triton"
+    if len(set(devices.values())) > 1:
+        return "operands lie on different devices: " + ", ".join(f"{name} on {at}" for name, at in devices.items())
+    if value.device.type != "cuda" and not INTERPRETED:
+        return (
+            f"value is on {value.device}; Triton needs a CUDA device, or TRITON_INTERPRET=1 in the environment from "
+            "the start, for its interpreter, which is slow"
+        )
+    if grid.places > PLACES:
+        return f"kernel_size={grid.kernel_size} has {grid.places} places; {PLACES} are the most that registers hold"
+    if dropout_mask is not None and dropout_mask.requires_grad:
+        return "dropout_mask requires a gradient, which no kernel computes"
+    return None
+
+
+@torch.library.custom_op("outlook_attention::attend", mutates_args=())
+def _attend(
+    value: Tensor,
+    logits: Tensor,
+    dropout_mask: Tensor | None,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Tensor:
+    """Return outlook attention; operands as in `outlook_attention`, sizes as pairs."""
+    from outlook_torch.ops.triton_launch import mix  # imports Triton
+
+    return mix(value, logits, dropout_mask, _grid(value, kernel_size, stride, padding))
+
+
+@torch.library.custom_op("outlook_attention::attend_backward", mutates_args=())
+def _attend_backward(
+    cotangent: Tensor,
+    value: Tensor,
+    logits: Tensor,
+    dropout_mask: Tensor | None,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of sum(attend(value, logits, …) * cotangent) by value and logits."""
+    from outlook_torch.ops.triton_launch import logits_gradient, mix
+
+    grid = _grid(value, kernel_size, stride, padding)
+    d_logits, statistics = logits_gradient(cotangent, value, logits, dropout_mask, grid)
+    return mix(cotangent, logits, dropout_mask, grid, transposed_by=statistics), d_logits
+
+
+@_attend.register_fake
+def _(value: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(value, memory_format=torch.contiguous_format)
+
+
+@_attend_backward.register_fake
+def _(cotangent: Tensor, value: Tensor, logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    d_value, d_logits = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (value, logits))
+    return d_value, d_logits
+
+
+def _grid(value: Tensor, *sizes: list[int]) -> WindowGrid:
+    # Operators take lists.
+    kernel_size, stride, padding = ((size[0], size[1]) for size in sizes)
+    return window_grid((value.shape[1], value.shape[2]), kernel_size, stride, padding)
+
+
+class _Attend(torch.autograd.Function):
+    """The two operators, each other's derivatives."""
+
+    @staticmethod
+    def forward(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> Tensor:
+        return _attend(value, logits, dropout_mask, *_lists(grid))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *operands, ctx.grid = inputs
+        ctx.save_for_backward(*operands)
+        ctx.save_for_forward(*operands)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        value, logits, dropout_mask = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated once more
+            d_value, d_logits = torch.func.vjp(_reference(dropout_mask, ctx.grid), value, logits)[1](cotangent)
+        else:
+            d_value, d_logits = _attend_backward(cotangent, value, logits, dropout_mask, *_lists(ctx.grid))
+        return d_value, d_logits, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        size, (*operands, grid) = info.batch_size, inputs
+
+        def batched(x: Tensor | None, axis: int | None) -> Tensor | None:
+            if x is None:
+                return None
+            return (x.expand(size, *x.shape) if axis is None else x.movedim(axis, 0)).flatten(0, 1)
+
+        out = _apply(*map(batched, operands, in_dims[:3]), grid)
+        return out.reshape(size, -1, *out.shape[1:]), 0
+
+
+class _AttendEager(_Attend):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        value, logits, dropout_mask = ctx.saved_tensors
+        directions = tuple(
+            torch.zeros_like(x) if t is None else t for x, t in zip((value, logits), tangents, strict=False)
+        )
+        # Forward mode does not nest; the transpose of the transpose does.
+        pull = torch.func.vjp(_reference(dropout_mask, ctx.grid), value, logits)[1]
+        push = torch.func.vjp(pull, torch.zeros_like(value))[1]
+        out_tangent: Tensor = push(directions)[0]
+        return out_tangent
+
+
+def _apply(*args: Any) -> Tensor:
+    # torch.compile takes no autograd.Function with a forward derivative, so only the eager one has it.
+    function = _Attend if torch.compiler.is_compiling() else _AttendEager
+    out: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _reference(dropout_mask: Tensor | None, grid: WindowGrid) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda value, logits: reference(value, logits, dropout_mask, grid)
+
+
+def _lists(grid: WindowGrid) -> tuple[list[int], list[int], list[int]]:
+    return list(grid.kernel_size), list(grid.stride), list(grid.padding)
+
+
+TRITON = Implementation(run=triton, refusal=refusal)
