@@ -7,11 +7,13 @@ import typer
 from rich.progress import Progress
 
 from benchmarks import report
+from benchmarks.memory import peak_megabytes
 from benchmarks.timing import interleave
 from parity_tests.cases import BY_NAME
 from parity_tests.timm_oracle import declare_missing_torchvision_operators
 
 LAYER_CASES = ("volo_d1", "volo_d2", "volo_d4", "seed_512", "seed_512_8_heads", "large_map", "small_map", "kernel_5")
+MEMORY_CASES = ("volo_d1", "seed_512", "seed_512_8_heads")
 
 Rounds = Annotated[int, typer.Option(help="Rounds; every contender runs once in each.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
@@ -19,35 +21,56 @@ Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
+Batch = Annotated[int, typer.Option(help="Batch size.")]
+
+
 @app.command()
 def layer(
-    rounds: Rounds = 15,
-    batch: Annotated[int, typer.Option(help="Batch size.")] = 4,
+    rounds: Rounds = 9,
+    batch: Batch = 8,
     case: Annotated[list[str] | None, typer.Option(help="Cases to time; all if none is given.")] = None,
     out: Out = report.FOLDER,
 ) -> None:
-    """Time the layer: every implementation of both twins, timm, and the floor, interleaved in one run."""
+    """Time the layer: every implementation of both twins, timm, and the floor, interleaved in one run; its memory."""
     declare_missing_torchvision_operators()
-    from benchmarks.layer import contenders  # imports timm
+    from benchmarks.layer import compile_seconds, contenders  # imports timm
 
-    timings: report.Timings = {}
+    measured: report.Layer = {}
     with Progress() as progress:
         for name in progress.track(case or LAYER_CASES, description="layer"):
-            pairs = contenders(BY_NAME[name].with_batch(batch))
-            timings[name] = {
+            sized = BY_NAME[name].with_batch(batch)
+            pairs = {contender: make() for contender, make in contenders(sized).items()}
+            measured[name] = {
                 "forward": interleave({n: p.forward for n, p in pairs.items()}, rounds=rounds),
                 "forward+backward": interleave({n: p.training for n, p in pairs.items()}, rounds=rounds),
+                "compile": compile_seconds(sized),
+                "memory": {n: peak_megabytes(sized, n) for n in pairs if name in MEMORY_CASES and "compiled" not in n},
             }
-    report.write(out, "layer_cpu", report.layer(timings), timings)
+    report.write(out, "layer_cpu", report.layer(measured, batch), {"batch": batch, "cases": measured})
 
 
 @app.command()
-def volo(
-    rounds: Rounds = 7, batch: Annotated[int, typer.Option(help="Batch size.")] = 8, out: Out = report.FOLDER
-) -> None:
-    """Time whole models: compile time of the JAX twin's d1 and d5, forward time of d1 against timm."""
+def scaling(rounds: Rounds = 5, out: Out = report.FOLDER) -> None:
+    """Time training steps of the layer on growing maps, batches, channels and kernels, and plot them."""
     declare_missing_torchvision_operators()
-    from benchmarks.volo import compile_seconds, forward_seconds  # imports timm
+    from benchmarks.layer import contenders  # imports timm
+    from benchmarks.scaling import NAMES, cases, plot
+
+    seconds: dict[str, dict[int, dict[str, float]]] = {}
+    with Progress() as progress:
+        for axis, size, sized in progress.track(list(cases()), description="scaling"):
+            made = contenders(sized)
+            runs = {name: made[name]().training for name in NAMES}
+            seconds.setdefault(axis, {})[size] = interleave(runs, rounds=rounds)
+    report.write(out, "scaling_cpu", report.scaling(seconds), seconds)
+    plot(out / "scaling_cpu.svg", seconds)
+
+
+@app.command()
+def volo(rounds: Rounds = 7, batch: Batch = 8, out: Out = report.FOLDER) -> None:
+    """Time whole models: compile time of the JAX twin's d1 and d5; d1's forward and training step against timm."""
+    declare_missing_torchvision_operators()
+    from benchmarks.volo import compile_seconds, contenders  # imports timm
 
     compiled = {
         variant: {
@@ -56,9 +79,13 @@ def volo(
         }
         for variant in ("volo_d1_224", "volo_d5_224")
     }
-    forward = {"volo_d1_224": forward_seconds("volo_d1_224", batch=batch, rounds=rounds)}
-    numbers = {"batch": batch, "compile": compiled, "forward": forward}
-    report.write(out, "volo_cpu", report.volo(compiled, forward, batch), numbers)
+    pairs = contenders("volo_d1_224", batch)
+    timings = {
+        "forward": interleave({n: p.forward for n, p in pairs.items()}, rounds=rounds),
+        "training step": interleave({n: p.training for n, p in pairs.items()}, rounds=rounds),
+    }
+    numbers = {"batch": batch, "compile": compiled, "volo_d1_224": timings}
+    report.write(out, "volo_cpu", report.volo(compiled, timings, batch), numbers)
 
 
 @app.callback(invoke_without_command=True)
@@ -66,6 +93,7 @@ def everything(context: typer.Context) -> None:
     """Side-by-side timings against peers; without a command, all of them."""
     if context.invoked_subcommand is None:
         layer()
+        scaling()
         volo()
 
 

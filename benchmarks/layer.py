@@ -3,7 +3,9 @@
 The floor is the layer's three matrix products alone, in the same framework: what no implementation can go below.
 """
 
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,22 +32,50 @@ class Pair(NamedTuple):
     training: Run
 
 
-def contenders(case: Case) -> dict[str, Pair]:
-    """Return what runs on this case, by name; the floors are called "torch floor" and "jax floor"."""
+def contenders(case: Case) -> dict[str, Callable[[], Pair]]:
+    """Return what makes each contender that runs this case, by name; two of them are "torch floor", "jax floor"."""
     x = np.random.default_rng(0).standard_normal((case.B, case.H, case.W, case.dim)).astype(np.float32)
     layer = {"num_heads": case.N, "attn_drop": 0.0, "proj_drop": 0.0, **case.window}
-    pairs = {
-        "torch floor": _torch_pair(_TorchFloor(case), x),
-        "timm eager": _torch_pair(TimmOutlookAttention(case.dim, **layer), x),
+    timm = partial(TimmOutlookAttention, case.dim, **layer)
+    makers: dict[str, Callable[[], Pair]] = {
+        "torch floor": lambda: _torch_pair(_TorchFloor(case), x),
+        "timm": lambda: _torch_pair(timm(), x),
     }
-    for name in TORCH_IMPLEMENTATIONS:
-        twin = outlook_torch.OutlookAttention(case.dim, **layer, implementation=name)
-        pairs[f"torch {name}"] = _torch_pair(twin, x)
-    pairs["jax floor"] = _jax_pair(_JaxFloor(case), x)
-    for name in JAX_IMPLEMENTATIONS:
-        twin = outlook_jax.OutlookAttention(case.dim, **layer, implementation=name, rngs=nnx.Rngs(0))
-        pairs[f"jax {name}"] = _jax_pair(twin, x)
-    return pairs
+    if case.grid.stride == (1, 1):  # compiled at stride 2 without gradients, timm's layer kills the process
+        makers["timm compiled"] = lambda: _torch_pair(torch.compile(timm()), x)
+    for name in _that_run(TORCH_IMPLEMENTATIONS, torch.from_numpy(x), case):
+        twin = partial(outlook_torch.OutlookAttention, case.dim, **layer, implementation=name)
+        makers[f"torch {name}"] = lambda twin=twin: _torch_pair(twin(), x)  # type: ignore[misc]
+    makers["jax floor"] = lambda: _jax_pair(_JaxFloor(case), x)
+    for name in _that_run(JAX_IMPLEMENTATIONS, jnp.asarray(x), case):
+        twin = partial(outlook_jax.OutlookAttention, case.dim, **layer, implementation=name)
+        makers[f"jax {name}"] = lambda twin=twin: _jax_pair(twin(rngs=nnx.Rngs(0)), x)  # type: ignore[misc]
+    return makers
+
+
+def _that_run(implementations: dict[str, object], x: object, case: Case) -> list[str]:
+    value = x.reshape(case.value_shape)  # type: ignore[attr-defined]
+    logits = (torch.zeros if isinstance(x, torch.Tensor) else jnp.zeros)(case.logits_shape)
+    return [
+        name
+        for name, implementation in implementations.items()
+        if implementation.refusal(value, logits, None, case.grid) is None  # type: ignore[attr-defined]
+    ]
+
+
+def compile_seconds(case: Case) -> dict[str, float]:
+    """Return how long the first training step takes longer than the second: tracing and compiling."""
+    seconds = {}
+    for name, make in contenders(case).items():
+        if name.startswith("jax"):
+            run = make().training
+            times = []
+            for _ in range(2):
+                start = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - start)
+            seconds[name] = times[0] - times[1]
+    return seconds
 
 
 class _TorchFloor(nn.Module):

@@ -9,8 +9,8 @@ from pathlib import Path
 FOLDER = Path("benchmarks/results")
 MEASURES = ("forward", "forward+backward")
 
-# case -> measure -> contender -> median seconds
-Timings = dict[str, dict[str, dict[str, float]]]
+# case -> measure -> contender -> median seconds, or megabytes
+Layer = dict[str, dict[str, dict[str, float]]]
 
 
 def machine() -> dict[str, str]:
@@ -29,34 +29,60 @@ def machine() -> dict[str, str]:
     }
 
 
-def layer(timings: Timings) -> str:
-    """Return a table per measure: milliseconds, and in brackets the ratio to the framework's floor."""
+def layer(measured: Layer, batch: int) -> str:
+    """Return a table per measure: milliseconds and the ratio to the framework's floor; seconds; megabytes."""
     lines = [
         "# The layer against its floor",
         "",
-        "Median milliseconds of interleaved rounds, float32; in brackets multiples of the floor, the layer's three",
-        "matrix products alone in the same framework. Compare ratios: absolute times vary from run to run.",
+        f"Median milliseconds of interleaved rounds, batch {batch}, float32; in brackets multiples of the floor, the",
+        "layer's three matrix products alone in the same framework. Compare ratios: times vary from run to run.",
     ]
     for measure in MEASURES:
-        names = list(next(iter(timings.values()))[measure])
         rows = {
-            case: [f"{times[n] * 1e3:.1f} ({times[n] / times[_floor(n)]:.1f}×)" for n in names]
-            for case, times in ((case, measures[measure]) for case, measures in timings.items())
+            case: {n: f"{t * 1e3:.1f} ({t / of[measure][_floor(n)]:.2f}×)" for n, t in of[measure].items()}
+            for case, of in measured.items()
         }
-        lines += ["", f"## {measure}", "", *_table("case", names, rows)]
+        lines += ["", f"## {measure}", "", *_sparse_table("case", rows)]
+    rows = {case: {n: f"{t:.1f}" for n, t in of["compile"].items()} for case, of in measured.items()}
+    lines += ["", "## Seconds to trace and compile a training step", "", *_sparse_table("case", rows)]
+    rows = {
+        case: {n: f"{m:.0f} ({m / of['memory']['timm']:.2f}×)" for n, m in of["memory"].items()}
+        for case, of in measured.items()
+        if of["memory"]
+    }
+    if rows:
+        lines += ["", "## Peak memory of a training step", ""]
+        lines += [
+            "Megabytes above those resident before it, each in a process of its own; in brackets multiples of timm."
+        ]
+        lines += ["", *_sparse_table("case", rows)]
     return "\n".join(lines) + "\n"
 
 
-def volo(compiled: dict[str, dict[str, dict[str, float]]], forward: dict[str, dict[str, float]], batch: int) -> str:
-    """Return a table of compile times and one of forward times."""
+def scaling(seconds: dict[str, dict[int, dict[str, float]]]) -> str:
+    """Return a table per axis: milliseconds of a training step."""
+    lines = ["# How the cost of a training step grows", "", "![scaling](scaling_cpu.svg)", ""]
+    lines += ["Median milliseconds, float32; the layer of VOLO-D1 at batch 2 with one size changed."]
+    for axis, by_size in seconds.items():
+        rows = {str(size): {n: f"{t * 1e3:.1f}" for n, t in times.items()} for size, times in by_size.items()}
+        lines += ["", *_sparse_table(axis, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _sparse_table(corner: str, rows: dict[str, dict[str, str]]) -> list[str]:
+    columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
+    return _table(corner, columns, {row: [cells.get(c, "") for c in columns] for row, cells in rows.items()})
+
+
+def volo(compiled: dict[str, dict[str, dict[str, float]]], timings: dict[str, dict[str, float]], batch: int) -> str:
+    """Return a table of compile times and one of VOLO-D1's times."""
     kinds = list(next(iter(compiled.values())))
     compile_rows = {
         variant: [f"{of[kind]['trace']:.1f} + {of[kind]['compile']:.1f}" for kind in kinds]
         for variant, of in compiled.items()
     }
-    names = list(next(iter(forward.values())))
-    forward_rows = {
-        variant: [f"{of[n] * 1e3:.0f} ({of[n] / of['timm']:.2f}×)" for n in names] for variant, of in forward.items()
+    rows = {
+        measure: {n: f"{t * 1e3:.0f} ({t / of['timm']:.2f}×)" for n, t in of.items()} for measure, of in timings.items()
     }
     return "\n".join(
         [
@@ -68,11 +94,11 @@ def volo(compiled: dict[str, dict[str, dict[str, float]]], forward: dict[str, di
             "",
             *_table("variant", kinds, compile_rows),
             "",
-            "## Forward",
+            "## VOLO-D1 at 224",
             "",
             f"Median milliseconds of interleaved rounds, batch {batch}, float32; in brackets multiples of timm, eager.",
             "",
-            *_table("variant", names, forward_rows),
+            *_sparse_table("", rows),
             "",
         ]
     )

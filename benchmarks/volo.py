@@ -1,6 +1,9 @@
-"""Whole VOLO models: compile time of the JAX twin, scanned and unrolled, and forward time against timm."""
+"""Whole VOLO models: compile time of the JAX twin, scanned and unrolled; forward and training step against timm."""
 
+import copy
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,6 @@ from flax import nnx
 
 import outlook_jax
 import outlook_torch
-from benchmarks.timing import Contenders, interleave
 
 
 def compile_seconds(variant: str, *, scan_layers: bool) -> dict[str, float]:
@@ -30,26 +32,70 @@ def compile_seconds(variant: str, *, scan_layers: bool) -> dict[str, float]:
     return {"trace": traced - start, "compile": time.perf_counter() - traced}
 
 
-def forward_seconds(variant: str, *, batch: int, rounds: int) -> dict[str, float]:
-    """Return the median seconds of one forward pass: both twins and timm, eager, interleaved."""
-    return interleave(_contenders(variant, batch), rounds=rounds)
+class Pair(NamedTuple):
+    """The two things that are timed of one contender."""
+
+    forward: Callable[[], object]
+    training: Callable[[], object]
 
 
-def _contenders(variant: str, batch: int) -> Contenders:
-    ours = outlook_torch.volo(variant).eval()
-    theirs = timm.create_model(variant).eval()
+def contenders(variant: str, batch: int) -> dict[str, Pair]:
+    """Return timm's model, the same accelerated, and both twins, all with the same weights.
+
+    A training step is `forward_train` with a fixed box, the mean square of both logits, and all gradients.
+    """
+    ours = outlook_torch.volo(variant)
+    theirs = timm.create_model(variant)
     theirs.load_state_dict(ours.state_dict())
+    accelerated = outlook_torch.accelerate(copy.deepcopy(theirs))
     twin = outlook_jax.volo(variant, rngs=nnx.Rngs(0))
     outlook_jax.load_weights(twin, outlook_torch.export_weights(ours))
-    twin.eval()
-    graph, state = nnx.split(twin)
-    forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
 
     shape = (batch, *twin.config.img_size, twin.config.in_chans)
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    channels_last, channels_first = jnp.asarray(images), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return {
-        "timm": torch.no_grad()(lambda: theirs(channels_first)),
-        "torch": torch.no_grad()(lambda: ours(channels_first)),
-        "jax": lambda: jax.block_until_ready(forward(state, channels_last)),
+    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    pairs = {
+        name: _torch_pair(model, channels_first)
+        for name, model in (("timm", theirs), ("timm accelerated", accelerated), ("torch", ours))
     }
+    return pairs | {"jax": _jax_pair(twin, jnp.asarray(images))}
+
+
+def _torch_pair(model: torch.nn.Module, images: torch.Tensor) -> Pair:
+    def forward() -> object:
+        model.eval()
+        with torch.no_grad():
+            return model(images)
+
+    def training() -> None:
+        model.train()
+        cls, aux, _ = model.forward_train(images)
+        (cls.square().mean() + aux.square().mean()).backward()
+        model.zero_grad()
+
+    return Pair(forward, training)
+
+
+def _jax_pair(model: outlook_jax.VOLO, images: jax.Array) -> Pair:
+    model.eval()
+    evaluating, state = nnx.split(model)
+    model.train()
+    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def forward(state: nnx.State, images: jax.Array) -> object:
+        return nnx.merge(evaluating, state)(images)
+
+    @jax.jit
+    def training(parameters: nnx.State, rest: nnx.State, images: jax.Array) -> object:
+        def loss(parameters: nnx.State) -> tuple[jax.Array, nnx.State]:
+            model = nnx.merge(graph, parameters, rest, copy=True)
+            cls, aux, _ = model.forward_train(images, mix_box=(2, 2, 8, 8))
+            return (cls**2).mean() + (aux**2).mean(), nnx.state(model, nnx.Not(nnx.Param))
+
+        return jax.value_and_grad(loss, has_aux=True)(parameters)
+
+    return Pair(
+        lambda: jax.block_until_ready(forward(state, images)),
+        lambda: jax.block_until_ready(training(parameters, rest, images)),
+    )

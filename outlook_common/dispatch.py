@@ -14,10 +14,12 @@ class Implementation:
     """One way to compute an op.
 
     `refusal` gets the arguments of `run` and returns why they cannot be computed this way, or None if they can.
+    `drawback` likewise returns why another way is better for them; then only who asks by name gets this one.
     """
 
     run: Callable[..., Any]
     refusal: Callable[..., str | None]
+    drawback: Callable[..., str | None] = lambda *args, **kwargs: None
 
 
 def choose(
@@ -29,7 +31,7 @@ def choose(
     """Return the `run` of the first implementation that can take these arguments.
 
     `requested` is a name, a sequence of names to try in order, or None for all of `implementations`, which are
-    ordered from fastest to slowest.
+    ordered from fastest to slowest, without those that have a drawback.
 
     Raises:
         ValueError: a name is unknown, or the sequence is empty.
@@ -47,6 +49,8 @@ def choose(
     refusals = []
     for name in names:
         reason = implementations[name].refusal(*args, **kwargs)
+        if requested is None:
+            reason = reason or implementations[name].drawback(*args, **kwargs)
         if reason is None:
             return implementations[name].run
         refusals.append(NotImplementedError(f"implementation {name!r} cannot run here: {reason}"))

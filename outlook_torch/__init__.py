@@ -4,6 +4,7 @@ from outlook_common.extras import require
 
 require("torch", extra="torch", needed_by="outlook_torch")
 
+from outlook_torch.acceleration import accelerate, restore  # noqa: E402
 from outlook_torch.attention import OutlookAttention  # noqa: E402
 from outlook_torch.ops import outlook_attention  # noqa: E402
 from outlook_torch.pretrained import from_pretrained  # noqa: E402
@@ -19,11 +20,13 @@ from outlook_torch.weights import (  # noqa: E402
 __all__ = [
     "VOLO",
     "OutlookAttention",
+    "accelerate",
     "export_weights",
     "from_pretrained",
     "load_training",
     "load_weights",
     "outlook_attention",
+    "restore",
     "save_training",
     "save_weights",
     "volo",

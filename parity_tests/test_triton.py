@@ -50,10 +50,6 @@ FULL_GRAPH = """
 import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
-from outlook_torch.ops import api
-from outlook_torch.ops.triton import TRITON
-
-api.IMPLEMENTATIONS["triton"] = TRITON
 torch.manual_seed(0)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 value = torch.randn(2, 3, 4, 2, 3, device=device, requires_grad=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import outlook_torch
-from outlook_torch.ops import api, triton_launch
 from outlook_torch.ops import triton as triton_implementation
+from outlook_torch.ops import triton_launch
 from parity_tests.cases import CASES, Case
 from parity_tests.oracle import Operands, Results, attend, magnitudes
 from parity_tests.test_op import assert_float64_equal, assert_within_rounding
@@ -34,7 +34,6 @@ every_case = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes its time by the number of programs."""
-    monkeypatch.setitem(api.IMPLEMENTATIONS, "triton", triton_implementation.TRITON)
     if triton_launch.mix_kernel.__class__.__name__ == "InterpretedFunction":
         monkeypatch.setattr(triton_launch, "TILE", 2**16)
 

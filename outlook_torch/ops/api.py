@@ -6,10 +6,16 @@ from torch import Tensor
 
 from outlook_common.dispatch import Implementation, ImplementationRequest, choose
 from outlook_common.geometry import IntOrPair, check_operands
+from outlook_torch.ops.composite import COMPOSITE
 from outlook_torch.ops.reference import REFERENCE
+from outlook_torch.ops.triton import TRITON
 
 # From fastest to slowest: the order that `implementation=None` tries.
-IMPLEMENTATIONS: dict[str, Implementation] = {"reference": REFERENCE}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "triton": TRITON,
+    "composite": COMPOSITE,
+    "reference": REFERENCE,
+}
 
 
 def outlook_attention(

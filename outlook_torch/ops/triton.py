@@ -1,7 +1,7 @@
 """Outlook attention in fused Triton kernels: softmax, dropout mask, sum and fold in one pass, backward likewise.
 
 No probability and no window is ever stored: value, logits and mask are all that lives across the forward. The gradient
-runs in kernels too; what is differentiated once more, forward mode and `torch.func` go on with the reference.
+runs in kernels too; what is differentiated once more, forward mode and `torch.func` go on with composite.
 
 The kernels have been run and compared with the oracle under Triton's interpreter, and compiled for CUDA. Nothing was
 run or measured on a GPU yet: the sizes of the tiles are untuned.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid, window_grid
-from outlook_torch.ops.reference import reference
+from outlook_torch.ops.composite import composite
 
 INSTALLED = find_spec("triton") is not None
 # As Triton reads it, which is once, before it defines the first kernel.
@@ -124,7 +124,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         value, logits, dropout_mask = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated once more
-            d_value, d_logits = torch.func.vjp(_reference(dropout_mask, ctx.grid), value, logits)[1](cotangent)
+            d_value, d_logits = torch.func.vjp(_composite(dropout_mask, ctx.grid), value, logits)[1](cotangent)
         else:
             d_value, d_logits = _attend_backward(cotangent, value, logits, dropout_mask, *_lists(ctx.grid))
         return d_value, d_logits, None, None
@@ -150,7 +150,7 @@ class _AttendEager(_Attend):
             torch.zeros_like(x) if t is None else t for x, t in zip((value, logits), tangents, strict=False)
         )
         # Forward mode does not nest; the transpose of the transpose does.
-        pull = torch.func.vjp(_reference(dropout_mask, ctx.grid), value, logits)[1]
+        pull = torch.func.vjp(_composite(dropout_mask, ctx.grid), value, logits)[1]
         push = torch.func.vjp(pull, torch.zeros_like(value))[1]
         out_tangent: Tensor = push(directions)[0]
         return out_tangent
@@ -163,12 +163,16 @@ def _apply(*args: Any) -> Tensor:
     return out
 
 
-def _reference(dropout_mask: Tensor | None, grid: WindowGrid) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda value, logits: reference(value, logits, dropout_mask, grid)
+def _composite(dropout_mask: Tensor | None, grid: WindowGrid) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda value, logits: composite(value, logits, dropout_mask, grid)
 
 
 def _lists(grid: WindowGrid) -> tuple[list[int], list[int], list[int]]:
     return list(grid.kernel_size), list(grid.stride), list(grid.padding)
 
 
-TRITON = Implementation(run=triton, refusal=refusal)
+def _drawback(*operands: object) -> str:
+    return "it was not measured on a GPU yet: ask for it by name"
+
+
+TRITON = Implementation(run=triton, refusal=refusal, drawback=_drawback)

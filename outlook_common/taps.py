@@ -1,0 +1,87 @@
+"""Which pixels a pixel takes from when all windows that cover it are merged, along one axis.
+
+In padded coordinates, pixel i lies at x = i + P = S*c + r: cell c of phase r. The windows that cover it are c - m, at
+their places p = r + S*m. Place q of such a window lies d = q - p pixels further. So with A the weights of a window and
+
+    W_r[c, d] = sum over m of A[c - m, r + S*m, r + S*m + d]
+
+outlook attention and its fold are one local weighted sum per phase, out[x] = sum over d of W_r[c, d] * value[x + d].
+Rows and columns do this independently of each other.
+"""
+
+from dataclasses import dataclass
+
+from outlook_common.geometry import WindowGrid
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The pixels S*c + r - P of one axis, for a fixed r.
+
+    Attributes:
+        places: p = r, r + S, …: at which place of a window they lie, in the order of m.
+        first_displacement: the least d; the greatest is `first_displacement + displacements - 1`.
+        displacements: how many d there are.
+        first_pixel: the first pixel that is on the map.
+        first_cell: its cell c.
+        pixels: how many pixels of this phase are on the map.
+    """
+
+    places: range
+    first_displacement: int
+    displacements: int
+    first_pixel: int
+    first_cell: int
+    pixels: int
+
+    def index(self, place: int, other: int) -> int:
+        """Return where the displacement from `place` to place `other` of a window stands among this phase's."""
+        return other - place - self.first_displacement
+
+
+@dataclass(frozen=True)
+class AxisTaps:
+    """All phases of one axis, and how many cells the merged weights need.
+
+    Attributes:
+        size: of the map, in pixels.
+        kernel_size: K.
+        stride: S.
+        windows: h, how many windows there are.
+        cells: how many cells windows reach; pixels of later cells are covered by none.
+        phases: by r.
+    """
+
+    size: int
+    kernel_size: int
+    stride: int
+    windows: int
+    cells: int
+    phases: tuple[Phase, ...]
+
+
+def axis_taps(grid: WindowGrid) -> tuple[AxisTaps, AxisTaps]:
+    """Return the taps of the rows and of the columns of a map."""
+    rows, columns = (
+        _axis_taps(*sizes)
+        for sizes in zip(grid.map_size, grid.kernel_size, grid.stride, grid.padding, grid.grid, strict=True)
+    )
+    return rows, columns
+
+
+def _axis_taps(size: int, kernel_size: int, stride: int, padding: int, windows: int) -> AxisTaps:
+    phases = []
+    for r in range(stride):
+        places = range(r, kernel_size, stride)
+        first_cell, beyond = -((r - padding) // stride), (padding + size - 1 - r) // stride + 1
+        phases.append(
+            Phase(
+                places=places,
+                first_displacement=-places[-1] if places else 0,
+                displacements=places[-1] + kernel_size - r if places else 0,
+                first_pixel=stride * first_cell + r - padding,
+                first_cell=first_cell,
+                pixels=max(0, beyond - first_cell),
+            )
+        )
+    return AxisTaps(size, kernel_size, stride, windows, windows + (kernel_size - 1) // stride, tuple(phases))

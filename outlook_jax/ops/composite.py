@@ -1,0 +1,328 @@
+"""Outlook attention as one local weighted sum per output phase (see `outlook_common.taps`); no window is ever moved.
+
+The sum is bilinear in the probabilities and the values, and so are both its transposes: two primitives, `mix` and
+`gram`, are each other's derivatives. Forward and reverse mode, of any order, and `vmap` all run on these two.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
+from itertools import product
+from operator import add
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from outlook_common.dispatch import Implementation
+from outlook_common.geometry import WindowGrid
+from outlook_common.taps import AxisTaps, Phase, axis_taps
+
+# How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
+UNROLLED = 1024
+
+# With fewer numbers in the value, the reference takes well under a millisecond too, and compiles several times faster.
+SMALL = 2**16
+
+
+def composite(
+    value: Float[Array, "B H W N D"],
+    logits: Float[Array, "B h w N KK KK"],
+    dropout_mask: Float[Array, "B h w N KK KK"] | None,
+    grid: WindowGrid,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "B H W N D"]:
+    """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked.
+
+    There is no matrix product, so `precision` changes nothing: products and sums are exact to their dtype.
+    """
+    # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between. With the map
+    # last, both run along contiguous memory.
+    probabilities = jax.nn.softmax(_map_last(logits).astype(_at_least_float32(logits)), axis=3)
+    if dropout_mask is not None:
+        probabilities = probabilities * _map_last(dropout_mask)
+    sum_dtype = _at_least_float32(value)
+    weights = probabilities.astype(value.dtype).astype(sum_dtype)
+    return mix(weights, value.astype(sum_dtype), grid).astype(value.dtype)
+
+
+def mix(
+    weights: Float[Array, "B N KK KK h w"], value: Float[Array, "B H W N D"], grid: WindowGrid
+) -> Float[Array, "B H W N D"]:
+    """Return, at each pixel x, the sum over d of the merged weights W[x, d] * value[x + d]."""
+    return _mix_p.bind(weights, value, grid=grid)
+
+
+def gram(
+    out: Float[Array, "B H W N D"], value: Float[Array, "B H W N D"], grid: WindowGrid
+) -> Float[Array, "B N KK KK h w"]:
+    """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D."""
+    return _gram_p.bind(out, value, grid=grid)
+
+
+def _at_least_float32(x: Array) -> DTypeLike:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _map_last(x: Float[Array, "B h w N KK KK"]) -> Float[Array, "B N KK KK h w"]:
+    return x.transpose(0, 3, 4, 5, 1, 2)
+
+
+def _run_mix(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
+    return _apart(partial(_weighted_sum, grid=grid), weights, value)
+
+
+def _weighted_sum(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
+    rows, columns = axis_taps(grid)
+    padded = _padded(value, rows, columns)
+    phases = {}
+    for row, column in product(rows.phases, columns.phases):
+        merged = _merged(weights, rows, columns, row, column)
+        total = jnp.zeros((len(value), row.pixels, column.pixels, *value.shape[3:]), value.dtype)
+        for i, j in _displacements(row, column):
+            weight = merged[:, :, i, j].transpose(0, 2, 3, 1)[..., None]
+            total += weight * _displaced(padded, (rows, row, i), (columns, column, j))
+        phases[row.first_pixel, column.first_pixel] = total
+    return _interleaved(phases, rows, columns)
+
+
+def _apart(run: Callable[..., Array], first: Array, value: Array) -> Array:
+    """Return run(first, value), on a CPU in a computation of its own.
+
+    XLA would fuse a transpose that follows (the matrix product of a weight's gradient asks for one) into the sum and so
+    turn its loops inside out: 15 times slower. It drops optimization barriers before it fuses, but it does not look
+    into a conditional, though both branches are the same.
+    """
+    if value.size == 0:
+        return run(first, value)
+    return lax.platform_dependent(
+        first, value, cpu=lambda x, y: lax.cond(jnp.isnan(y.ravel()[0]), run, run, x, y), default=run
+    )
+
+
+# One displacement of a phase, along one axis: the axis, the phase, and which of its displacements.
+Tap = tuple[AxisTaps, Phase, int]
+
+
+def _displacements(row: Phase, column: Phase) -> Iterator[tuple[int, int]]:
+    if row.pixels and column.pixels:
+        yield from product(range(row.displacements), range(column.displacements))
+
+
+def _merged(
+    weights: Float[Array, "B N KK KK h w"], rows: AxisTaps, columns: AxisTaps, row: Phase, column: Phase
+) -> Float[Array, "B N i j n m"]:
+    """Return the sum of all weights at one displacement, for each displacement and pixel of a phase."""
+    B, N = weights.shape[:2]
+    K, L = rows.kernel_size, columns.kernel_size
+    blocks = weights.reshape(B, N, K, L, K, L, rows.windows, columns.windows)
+    merged = jnp.zeros((B, N, row.displacements, column.displacements, rows.cells, columns.cells), weights.dtype)
+    for (m, p), (n, s) in product(enumerate(row.places), enumerate(column.places)):
+        i, j = row.index(p, 0), column.index(s, 0)
+        merged = merged.at[:, :, i : i + K, j : j + L, m : m + rows.windows, n : n + columns.windows].add(
+            blocks[:, :, p, s]
+        )
+    return _window(merged, (-2, row.first_cell, row.pixels), (-1, column.first_cell, column.pixels))
+
+
+def _window(x: Array, *parts: tuple[int, int, int]) -> Array:
+    """Return the part (axis, start, size) of `x`, zero where it reaches beyond."""
+    config = [(0, 0, 0)] * x.ndim
+    for axis, start, size in parts:
+        config[axis] = (-start, start + size - x.shape[axis], 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _padded(value: Float[Array, "B H W N D"], rows: AxisTaps, columns: AxisTaps) -> Float[Array, "B _ _ N D"]:
+    """Surround the map with as many zeros as the largest displacement."""
+    above, left = rows.kernel_size - 1, columns.kernel_size - 1
+    return jnp.pad(value, ((0, 0), (above, above), (left, left), (0, 0), (0, 0)))
+
+
+def _displaced(padded: Float[Array, "B _ _ N D"], row_tap: Tap, column_tap: Tap) -> Float[Array, "B n m N D"]:
+    """Return the pixels at one displacement from each pixel of a phase."""
+    slices = []
+    for axis, phase, index in (row_tap, column_tap):
+        start = axis.kernel_size - 1 + phase.first_pixel + phase.first_displacement + index
+        slices.append(slice(start, start + axis.stride * (phase.pixels - 1) + 1, axis.stride))
+    return padded[:, slices[0], slices[1]]
+
+
+def _interleaved(
+    phases: dict[tuple[int, int], Float[Array, "B n m N D"]], rows: AxisTaps, columns: AxisTaps
+) -> Float[Array, "B H W N D"]:
+    """Return the map whose pixels S*k + f are those of the phase with first pixel f."""
+    # Every phase has ceil(H/S) pixels or one less; a phase that is not on the map at all has none.
+    n, m = (-(-axis.size // axis.stride) for axis in (rows, columns))
+    full = [
+        [_window(phases[top, left], (1, 0, n), (2, 0, m)) for left in range(columns.stride)]
+        for top in range(rows.stride)
+    ]
+    stacked = jnp.stack([jnp.stack(line, axis=3) for line in full], axis=2)
+    B, *_, N, D = stacked.shape
+    return stacked.reshape(B, n * rows.stride, m * columns.stride, N, D)[:, : rows.size, : columns.size]
+
+
+def _run_gram(out: Array, value: Array, *, grid: WindowGrid) -> Array:
+    return _apart(partial(_products_per_window, grid=grid), out, value)
+
+
+def _products_per_window(out: Array, value: Array, *, grid: WindowGrid) -> Array:
+    products = lax.platform_dependent(
+        out, value, cpu=partial(_products_by_maps, grid=grid), default=partial(_products, grid=grid)
+    )
+    return _per_window(products, *axis_taps(grid), out)
+
+
+# The products out[x] · value[x + d] of a phase, by the number of the phase along rows and columns.
+Products = dict[tuple[int, int], Float[Array, "B N i j n m"]]
+
+
+def _products(out: Array, value: Array, *, grid: WindowGrid) -> Products:
+    rows, columns = axis_taps(grid)
+    padded = _padded(value, rows, columns)
+    products = {}
+    for (r, row), (t, column) in product(enumerate(rows.phases), enumerate(columns.phases)):
+        here = out[:, row.first_pixel :: rows.stride, column.first_pixel :: columns.stride]
+        dots = [
+            (here * _displaced(padded, (rows, row, i), (columns, column, j))).sum(axis=-1).transpose(0, 3, 1, 2)
+            for i, j in _displacements(row, column)
+        ]
+        if dots:
+            shape = (*dots[0].shape[:2], row.displacements, column.displacements, *dots[0].shape[2:])
+            products[r, t] = jnp.stack(dots, axis=2).reshape(shape)
+    return products
+
+
+def _products_by_maps(out: Array, value: Array, *, grid: WindowGrid) -> Products:
+    # XLA's CPU compiler vectorises no sum over an axis, but it does vectorise elementwise sums of products. So D comes
+    # first and the map last, flat: a displacement is an offset there.
+    rows, columns = axis_taps(grid)
+    here, there = (_channels_first(x) for x in (out, value))
+    # The pixels of a phase and all their displacements, as maps of equal width.
+    margins = [axis.stride * -(-(axis.kernel_size - 1) // axis.stride) for axis in (rows, columns)]
+    height, width = (
+        axis.stride * -(-(axis.size + axis.kernel_size - 1 + margin) // axis.stride)
+        for axis, margin in zip((rows, columns), margins, strict=True)
+    )
+    pitch = width // columns.stride
+    there = _window(there, (3, -margins[0], height + rows.stride), (4, -margins[1], width))
+    steps = (rows.stride, columns.stride)
+    split = {(s, t): _flat(there[..., s :: steps[0], t :: steps[1]]) for s, t in product(*map(range, steps))}
+    phases, taps = {}, []
+    for (r, row), (t, column) in product(enumerate(rows.phases), enumerate(columns.phases)):
+        pixels = here[..., row.first_pixel :: rows.stride, column.first_pixel :: columns.stride]
+        phases[r, t] = _flat(_window(pixels, (4, 0, pitch)))
+        for i, j in _displacements(row, column):
+            u = row.first_pixel + row.first_displacement + i + margins[0]
+            v = column.first_pixel + column.first_displacement + j + margins[1]
+            offset = u // rows.stride * pitch + v // columns.stride
+            taps.append(((r, t), (u % rows.stride, v % columns.stride), offset))
+
+    D = value.shape[-1]
+    size = max(c for c in range(1, D + 1) if D % c == 0 and (c == 1 or c * len(taps) <= UNROLLED))
+
+    def add_up(start: Any, sums: list[Array]) -> list[Array]:
+        a, b = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start * size, size, 2), (phases, split))
+        return [
+            reduce(add, (a[phase][:, :, k] * b[source][:, :, k, at : at + total.shape[-1]] for k in range(size)), total)
+            for total, (phase, source, at) in zip(sums, taps, strict=True)
+        ]
+
+    sums = [jnp.zeros((*phases[phase].shape[:2], phases[phase].shape[3]), out.dtype) for phase, _, _ in taps]
+    sums = add_up(0, sums) if size == D else lax.fori_loop(0, D // size, add_up, sums)
+    products: Products = {}
+    for r, t in phases:
+        found = [total for total, (phase, _, _) in zip(sums, taps, strict=True) if phase == (r, t)]
+        if found:
+            row, column = rows.phases[r], columns.phases[t]
+            shape = (*found[0].shape[:2], row.displacements, column.displacements, row.pixels, pitch)
+            products[r, t] = jnp.stack(found, axis=2).reshape(shape)[..., : column.pixels]
+    return products
+
+
+def _channels_first(x: Float[Array, "B H W N D"]) -> Float[Array, "B N D H W"]:
+    B, H, W, N, D = x.shape
+    return x.reshape(B, H * W, N * D).transpose(0, 2, 1).reshape(B, N, D, H, W)
+
+
+def _flat(x: Float[Array, "B N D n m"]) -> Float[Array, "B N D nm"]:
+    return x.reshape(*x.shape[:3], x.shape[3] * x.shape[4])
+
+
+def _per_window(products: Products, rows: AxisTaps, columns: AxisTaps, out: Array) -> Float[Array, "B N KK KK h w"]:
+    """Give each pair of places of a window the product at their displacement."""
+    B, N, K, L = out.shape[0], out.shape[3], rows.kernel_size, columns.kernel_size
+    by_place = []
+    for p, s in product(range(K), range(L)):
+        (m, r), (n, t) = divmod(p, rows.stride), divmod(s, columns.stride)
+        if (r, t) not in products:  # no pixel of this phase is on the map
+            by_place.append(jnp.zeros((B, N, K, L, rows.windows, columns.windows), out.dtype))
+            continue
+        row, column = rows.phases[r], columns.phases[t]
+        by_place.append(
+            _window(
+                products[r, t],
+                (2, row.index(p, 0), K),
+                (3, column.index(s, 0), L),
+                (4, m - row.first_cell, rows.windows),
+                (5, n - column.first_cell, columns.windows),
+            )
+        )
+    return jnp.stack(by_place, axis=2).reshape(B, N, K * L, K * L, rows.windows, columns.windows)
+
+
+def _transposed(weights: Float[Array, "B N KK KK h w"]) -> Float[Array, "B N KK KK h w"]:
+    return weights.swapaxes(2, 3)
+
+
+def _bilinear(name: str, run: Callable[..., Array], shape: Callable[..., Any]) -> Any:
+    primitive: Any = Primitive(name)  # JAX does not type what defines a primitive
+    primitive.def_impl(jax.jit(run, static_argnames="grid"))
+    primitive.def_abstract_eval(shape)
+    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
+    batching.primitive_batchers[primitive] = partial(_batched, primitive)
+    return primitive
+
+
+def _batched(primitive: Any, args: tuple[Array, ...], axes: tuple[Any, Any], *, grid: WindowGrid) -> Any:
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+    args = tuple(
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(args, axes, strict=True)
+    )
+    out = primitive.bind(*(x.reshape(-1, *x.shape[2:]) for x in args), grid=grid)
+    return out.reshape(size, -1, *out.shape[1:]), 0
+
+
+def _gram_shape(out: Any, value: Any, *, grid: WindowGrid) -> Any:
+    B, _, _, N, _ = out.shape
+    return out.update(shape=(B, N, grid.places, grid.places, *grid.grid))
+
+
+_define_derivatives: Any = ad.defbilinear
+_mix_p = _bilinear("outlook_mix", _run_mix, lambda weights, value, *, grid: value)
+_gram_p = _bilinear("outlook_gram", _run_gram, _gram_shape)
+_define_derivatives(
+    _mix_p,
+    lambda cotangent, _, value, *, grid: gram(cotangent, value, grid),
+    lambda cotangent, weights, _, *, grid: mix(_transposed(weights), cotangent, grid),
+)
+_define_derivatives(
+    _gram_p,
+    lambda cotangent, _, value, *, grid: mix(cotangent, value, grid),
+    lambda cotangent, out, _, *, grid: mix(_transposed(cotangent), out, grid),
+)
+
+
+def _drawback(value: Array, *operands: Any) -> str | None:
+    if value.size < SMALL:
+        return f"it compiles several times longer than the reference, which {value.size} < {SMALL} numbers do not repay"
+    return None
+
+
+COMPOSITE = Implementation(run=composite, refusal=lambda *operands: None, drawback=_drawback)

@@ -1,0 +1,121 @@
+"""Put this package's outlook attention into models of timm or of the original VOLO, and take it out again."""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from torch import nn
+
+from outlook_common.dispatch import ImplementationRequest
+from outlook_torch.attention import OutlookAttention
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# What timm's layer and the original's have in common: the parts that are shared, and the numbers that are read.
+PARTS = {"v": nn.Linear, "attn": nn.Linear, "attn_drop": nn.Dropout, "proj": nn.Linear, "proj_drop": nn.Dropout}
+NUMBERS = ("num_heads", "kernel_size", "padding", "stride", "scale")
+
+# What a module keeps for its callers, besides its parameters: hooks go on being called.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def accelerate(model: Model, *, implementation: ImplementationRequest = None) -> Model:
+    """Replace the outlook attention of timm or of the original VOLO by this package's, in place.
+
+    Parameters, dropouts and hooks are shared, not copied: names in `state_dict()`, optimizers and checkpoints stay
+    valid. Logits are the same to rounding. Copies of the model (`copy.deepcopy`) stay accelerated.
+
+    Args:
+        model: anything that contains such layers.
+        implementation: see `outlook_attention`.
+
+    Returns:
+        The model itself; or the new layer, if `model` is such a layer.
+
+    Raises:
+        ValueError: there is no such layer in it; the message says what was looked for.
+    """
+    if isinstance(model, nn.Module) and _is_foreign(model):
+        return _twin_of(model, implementation)  # type: ignore[return-value]
+    found = list(_children(model))
+    replaced = 0
+    for parent, name, child in found:
+        if _is_foreign(child):
+            setattr(parent, name, _twin_of(child, implementation))
+            replaced += 1
+    if not replaced:
+        ours = sum(isinstance(child, OutlookAttention) for _, _, child in found)
+        parts = ", ".join((*PARTS, *NUMBERS))
+        raise ValueError(
+            f"{type(model).__name__} has no outlook attention to replace among its {len(found)} modules ({ours} are of "
+            f"this package already); looked for modules of a class named OutlookAttention with {parts}"
+        )
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate`: the layers that it replaced are back, with the weights as they are now.
+
+    Raises:
+        ValueError: nothing in the model was accelerated.
+    """
+    if (original := _replaced_by(model)) is not None:
+        return original  # type: ignore[return-value]
+    accelerated = [(parent, name, child) for parent, name, child in _children(model) if _replaced_by(child) is not None]
+    if not accelerated:
+        raise ValueError(f"{type(model).__name__} has no layer that accelerate() put there")
+    for parent, name, child in accelerated:
+        original = _replaced_by(child)
+        assert original is not None
+        setattr(parent, name, original.train(child.training))
+    return model
+
+
+def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Yield (parent, name, module) of all modules inside, as they are before any is replaced."""
+    yield from [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    if isinstance(module, OutlookAttention) or type(module).__name__ != "OutlookAttention":
+        return False
+    parts = all(isinstance(getattr(module, name, None), kind) for name, kind in PARTS.items())
+    return parts and all(hasattr(module, name) for name in NUMBERS)
+
+
+def _twin_of(module: nn.Module, implementation: ImplementationRequest) -> OutlookAttention:
+    parts = {name: getattr(module, name) for name in PARTS}
+    num_heads, kernel_size, padding, stride, scale = (getattr(module, name) for name in NUMBERS)
+    twin = OutlookAttention(
+        parts["v"].in_features,
+        num_heads,
+        kernel_size,
+        padding,
+        stride,
+        qkv_bias=parts["v"].bias is not None,
+        attn_drop=parts["attn_drop"].p,
+        proj_drop=parts["proj_drop"].p,
+        qk_scale=scale,
+        implementation=implementation,
+        device="meta",
+    )
+    for name, part in parts.items():
+        setattr(twin, name, part)
+    for hooks in _HOOKS:
+        twin.__dict__[hooks] = module.__dict__[hooks]
+    # Not as a submodule: its parameters would appear twice.
+    twin.__dict__["_replaced"] = module
+    twin.training = module.training
+    return twin
+
+
+def _replaced_by(module: nn.Module) -> nn.Module | None:
+    replaced: nn.Module | None = module.__dict__.get("_replaced")
+    return replaced

@@ -1,0 +1,116 @@
+"""timm's VOLO with this package's outlook attention inside."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from timm.models import volo as timm_volo
+from torch import nn
+
+import outlook_torch
+from outlook_torch import OutlookAttention, accelerate, restore
+
+TINY = {
+    "layers": (2, 1, 1, 1),
+    "embed_dims": (24, 32, 32, 32),
+    "num_heads": (3, 4, 4, 4),
+    "stem_hidden_dim": 8,
+    "img_size": 64,
+    "num_classes": 10,
+}
+
+
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    return timm_volo.VOLO(**TINY)  # type: ignore[arg-type]
+
+
+def layers(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module) is kind]
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_logits_and_gradients_are_the_same_to_rounding_and_weights_are_shared(images: torch.Tensor) -> None:
+    model = tiny().double().eval()
+    names, parameters = list(model.state_dict()), [p.data_ptr() for p in model.parameters()]
+    before = model(images)
+    gradients = torch.autograd.grad(before.sum(), list(model.parameters()), allow_unused=True)
+
+    assert accelerate(model, implementation="composite") is model
+    assert len(layers(model, OutlookAttention)) == 2
+    assert not layers(model, timm_volo.OutlookAttention)
+    assert list(model.state_dict()) == names
+    assert [p.data_ptr() for p in model.parameters()] == parameters
+    after = model(images)
+    torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
+    theirs = torch.autograd.grad(after.sum(), list(model.parameters()), allow_unused=True)
+    for ours, expected in zip(theirs, gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_restore_brings_back_the_layers_with_the_weights_as_they_are_now(images: torch.Tensor) -> None:
+    model = tiny().double()
+    originals = layers(model, timm_volo.OutlookAttention)
+    accelerate(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    model.eval()
+    changed = model(images)
+    assert restore(model) is model
+    assert layers(model, timm_volo.OutlookAttention) == originals
+    assert not any(layer.training for layer in originals)
+    torch.testing.assert_close(model(images), changed, rtol=1e-12, atol=1e-12)
+
+
+def test_a_copy_of_an_accelerated_model_has_its_own_weights(images: torch.Tensor) -> None:
+    model = accelerate(tiny().double().eval())
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert model(images).abs().max() > 0
+    assert twin(images).abs().max() == 0
+    assert restore(twin)(images).abs().max() == 0
+
+
+def test_hooks_and_modes_stay() -> None:
+    model = tiny()
+    layer = layers(model, timm_volo.OutlookAttention)[0]
+    called: list[type] = []
+    layer.register_forward_hook(lambda module, args, out: called.append(type(module)))
+    accelerate(model.eval())
+    model(torch.randn(1, 3, 64, 64))
+    assert called == [OutlookAttention]
+    assert not any(layer.training for layer in layers(model, OutlookAttention))
+
+
+def test_a_layer_alone_is_replaced_and_restored() -> None:
+    layer = timm_volo.OutlookAttention(12, 3, stride=2, qkv_bias=True, attn_drop=0.1, proj_drop=0.2).double().eval()
+    ours = accelerate(layer)
+    x = torch.randn(2, 7, 5, 12, dtype=torch.float64)
+    assert isinstance(ours, OutlookAttention)
+    assert (ours.config.attn_drop, ours.config.proj_drop) == (0.1, 0.2)
+    torch.testing.assert_close(ours(x), layer(x), rtol=1e-12, atol=1e-12)
+    assert restore(ours) is layer
+
+
+@pytest.mark.parametrize(
+    ("change", "make", "words"),
+    [
+        (accelerate, lambda: nn.Sequential(nn.Linear(2, 2)), "among its 1 modules \\(0 are of this package already\\)"),
+        (accelerate, lambda: outlook_torch.OutlookAttention(4), "this package already"),
+        (restore, lambda: nn.Sequential(nn.Linear(2, 2)), "no layer that accelerate"),
+    ],
+    ids=["no-layer", "our-own-layer", "nothing-to-restore"],
+)
+def test_a_model_without_such_a_layer_is_an_error(
+    change: Callable[[nn.Module], nn.Module], make: Callable[[], nn.Module], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        change(make())

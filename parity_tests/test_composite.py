@@ -1,0 +1,151 @@
+"""What composite promises beyond the op's numbers: derivatives of any kind, batching, memory, and no recompilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.test_util import check_grads
+
+import outlook_jax
+import outlook_torch
+from outlook_jax.ops.composite import UNROLLED
+from parity_tests.cases import BY_NAME, Case
+from parity_tests.twins import draw, relative_error, to_torch
+
+some_cases = pytest.mark.parametrize(
+    "case",
+    [
+        Case("phases_of_unequal_size", 5, 3, 2, 2, stride=(2, 1), B=1),
+        Case("pixels_without_a_window", 5, 5, 1, 2, kernel_size=(2, 3), stride=(3, 2), padding=(0, 1), B=1),
+    ],
+    ids=lambda case: case.name,
+)
+
+
+@some_cases
+def test_torch_derivatives_of_first_and_second_order(case: Case) -> None:
+    operands = draw(case, seed=1)
+    value, logits = (to_torch(x).requires_grad_() for x in (operands.value, operands.logits))
+
+    def op(value: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return outlook_torch.outlook_attention(value, logits, **case.window, implementation="composite")
+
+    assert torch.autograd.gradcheck(op, (value, logits), check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(op, (value, logits), check_fwd_over_rev=True, fast_mode=True)
+
+
+def test_jax_derivatives_of_first_and_second_order_in_both_modes() -> None:
+    case = Case("pixels_without_a_window", 4, 3, 1, 2, kernel_size=(2, 1), stride=(3, 2), padding=(1, 0), B=1)
+    operands = draw(case, seed=2)
+
+    @jax.jit
+    def op(value: jax.Array, logits: jax.Array) -> jax.Array:
+        return outlook_jax.outlook_attention(value, logits, **case.window, implementation="composite")
+
+    check_grads(op, (jnp.asarray(operands.value), jnp.asarray(operands.logits)), order=2, eps=1e-4)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (1, None), (None, 2)], ids=str)
+def test_vmap_equals_a_loop_in_both_twins(axes: tuple[int | None, int | None]) -> None:
+    case = BY_NAME["stride_not_dividing"]
+    many = [draw(case, seed=seed) for seed in range(3)]
+    stacked = [
+        np.stack([getattr(o, name) for o in many], axis or 0) if axis is not None else getattr(many[0], name)
+        for name, axis in zip(("value", "logits"), axes, strict=True)
+    ]
+    out = jax.vmap(
+        lambda v, a: outlook_jax.outlook_attention(v, a, **case.window, implementation="composite"), in_axes=axes
+    )(*map(jnp.asarray, stacked))
+    theirs = torch.func.vmap(
+        lambda v, a: outlook_torch.outlook_attention(v, a, **case.window, implementation="composite"), in_dims=axes
+    )(*map(to_torch, stacked))
+    for index in range(3):
+        value, logits = (
+            to_torch(np.take(x, index, axis) if axis is not None else x) for x, axis in zip(stacked, axes, strict=True)
+        )
+        expected = outlook_torch.outlook_attention(value, logits, **case.window, implementation="reference").numpy()
+        assert relative_error(np.asarray(out[index]), expected) <= 1e-12
+        assert relative_error(theirs[index].numpy(), expected) <= 1e-12
+
+
+def test_gradients_per_sample_by_vmap_of_grad_in_both_twins() -> None:
+    case = BY_NAME["small_map"]
+    operands = draw(case, seed=3)
+    value, logits = operands.value[:, None], operands.logits[:, None]
+
+    def loss(package: object, value: object, logits: object, implementation: str) -> object:
+        out = package.outlook_attention(value, logits, **case.window, implementation=implementation)  # type: ignore[attr-defined]
+        return (out**2).sum()
+
+    def ours(implementation: str) -> tuple[np.ndarray, np.ndarray]:
+        a = jax.vmap(jax.grad(lambda v, x: loss(outlook_jax, v, x, implementation)))(
+            jnp.asarray(value), jnp.asarray(logits)
+        )
+        b = torch.func.vmap(torch.func.grad(lambda v, x: loss(outlook_torch, v, x, implementation)))(
+            to_torch(value), to_torch(logits)
+        )
+        return np.asarray(a), b.numpy()
+
+    for result, expected in zip(ours("composite"), ours("reference"), strict=True):
+        assert relative_error(result, expected) <= 1e-10
+
+
+def test_nothing_of_the_size_of_all_windows_lives_across_the_forward() -> None:
+    """The reference keeps K*K times the value; composite the value, the probabilities, and what little they need."""
+    case = Case("wide", 14, 14, 1, 256, B=1)
+    operands = draw(case, seed=4, dtype="float32")
+    allowed = operands.value.nbytes + 5 * operands.logits.nbytes // 2
+    assert operands.value.nbytes * case.grid.places > 2 * allowed
+
+    def kept_by_torch(implementation: str) -> int:
+        kept: dict[int, int] = {}
+
+        def pack(x: torch.Tensor) -> torch.Tensor:
+            kept[x.data_ptr()] = x.numel() * x.element_size()
+            return x
+
+        value, logits = to_torch(operands.value).requires_grad_(), to_torch(operands.logits).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            outlook_torch.outlook_attention(value, logits, **case.window, implementation=implementation)
+        return sum(kept.values())
+
+    def kept_by_jax(implementation: str) -> int:
+        _, pullback = jax.vjp(
+            lambda v, a: outlook_jax.outlook_attention(v, a, **case.window, implementation=implementation),
+            jnp.asarray(operands.value),
+            jnp.asarray(operands.logits),
+        )
+        return sum(x.nbytes for x in jax.tree.leaves(pullback))
+
+    for kept in (kept_by_torch, kept_by_jax):
+        assert kept("composite") <= allowed
+        assert kept("reference") > allowed
+
+
+def test_more_products_than_one_loop_adds_up_give_the_same_sum_in_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = BY_NAME["small_map"]
+    value, logits, cotangent, _ = draw(case, seed=5)
+
+    def gradient() -> np.ndarray:
+        op = lambda a: outlook_jax.outlook_attention(jnp.asarray(value), a, **case.window, implementation="composite")  # noqa: E731
+        return np.asarray(jax.vjp(op, jnp.asarray(logits))[1](jnp.asarray(cotangent))[0])
+
+    assert case.D * 25 <= UNROLLED
+    at_once = gradient()
+    monkeypatch.setattr("outlook_jax.ops.composite.UNROLLED", 25 * case.D // 2)
+    jax.clear_caches()
+    assert relative_error(gradient(), at_once) <= 1e-14
+
+
+@pytest.mark.parametrize("name", ["mix", "gram"])
+def test_the_torch_operators_are_what_torch_expects_of_an_operator(name: str) -> None:
+    case = BY_NAME["stride_not_dividing"]
+    operands = draw(case, seed=6)
+    weights = to_torch(operands.logits).permute(0, 3, 4, 5, 1, 2)
+    first = weights if name == "mix" else to_torch(operands.cotangent)
+    sizes = [[3, 3], [2, 2], [1, 1]]
+    results = torch.library.opcheck(
+        getattr(torch.ops.outlook_attention, name).default, (first, to_torch(operands.value), *sizes)
+    )
+    assert set(results.values()) == {"SUCCESS"}
