@@ -48,6 +48,7 @@ def test_the_slow_suite_passes(request: pytest.FixtureRequest, device: object) -
 # Without the shape checks of the tests, which torch.compile cannot trace.
 FULL_GRAPH = """
 import torch
+import outlook_torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 torch.manual_seed(0)
@@ -58,7 +59,7 @@ cotangent = torch.randn_like(value)
 graphs = []
 
 def attend(value, logits):
-    return api.outlook_attention(
+    return outlook_torch.outlook_attention(
         value, logits, kernel_size=(1, 3), stride=(1, 2), padding=(0, 1), implementation="triton"
     )
 
