@@ -25,7 +25,8 @@ from outlook_common.taps import AxisTaps, Phase, axis_taps
 # How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
 UNROLLED = 1024
 
-# With fewer numbers in the value, the reference takes well under a millisecond too, and compiles several times faster.
+# With fewer numbers in the value, a training step saves but milliseconds against the reference, and compiling takes
+# seconds more.
 SMALL = 2**16
 
 
@@ -321,7 +322,10 @@ _define_derivatives(
 
 def _drawback(value: Array, *operands: Any) -> str | None:
     if value.size < SMALL:
-        return f"it compiles several times longer than the reference, which {value.size} < {SMALL} numbers do not repay"
+        return (
+            f"it compiles several seconds longer than the reference, which only some thousand steps repay with "
+            f"{value.size} < {SMALL} numbers in value: ask for it by name"
+        )
     return None
 
 
