@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
 from outlook_common.taps import AxisTaps, Phase, axis_taps
+from outlook_jax.ops.reference import at_least_float32
 
 # How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
 UNROLLED = 1024
@@ -43,10 +43,10 @@ def composite(
     """
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between. With the map
     # last, both run along contiguous memory.
-    probabilities = jax.nn.softmax(_map_last(logits).astype(_at_least_float32(logits)), axis=3)
+    probabilities = jax.nn.softmax(_map_last(logits).astype(at_least_float32(logits)), axis=3)
     if dropout_mask is not None:
         probabilities = probabilities * _map_last(dropout_mask)
-    sum_dtype = _at_least_float32(value)
+    sum_dtype = at_least_float32(value)
     weights = probabilities.astype(value.dtype).astype(sum_dtype)
     return mix(weights, value.astype(sum_dtype), grid).astype(value.dtype)
 
@@ -63,10 +63,6 @@ def gram(
 ) -> Float[Array, "B N KK KK h w"]:
     """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D."""
     return _gram_p.bind(out, value, grid=grid)
-
-
-def _at_least_float32(x: Array) -> DTypeLike:
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _map_last(x: Float[Array, "B h w N KK KK"]) -> Float[Array, "B N KK KK h w"]:
@@ -157,8 +153,8 @@ def _interleaved(
     phases: dict[tuple[int, int], Float[Array, "B n m N D"]], rows: AxisTaps, columns: AxisTaps
 ) -> Float[Array, "B H W N D"]:
     """Return the map whose pixels S*k + f are those of the phase with first pixel f."""
-    # Every phase has ceil(H/S) pixels or one less; a phase that is not on the map at all has none.
-    n, m = (-(-axis.size // axis.stride) for axis in (rows, columns))
+    # Every phase has as many pixels as there are windows, or one less; a phase that is not on the map at all has none.
+    n, m = rows.windows, columns.windows
     full = [
         [_window(phases[top, left], (1, 0, n), (2, 0, m)) for left in range(columns.stride)]
         for top in range(rows.stride)

@@ -19,10 +19,10 @@ def reference(
 ) -> Float[Array, "B H W N D"]:
     """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked."""
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between.
-    probabilities = jax.nn.softmax(logits.astype(_at_least_float32(logits)), axis=-1)
+    probabilities = jax.nn.softmax(logits.astype(at_least_float32(logits)), axis=-1)
     if dropout_mask is not None:
         probabilities = probabilities * dropout_mask
-    sum_dtype = _at_least_float32(value)
+    sum_dtype = at_least_float32(value)
     probabilities = probabilities.astype(value.dtype).astype(sum_dtype)
 
     windows = _unfold(value.astype(sum_dtype), grid)
@@ -30,7 +30,8 @@ def reference(
     return _fold(mixed, grid).astype(value.dtype)
 
 
-def _at_least_float32(x: Array) -> DTypeLike:
+def at_least_float32(x: Array) -> DTypeLike:
+    """Return the dtype that softmax and sums of `x` run in."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid, window_grid
+from outlook_torch.ops.reference import at_least_float32
 from outlook_torch.ops.samples import blocks, samples
 
 
@@ -29,16 +30,12 @@ def composite(
     """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked."""
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between. With the map
     # last, both run along contiguous memory.
-    probabilities = _map_last(logits).to(_at_least_float32(logits)).softmax(dim=3)
+    probabilities = _map_last(logits).to(at_least_float32(logits)).softmax(dim=3)
     if dropout_mask is not None:
         probabilities = probabilities * _map_last(dropout_mask)
-    sum_dtype = _at_least_float32(value)
+    sum_dtype = at_least_float32(value)
     weights = probabilities.to(value.dtype).to(sum_dtype)
     return mix(weights, value.to(sum_dtype), grid).to(value.dtype)
-
-
-def _at_least_float32(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _map_last(x: Float[Tensor, "B h w N KK KK"]) -> Float[Tensor, "B N KK KK h w"]:

@@ -20,17 +20,18 @@ def reference(
 ) -> Float[Tensor, "B H W N D"]:
     """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked."""
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between.
-    probabilities = logits.to(_at_least_float32(logits)).softmax(dim=-1)
+    probabilities = logits.to(at_least_float32(logits)).softmax(dim=-1)
     if dropout_mask is not None:
         probabilities = probabilities * dropout_mask
-    sum_dtype = _at_least_float32(value)
+    sum_dtype = at_least_float32(value)
     probabilities = probabilities.to(value.dtype).to(sum_dtype)
 
     windows = _unfold(value.to(sum_dtype), grid)  # B h w N KK D
     return _fold(probabilities @ windows, grid).to(value.dtype)
 
 
-def _at_least_float32(x: Tensor) -> torch.dtype:
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """Return the dtype that softmax and sums of `x` run in."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
