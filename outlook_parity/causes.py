@@ -30,6 +30,7 @@ class Evidence:
         weights: of each twin, as given.
         draws: of each twin's last training step.
         trained: of each twin, what training in float64 gave, if it ran.
+        hint: of a weight without counterpart, what to do about it, in brackets.
         wrong_step: of a suspect, the step inside outlook attention that is wrong, None if it cannot be told.
     """
 
@@ -40,6 +41,7 @@ class Evidence:
     draws: Mapping[str, Sequence[Draw]]
     trained: Mapping[str, Tensors] = field(default_factory=dict)
     wrong_step: Callable[[Suspect], str | None] = lambda suspect: None
+    hint: Callable[[str], str] = lambda name: ""
 
 
 def explain(evidence: Evidence) -> Explanation:
@@ -56,7 +58,7 @@ def _weights(evidence: Evidence) -> Explanation | None:
         if check.level == "weights":
             how = check.note or weight_difference(check.name, evidence.weights["torch"], evidence.weights["jax"])
             how = how or f"differs by {check.measured:.1e} of its largest"
-            return Explanation(_owner(check.name), f"weight {check.name}: {how}")
+            return Explanation(_owner(check.name), f"weight {check.name}: {how}{evidence.hint(check.name)}")
     return None
 
 
@@ -90,6 +92,19 @@ def _output(evidence: Evidence) -> Explanation | None:
     for check in evidence.wrong:
         if check.level == "forward" and check.note:
             return Explanation(None, f"{check.name}: {check.note}")
+    return None
+
+
+def _again(evidence: Evidence) -> Explanation | None:
+    """Return how a twin was called when it first gave something else, where it did not the first time."""
+    if any(check.level in ("forward", "layers") for check in evidence.wrong):
+        return None
+    for check in evidence.wrong:
+        if check.level == "again":
+            how = check.name.partition(":")[0]
+            return Explanation(
+                None, f"the outputs agree at first, and no more when the models are called again ({how})"
+            )
     return None
 
 
@@ -150,6 +165,7 @@ RULES: tuple[Callable[[Evidence], Explanation | None], ...] = (
     _draws,
     _said,
     _output,
+    _again,
     _gradients,
     _training,
 )

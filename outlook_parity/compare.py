@@ -5,7 +5,7 @@ against the float64 truth, and what is judged is the factor between the two. Rou
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from outlook_parity.metrics import measure
-from outlook_parity.report import Check, Noise, RowVerdict, Verdict
+from outlook_parity.report import Check, Noise, RowVerdict, SelfNoise, Verdict
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -66,18 +66,24 @@ def compare_weights(torch: Tensors, jax: Tensors, expected: Sequence[str]) -> li
     return [compare_pair("weights", "as given", pair, bound=0.0) for pair in pairs(torch, jax, expected)]
 
 
-def compare_level(level: str, dtype: str, traced: Mapping[str, Tensors], shape: Sequence[int]) -> list[Check]:
+def compare_level(
+    level: str, dtype: str, traced: Mapping[str, Tensors], summed: tuple[int, int], whole: Collection[str] = ()
+) -> list[Check]:
     """Compare what the twins, "torch" and "jax", computed in `dtype`; by their noise if there is a "truth" too.
 
     If there are "up" and "down", the truth moved by rounding to either side, errors below their difference count as it.
-    `shape` is the input's, channels last.
+    `summed` is how many numbers are added up at most for a parameter's gradient and for a loss: the places of the
+    largest input, and all its numbers. `whole` are the outputs that are whole numbers.
     """
     truth, moved = traced.get("truth"), ("up" in traced and level != "forward")
     bound = RELATIVE_BOUNDS[level] if truth is None else FACTOR_BOUND
     checks = []
     for pair in pairs(traced["torch"], traced["jax"]):
+        if pair.name in whole:
+            checks.append(_compare_whole(level, dtype, pair))
+            continue
         exact = None if truth is None else truth.get(pair.name)
-        least = evenly(max(LEAST_NOISE, SUM_NOISE * math.sqrt(_terms(level, pair, dtype, shape))))
+        least = evenly(max(LEAST_NOISE, SUM_NOISE * math.sqrt(_terms(level, pair, dtype, summed))))
         jump = traced["up"][pair.name] - traced["down"][pair.name] if moved and pair.name in traced["up"] else None
         if jump is not None and exact is not None and exact.any():
             size = noise(np.asarray(jump + exact), exact, dtype)
@@ -89,6 +95,15 @@ def compare_level(level: str, dtype: str, traced: Mapping[str, Tensors], shape: 
     return checks
 
 
+def _compare_whole(level: str, dtype: str, pair: Pair) -> Check:
+    """Compare whole numbers, which are equal or not; in low precision rounding may decide which of two is larger."""
+    check = compare_pair(level, dtype, pair, bound=0.0)
+    if dtype == "float64" or check.verdict != "mismatch" or check.measured is None:
+        return check
+    note = "whole numbers, which rounding may decide: judged in float64"
+    return replace(check, verdict="skipped", note=note)
+
+
 def _explained(pair: Pair, jump: np.ndarray) -> bool:
     """Whether numbers differ by no more than rounding can move them, as a gradient does whose true value is zero."""
     if pair.torch is None or pair.jax is None or pair.torch.shape != pair.jax.shape:
@@ -96,7 +111,7 @@ def _explained(pair: Pair, jump: np.ndarray) -> bool:
     return float(np.abs(pair.torch - pair.jax).max()) <= FACTOR_BOUND * float(np.abs(jump).max())
 
 
-def _terms(level: str, pair: Pair, dtype: str, shape: Sequence[int]) -> int:
+def _terms(level: str, pair: Pair, dtype: str, summed: tuple[int, int]) -> int:
     """Return how many numbers are added up, in `dtype` itself, for one of this tensor.
 
     For a parameter's gradient (and for what optimizers keep of it, squared or not) those are the places of the map, at
@@ -105,15 +120,13 @@ def _terms(level: str, pair: Pair, dtype: str, shape: Sequence[int]) -> int:
     """
     if pair.torch is None:
         return 1
-    places = math.prod(shape[:-1])
-    if level == "gradients" and pair.name != "input":
+    places, numbers = summed
+    if level == "gradients" and pair.name.partition(".")[0] != "input":
         return places if dtype == "float32" or pair.torch.ndim == 1 else 1
     if dtype != "float32":
         return 1
     kind = pair.name.partition(": ")[2].partition(" of ")[0]
-    return {"losses": math.prod(shape), "momentum": places, "first moment": places, "second moment": 4 * places}.get(
-        kind, 1
-    )
+    return {"losses": numbers, "momentum": places, "first moment": places, "second moment": 4 * places}.get(kind, 1)
 
 
 def may_be_a_jump(check: Check) -> bool:
@@ -121,33 +134,78 @@ def may_be_a_jump(check: Check) -> bool:
     return check.verdict == "mismatch" and check.measured is not None and check.level != "forward"
 
 
-def compare_dtype(who: str, asked: str, given: str) -> list[Check]:
+def compare_dtype(who: str, asked: str, given: str, output: str = "output") -> list[Check]:
     """Return a row if an output has another dtype than the one asked for: then nothing was shown about that one."""
     if asked == given:
         return []
-    return [Check("forward", asked, f"dtype of {who}", "mismatch", bound=0.0, note=f"the output is {given}")]
+    name = f"dtype of {who}" + output.removeprefix("output").replace(".", ", ", 1)
+    return [Check("forward", asked, name, "mismatch", bound=0.0, note=f"the output is {given}")]
 
 
-def compare_self(
-    who: str,
-    dtype: str,
-    plain: np.ndarray,
-    watched: np.ndarray,
-    batch_reversed: np.ndarray | None,
-    truth: np.ndarray | None,
-) -> list[Check]:
-    """Return rows on whether a twin gives the same as it does by itself: module by module, and on a permuted batch.
+def compare_self(who: str, dtype: str, plain: Tensors, watched: Tensors, truth: Tensors | None) -> list[Check]:
+    """Return rows on whether a twin gives the same module by module as it does by itself.
 
-    The outputs are compared as the twins' are with each other. `batch_reversed` is in the order of the others, None for
-    a batch of one.
+    The outputs are compared as the twins' are with each other.
     """
     how = {"torch": "watched against plain", "jax": "module by module against jit"}[who]
-    others = {how: watched} | ({} if batch_reversed is None else {"batch reversed": batch_reversed})
     bound = RELATIVE_BOUNDS["forward"] if truth is None else FACTOR_BOUND
-    return [
-        compare_pair("self-check", dtype, Pair(f"{who}: {what}", other, plain), bound=bound, truth=truth)
-        for what, other in others.items()
-    ]
+    checks = []
+    for pair in pairs(watched, plain):
+        row = replace(pair, name=f"{who}: {how}" + pair.name.removeprefix("output").replace(".", ", ", 1))
+        exact = None if truth is None else truth.get(pair.name)
+        checks.append(compare_pair("self-check", dtype, row, bound=bound, truth=exact))
+    return checks
+
+
+def compare_again(dtype: str, again: Mapping[str, Mapping[str, Tensors | str]]) -> list[Check]:
+    """Return rows on whether the twins still agree when the same copies of them are called again; `again` by twin, how.
+
+    What both refuse, or answer with NaN or Inf at the same places, is skipped: those are numbers of the verifier's own.
+    """
+    checks = []
+    for how, ours in again["torch"].items():
+        theirs = again["jax"].get(how, {})
+        if isinstance(ours, str) or isinstance(theirs, str):
+            refused = {"torch": ours, "jax": theirs}
+            note = "; ".join(f"{twin} refuses: {why}" for twin, why in refused.items() if isinstance(why, str))
+            checks.append(Check("again", dtype, how, "skipped", 0.0, note=note))
+            continue
+        for pair in pairs(ours, theirs):
+            row = replace(pair, name=f"{how}: {pair.name}")
+            check = compare_pair("again", dtype, row, bound=RELATIVE_BOUNDS["forward"])
+            if check.verdict == "mismatch" and _as_undefined(pair):
+                check = replace(check, verdict="skipped", note=f"{check.note}, at the same places")
+            checks.append(check)
+    return checks
+
+
+def _as_undefined(pair: Pair) -> bool:
+    if pair.torch is None or pair.jax is None or pair.torch.shape != pair.jax.shape:
+        return False
+    undefined = ~np.isfinite(pair.torch)
+    alike = np.array_equal(undefined, ~np.isfinite(pair.jax)) and bool(undefined.any())
+    return alike and (bool(undefined.all()) or _relative_error(pair.torch[~undefined], pair.jax[~undefined]) <= 1e-12)
+
+
+def self_noise(who: str, dtype: str, first: Tensors, again: Mapping[str, Tensors | str]) -> list[SelfNoise]:
+    """Return how far a twin is from itself when it is called again, in each way that must change nothing."""
+    found = []
+    for how, outputs in again.items():
+        if how in SAME_AGAIN and not isinstance(outputs, str):
+            worst = 0.0
+            for pair in pairs(first, outputs):
+                if pair.torch is None or pair.jax is None or pair.torch.shape != pair.jax.shape:
+                    worst = math.inf
+                elif pair.torch.size and not np.array_equal(pair.torch, pair.jax, equal_nan=True):
+                    error = _relative_error(pair.jax, pair.torch)
+                    worst = max(worst, error if math.isfinite(error) else math.inf)
+            found.append(SelfNoise(who, dtype, how, worst, worst / epsilon(dtype)))
+    return found
+
+
+# The ways of calling a twin again that change nothing in its outputs, unless it is not deterministic, keeps state, or
+# mixes the samples of a batch.
+SAME_AGAIN = ("called twice", "batch reversed")
 
 
 def noise(array: np.ndarray, truth: np.ndarray, dtype: str) -> Noise:
@@ -181,18 +239,27 @@ def noise_factor(one: Noise, other: Noise, *, least: Noise = evenly(LEAST_NOISE)
     return max(max(a, b, floor) / max(min(a, b), floor) for a, b, floor in sizes)
 
 
-def refusal(inputs: np.ndarray) -> str | None:
+def refusal(inputs: Mapping[str, np.ndarray]) -> str | None:
     """Return why a comparison on these inputs would tell nothing, or None if it can tell something."""
-    if inputs.size == 0:
-        return f"the input of shape {inputs.shape} is empty"
-    if bad := int((~np.isfinite(inputs)).sum()):
-        return f"the input has {bad} NaN or Inf among {inputs.size} numbers"
-    for axis, size in enumerate(inputs.shape):
-        if size > 1 and not np.ptp(inputs, axis=axis).any():
-            return f"the input is constant along axis {axis} of {inputs.shape}: no fault along it could be seen"
-    if not inputs.any():
-        return "the input is zero"
+    for name, array in inputs.items():
+        what = f"the {name}" if len(inputs) == 1 else name
+        if reason := _refusal(what, array):
+            return reason
     return None
+
+
+def _refusal(what: str, array: np.ndarray) -> str | None:
+    if array.size == 0:
+        return f"{what} of shape {array.shape} is empty"
+    if array.dtype.kind in "iub":  # ids and masks: alike for all samples may be meant
+        same = array.size > 1 and not (array != array.flat[0]).any()
+        return f"{what} is {array.flat[0]} everywhere: no fault could be seen in what it decides" if same else None
+    if bad := int((~np.isfinite(array)).sum()):
+        return f"{what} has {bad} NaN or Inf among {array.size} numbers"
+    for axis, size in enumerate(array.shape):
+        if size > 1 and not np.ptp(array, axis=axis).any():
+            return f"{what} is constant along axis {axis} of {array.shape}: no fault along it could be seen"
+    return None if array.any() else f"{what} is zero"
 
 
 def judge(checks: Sequence[Check], expected: Iterable[tuple[str, str]]) -> tuple[Verdict, str | None]:

@@ -29,18 +29,20 @@ def compare_traces(one: TraceFile, other: TraceFile, truth: TraceFile | None = N
     checks = [
         check
         for twin, trace in traces.items()
-        for check in compare.compare_dtype(twin, dtype, trace.header.output_dtype)
+        for output, given in trace.header.output_dtypes.items()
+        if "float" in given
+        for check in compare.compare_dtype(twin, dtype, given, output)
     ]
-    shape = one.gradients["input"].shape if "input" in one.gradients else (1,)
+    whole = {n for trace in traces.values() for n, d in trace.header.output_dtypes.items() if "float" not in d}
     levels = {
-        "forward": {twin: {"output": trace.output} for twin, trace in computed.items()},
+        "forward": {twin: trace.outputs for twin, trace in computed.items()},
         "gradients": {twin: trace.gradients for twin, trace in computed.items() if trace.gradients},
     }
     asked = []
     for level, tensors in levels.items():
         if tensors:
             found: dict[str, Tensors] = {twin: tensors.get(twin, {}) for twin in computed}
-            checks += compare.compare_level(level, dtype, found, shape)
+            checks += compare.compare_level(level, dtype, found, one.header.summed, whole)
             asked.append((level, dtype))
     suspects: list[Suspect] = []
     if traces["torch"].events and traces["jax"].events:

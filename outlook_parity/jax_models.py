@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from outlook_jax.blocks import DropPath, DropRate
 from outlook_parity.masks import Draws
 from outlook_parity.request import round_to
 from outlook_parity.tape import Arrays, Tape
+from outlook_parity.trees import leaves, replaced
 
 Values = dict[str, Any]
 
@@ -54,7 +55,7 @@ class JaxModel(ABC):
         """Return a copy that computes in `dtype`, trains or not, and if asked calls its modules one by one."""
 
     @abstractmethod
-    def call(self, parameters: Values, buffers: Values, x: jax.Array, **watching: Any) -> tuple[Any, Values]:
+    def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
         """Return what it gives, and its buffers afterwards.
 
         With `tape` and `module_name`, each call of a module is written to the tape, under the name that the function
@@ -79,6 +80,11 @@ class JaxModel(ABC):
         """Whether a module drops anything in training, as far as can be seen before it runs."""
         return True
 
+    @property
+    def own_dropout(self) -> str | None:
+        """The path of a module that drops at random without asking a dropout module, None if none is known."""
+        return None
+
     @abstractmethod
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
         """Return what the model was made of with these parameters and statistics; an NNX module is changed."""
@@ -92,8 +98,8 @@ class _Callable:
     def __init__(self, model: JaxModel, parameters: Values, buffers: Values, draws: Draws) -> None:
         self._model, self._parameters, self._buffers, self._draws = model, parameters, buffers, draws
 
-    def __call__(self, x: jax.Array) -> Any:
-        output, self._buffers = self._model.call(self._parameters, self._buffers, x, draws=self._draws)
+    def __call__(self, *inputs: Any) -> Any:
+        output, self._buffers = self._model.call(self._parameters, self._buffers, inputs, draws=self._draws)
         return output
 
     def after(self) -> Values:
@@ -131,11 +137,11 @@ class NNXModel(JaxModel):
                     setattr(part, switch, False)
         return NNXModel(module)
 
-    def call(self, parameters: Values, buffers: Values, x: jax.Array, **watching: Any) -> tuple[Any, Values]:
+    def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
         """See `JaxModel`."""
         model = self._merged(parameters, buffers)
         with _watched_nnx(model, **watching):
-            output = model(x)
+            output = model(*inputs)
         return output, self._buffers_of(model)
 
     def modules(self) -> dict[str, Any]:
@@ -159,6 +165,11 @@ class NNXModel(JaxModel):
         """See `JaxModel`."""
         kinds = (nnx.Dropout, DropPath)
         return any(isinstance(part, kinds) and not _never(part) for part in self.modules().values())
+
+    @property
+    def own_dropout(self) -> str | None:
+        """See `JaxModel`."""
+        return next((path for path, part in self.modules().items() if _drops_by_itself(part)), None)
 
     def model_for_loss(self, parameters: Values, buffers: Values, draws: Draws) -> Any:
         """Return the module itself: losses call other methods of it too."""
@@ -235,13 +246,13 @@ class LinenModel(JaxModel):
             module = module.clone(dtype=dtype)
         return LinenModel(module, self._variables(self.parameters, self.buffers), mode)
 
-    def call(self, parameters: Values, buffers: Values, x: jax.Array, **watching: Any) -> tuple[Any, Values]:
+    def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
         """See `JaxModel`."""
         mutable = sorted(set(self._collection.values()))
         rngs = {"dropout": jax.random.key(0)}
         with _watched_linen(**watching):
             output, changed = self.module.apply(
-                self._variables(parameters, buffers), x, mutable=mutable, rngs=rngs, **dict[str, Any](self._mode)
+                self._variables(parameters, buffers), *inputs, mutable=mutable, rngs=rngs, **dict[str, Any](self._mode)
             )
         after: Values = {}
         for tree in changed.values():
@@ -272,9 +283,9 @@ def _nested(values: Values) -> Any:
 
 
 class FunctionModel(JaxModel):
-    """A function of one array, without weights."""
+    """A function of arrays, without weights."""
 
-    def __init__(self, function: Callable[[jax.Array], Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self.parameters, self.buffers, self.statistics = {}, {}, ()
 
@@ -282,9 +293,9 @@ class FunctionModel(JaxModel):
         """See `JaxModel`."""
         return self
 
-    def call(self, parameters: Values, buffers: Values, x: jax.Array, **watching: Any) -> tuple[Any, Values]:
+    def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
         """See `JaxModel`."""
-        return self._function(x), buffers
+        return self._function(*inputs), buffers
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
         """See `JaxModel`."""
@@ -314,6 +325,21 @@ def jax_model(model: Any) -> JaxModel:
     )
 
 
+def weights_of(model: JaxModel) -> Values:
+    """Return the parameters and statistics by path."""
+    return {**model.parameters, **{name: model.buffers[name] for name in model.statistics}}
+
+
+def shapes_of(model: JaxModel) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters and statistics."""
+    return {name: tuple(value.shape) for name, value in weights_of(model).items()}
+
+
+def transposed_of(model: JaxModel) -> set[str]:
+    """Return the paths of transposed convolutions that are told to take their kernel as PyTorch does."""
+    return {path for path, part in model.modules().items() if getattr(part, "transpose_kernel", False)}
+
+
 def _from_bridge(bridge: nnx.bridge.ToLinen, variables: Mapping[str, Any]) -> nnx.Module:
     """Return the NNX module inside a Linen module of `nnx.bridge.to_linen`, with its variables."""
     module: nnx.Module = bridge.nnx_class(*bridge.args, **bridge.kwargs, rngs=nnx.Rngs(0))
@@ -327,24 +353,22 @@ def _is_floating(leaf: Any) -> bool:
 
 
 def _arrays(tree: Any) -> Arrays:
-    return [to_numpy(leaf) for leaf in jax.tree.leaves(tree) if _is_floating(leaf)]
+    return [to_numpy(leaf) for leaf in leaves(tree, _is_floating)]
 
 
 def _traced(tree: Any) -> bool:
     """Whether this is inside a transformation, a scan or remat say, where arrays have no values yet."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(True for _ in leaves(tree, lambda leaf: isinstance(leaf, jax.core.Tracer)))
 
 
 def _replaced(tree: Any, given: Arrays | None) -> Any:
     if given is None:
         return tree
-    leaves, structure = jax.tree.flatten(tree)
-    arrays = iter(given)
-    new = [
-        jax.device_put(round_to(next(arrays), leaf.dtype.name), leaf.sharding) if _is_floating(leaf) else leaf
-        for leaf in leaves
-    ]
-    return jax.tree.unflatten(structure, new)
+    new = {
+        id(leaf): jax.device_put(round_to(array, leaf.dtype.name), leaf.sharding)
+        for leaf, array in zip(leaves(tree, _is_floating), given, strict=True)
+    }
+    return replaced(tree, _is_floating, new)
 
 
 @contextmanager
@@ -413,6 +437,11 @@ def _never(module: Any) -> bool:
     return isinstance(module, nnx.Dropout) and module.rate == 0
 
 
+def _drops_by_itself(module: Any) -> bool:
+    attention = isinstance(module, nnx.MultiHeadAttention | linen.MultiHeadDotProductAttention)
+    return attention and module.dropout_rate > 0
+
+
 def _dropped(module: Any, draws: Draws, path: str, x: jax.Array, **kwargs: Any) -> jax.Array:
     """Return what dropout, or stochastic depth, makes of `x`, decided by `draws`."""
     asked = kwargs.get("deterministic")
@@ -440,6 +469,8 @@ def _watched_linen(
         if context.method_name != "__call__":
             return call(*args, **kwargs)
         path = ".".join(context.module.path)
+        if draws is not None and _drops_by_itself(context.module):
+            raise ValueError(f"{path} draws dropout of its own, which the twins cannot share: leave out the training")
         if draws is not None and isinstance(context.module, linen.Dropout):
             asked = kwargs.get("deterministic", args[1] if len(args) > 1 else None)
             deterministic = context.module.deterministic if asked is None else asked

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -21,15 +23,16 @@ from outlook_parity.jax_semantics import add_operations, attributes_of, mark
 from outlook_parity.masks import Draws
 from outlook_parity.names import Names
 from outlook_parity.optimizers import OPTIMIZERS
-from outlook_parity.request import Request
+from outlook_parity.request import Inputs, Request
 from outlook_parity.semantics import Facts
-from outlook_parity.subjects import Task
+from outlook_parity.subjects import OUTPUT, Task, is_array
 from outlook_parity.tape import ROOT, Tape
-from outlook_parity.twin import Run, Training, Twin, prefixed
+from outlook_parity.trees import named_leaves
+from outlook_parity.twin import Run, Training, Twin, called_again, prefixed
 
 
 class JaxTwin(Twin):
-    """A JAX model that takes and returns one array.
+    """A JAX model.
 
     Args:
         model: the model.
@@ -49,35 +52,57 @@ class JaxTwin(Twin):
         buffers = {name: self.model.buffers[name] for name in self.model.statistics}
         return self._under_torch_names(self.model.parameters | buffers)
 
-    def run(self, request: Request, *, gradients: bool = True) -> Run:
+    def run(self, request: Request, *, gradients: bool = True, again: bool = False) -> Run:
         """See `Twin`."""
         place = jax_device(request.device)
         with pinned(request.dtype, place):
-            model, parameters, buffers, x = self._placed(request, place)
+            model, parameters, buffers, inputs = self._placed(request, place)
+            asked = {name: x for name, x in inputs.items() if gradients and _is_floating(x)}
 
-            def forward(parameters: Values, x: jax.Array) -> jax.Array:
-                return model.call(parameters, buffers, x)[0]
+            def forward(parameters: Values, asked: Values, buffers: Values, inputs: Values) -> Any:
+                output, after = model.call(parameters, buffers, _in_order(request, inputs | asked))
+                outputs = _outputs(output)
+                graded = {name: leaf for name, leaf in outputs.items() if _is_floating(leaf)}
+                return graded, ({name: leaf for name, leaf in outputs.items() if name not in graded}, after)
+
+            shapes, (others, _) = jax.eval_shape(forward, parameters, asked, buffers, inputs)
+            order = [*shapes, *others]
+            cotangents = {
+                name: jax.device_put(request.cotangent(name, shape.shape).astype(shape.dtype), place)
+                for name, shape in (shapes.items() if gradients else ())
+            }
 
             @jax.jit
-            def evaluate(parameters: Values, x: jax.Array, cotangent: jax.Array) -> Any:
+            def evaluate(parameters: Values, buffers: Values, inputs: Values, cotangents: Values) -> Any:
+                asked = {name: x for name, x in inputs.items() if gradients and _is_floating(x)}
+                of = partial(forward, buffers=buffers, inputs=inputs)
                 if not gradients:
-                    return forward(parameters, x), {}, x
-                output, pullback = jax.vjp(forward, parameters, x)
-                return output, *pullback(cotangent.astype(output.dtype))
+                    graded, (others, after) = of(parameters, asked)
+                    return graded | others, after, ({}, {})
+                graded, pullback, (others, after) = jax.vjp(of, parameters, asked, has_aux=True)
+                return graded | others, after, pullback(cotangents)
 
-            shape = _one_array(jax.eval_shape(forward, parameters, x))
-            cotangent = jax.device_put(request.cotangent(shape.shape), place)
-            output, of_parameters, of_input = evaluate(parameters, x, cotangent)
-        named = {"input": wide(of_input), **self._under_torch_names(of_parameters)} if gradients else {}
-        return Run(wide(output), output.dtype.name, named)
+            outputs, buffers, (of_parameters, of_inputs) = evaluate(parameters, buffers, inputs, cotangents)
 
-    def watch(self, request: Request, tape: Tape | None) -> np.ndarray:
+            def call(inputs: Inputs) -> dict[str, np.ndarray]:
+                nonlocal buffers
+                placed = {name: jax.device_put(x, place) for name, x in request.rounded_inputs(inputs).items()}
+                outputs, buffers, _ = evaluate(parameters, buffers, placed, cotangents)
+                return {name: wide(outputs[name]) for name in order}
+
+            others_again = called_again(request, call) if again else {}
+        named = {name: wide(array) for name, array in of_inputs.items()} | self._under_torch_names(of_parameters)
+        found = {name: wide(outputs[name]) for name in order}
+        return Run(found, {name: outputs[name].dtype.name for name in order}, named, others_again)
+
+    def watch(self, request: Request, tape: Tape | None) -> dict[str, np.ndarray]:
         """See `Twin`."""
         place = jax_device(request.device)
         with pinned(request.dtype, place):
-            model, parameters, buffers, x = self._placed(request, place, one_by_one=True)
+            model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
             watching = {} if tape is None else {"tape": tape, "module_name": self._names.module}
-            return wide(model.call(parameters, buffers, x, **watching)[0])
+            output = model.call(parameters, buffers, _in_order(request, inputs), **watching)[0]
+            return {name: wide(leaf) for name, leaf in _outputs(output).items()}
 
     def train(self, request: Request) -> Training:
         """See `Twin`."""
@@ -85,14 +110,14 @@ class JaxTwin(Twin):
         trained: dict[str, np.ndarray] = {}
         draws = Draws(request.seed)
         with pinned(request.dtype, place):
-            model, *start, x = self._placed(request, place, training=True)
+            model, *start, inputs = self._placed(request, place, training=True)
             task = self._task(request)
-            target = jax.device_put(request.fixed(task.target), place)
+            targets = {name: jax.device_put(request.fixed(target), place) for name, target in task.targets.items()}
 
-            def loss_of(parameters: Values, buffers: Values, x: jax.Array, target: jax.Array) -> Any:
+            def loss_of(parameters: Values, buffers: Values, inputs: Values, targets: Values) -> Any:
                 draws.begin()
                 called = model.model_for_loss(parameters, buffers, draws)
-                loss = task.loss(called, x, target, outlook_jax.losses)
+                loss = task.loss(called, _in_order(request, inputs), targets, outlook_jax.losses)
                 return loss, called.after()
 
             differentiate = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
@@ -101,7 +126,7 @@ class JaxTwin(Twin):
                 state = optimizer.init(parameters)
                 update = jax.jit(partial(_update, optimizer))
                 for _ in range(request.steps):
-                    (loss, buffers), gradients = differentiate(parameters, buffers, x, target)
+                    (loss, buffers), gradients = differentiate(parameters, buffers, inputs, targets)
                     parameters, state = update(gradients, state, parameters)
                     losses.append(wide(loss))
                 after = self._under_torch_names(parameters | {name: buffers[name] for name in model.statistics})
@@ -121,9 +146,13 @@ class JaxTwin(Twin):
 
         place = jax_device("cpu")
         with pinned(request.dtype, place):
-            model, parameters, buffers, x = self._placed(request, place, one_by_one=True)
-            call = partial(model.call, around=around, module_name=self._names.module)
-            jaxpr = jax.make_jaxpr(call)(parameters, buffers, x).jaxpr
+            model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
+
+            def call(parameters: Values, buffers: Values, inputs: Values) -> Any:
+                watching = {"around": around, "module_name": self._names.module}
+                return _outputs(model.call(parameters, buffers, _in_order(request, inputs), **watching)[0])
+
+            jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
             facts = attributes_of(seen)
         add_operations(jaxpr, facts)
         if self.model.mode is not None:
@@ -141,7 +170,7 @@ class JaxTwin(Twin):
 
     def _placed(
         self, request: Request, place: jax.Device, *, training: bool = False, one_by_one: bool = False
-    ) -> tuple[JaxModel, Values, Values, jax.Array]:
+    ) -> tuple[JaxModel, Values, Values, Values]:
         """Return the model, its parameters and buffers and the inputs, in the dtype and on the device asked for."""
         one_by_one |= training and self.model.drops  # masks are shared draw by draw
         model = self.model.prepared(DTYPES[request.dtype], training=training, one_by_one=one_by_one)
@@ -157,19 +186,15 @@ class JaxTwin(Twin):
                 for name, value in values.items()
             }
 
-        x = jax.device_put(request.rounded("input", request.inputs), place)
-        return model, placed(model.parameters), placed(model.buffers), x
+        inputs = {name: jax.device_put(array, place) for name, array in request.rounded_inputs().items()}
+        return model, placed(model.parameters), placed(model.buffers), inputs
 
     def _torch_name(self, flax: str) -> str:
         return self._names.by_flax[flax].torch if flax in self._names.by_flax else flax
 
     def _under_torch_names(self, values: Values) -> dict[str, np.ndarray]:
-        """Return arrays under torch names; what has none keeps its own, and so has no counterpart in torch."""
-        named = {}
-        for flax, value in values.items():
-            array, weight = wide(value), self._names.by_flax.get(flax)
-            named[self._torch_name(flax)] = array if weight is None else weight.to_torch(array)
-        return named
+        """Return arrays under torch names, in torch's layout."""
+        return self._names.under_torch_names({flax: wide(value) for flax, value in values.items()})
 
 
 def wide(array: Any) -> np.ndarray:
@@ -177,10 +202,22 @@ def wide(array: Any) -> np.ndarray:
     return np.asarray(array).astype(np.float64)
 
 
-def _one_array(output: Any) -> Any:
-    if not isinstance(output, jax.ShapeDtypeStruct):
-        raise TypeError(f"the JAX model must return one array, got {type(output).__name__}")
-    return output
+def _in_order(request: Request, inputs: Values) -> tuple[Any, ...]:
+    """Return the arguments; JAX gives dictionaries in the order of their keys."""
+    return tuple(inputs[name] for name in request.inputs)
+
+
+def _is_floating(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def _outputs(output: Any) -> Values:
+    """Return the outputs by name, as arrays."""
+    found = {name: jnp.asarray(leaf) for name, leaf in named_leaves(output, is_array, OUTPUT).items()}
+    for name, array in found.items():
+        if jnp.iscomplexobj(array):
+            raise TypeError(f"{name} of the JAX model is complex; give its real and imaginary parts")
+    return found
 
 
 def _update(optimizer: optax.GradientTransformation, gradients: Any, state: Any, parameters: Any) -> tuple[Any, Any]:
@@ -201,4 +238,37 @@ def pinned(dtype: str, device: jax.Device) -> Iterator[None]:
         settings.enter_context(jax.default_matmul_precision("highest"))
         settings.enter_context(jax.default_device(device))
         settings.enter_context(jax.debug_nans(False))
+        if dtype == "float64":
+            settings.enter_context(patch.object(jax.nn, "dot_product_attention", _exact_attention))
         yield
+
+
+_ROUNDED_ATTENTION = jax.nn.dot_product_attention
+
+
+def _exact_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    **options: Any,
+) -> Any:
+    """Do what JAX's own attention does in the dtype of its operands: JAX's rounds its softmax to float32, whatever they
+    are, and so would hide in float64 what the rounding of a lower precision hides.
+    """
+    if query.ndim != 4 or any(option is not None for option in options.values()):
+        return _ROUNDED_ATTENTION(query, key, value, bias, mask, scale=scale, is_causal=is_causal, **options)
+    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))  # of grouped queries
+    logits = jnp.einsum("BTND,BSND->BNTS", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        logits += bias
+    if is_causal:
+        causal = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        mask = causal if mask is None else mask & causal
+    if mask is not None:
+        logits = jnp.where(mask, logits, -0.7 * float(np.finfo(np.float32).max))  # as JAX does
+    return jnp.einsum("BNTS,BSND->BTND", jax.nn.softmax(logits, axis=-1), value)

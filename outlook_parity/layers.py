@@ -16,6 +16,7 @@ from outlook_parity.compare import (
     RELATIVE_BOUNDS,
     SUM_NOISE,
     Pair,
+    Tensors,
     compare_pair,
     evenly,
 )
@@ -60,7 +61,7 @@ class Layers:
 
     checks: list[Check] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)  # in the order of events
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)  # by twin, computed module by module
+    outputs: dict[str, Tensors] = field(default_factory=dict)  # by twin, computed module by module
     inputs: dict[str, np.ndarray] = field(default_factory=dict)  # of suspects by path, as JAX takes them
 
 

@@ -40,12 +40,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Model:
-    """Both twins with the same weights, and their input, channels last; `photo` is what a picture shows of it."""
+    """Both twins with the same weights, and their inputs, channels last; `photo` is what a picture shows of them."""
 
     title: str
     torch_model: Any
     jax_model: Any
-    inputs: np.ndarray
+    inputs: Any
     photo: np.ndarray
 
 

@@ -1,22 +1,26 @@
 """Two models as a pair of twins: what corresponds to what in them, and what can be compared."""
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
-from outlook_common.weights.arrays import to_numpy
-from outlook_parity.jax_models import FunctionModel, JaxModel, jax_model
+from outlook_common.weights.arrays import is_floating, to_numpy
+from outlook_parity.jax_models import FunctionModel, JaxModel, Values, jax_model, shapes_of, transposed_of, weights_of
 from outlook_parity.jax_twin import JaxTwin, jax_device
-from outlook_parity.names import Given, Names, derive_names, names_of_table
-from outlook_parity.request import Request
-from outlook_parity.subjects import Subject, Task, mean_square, subject_of
-from outlook_parity.tape import channels_last
-from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights, torch_device
+from outlook_parity.names import Axes, Given, Names, derive_names, names_of_table, torch_axes_of
+from outlook_parity.request import Inputs, Request
+from outlook_parity.subjects import OUTPUT, Subject, Task, is_array, mean_square, subject_of
+from outlook_parity.tape import fitting_axes
+from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights, torch_device, torch_leaves
+from outlook_parity.trees import named_leaves
 
 LEVELS_OF_FUNCTIONS = ("forward", "gradients")
 
@@ -38,7 +42,7 @@ class Pair:
     refused: dict[str, str]
 
 
-def make_pair(torch_model: Any, jax_twin_model: Any, inputs: np.ndarray, given: Given) -> Pair:
+def make_pair(torch_model: Any, jax_twin_model: Any, inputs: Inputs, given: Given) -> Pair:
     """Return two models as twins.
 
     Raises:
@@ -53,13 +57,18 @@ def make_pair(torch_model: Any, jax_twin_model: Any, inputs: np.ndarray, given: 
     config = getattr(module, "config", module)
     ours = hasattr(getattr(model, "module", None), "config") and not (given.weights or given.modules)
     subject = subject_of(config) if ours else None
+    if subject and not all(map(is_floating, inputs.values())):
+        kinds = ", ".join(f"{name} of {array.dtype}" for name, array in inputs.items())
+        raise TypeError(f"{type(module).__name__} takes floating-point numbers, got {kinds}")
     names = _derived(module, model, given) if subject is None else names_of_table(config)
-    axes = _axes(given, subject, inputs.ndim)
-    out_axes = None if subject else _out_axes(module, model, inputs, axes)
-    task = _task(subject, config, inputs, lambda: _out_shape(model, inputs))
+    axes = torch_axes_of(given, inputs, subject.torch_axes if subject else None)
+    out_axes = {} if subject else _out_axes(module, model, inputs, axes, given)
+    task = _task(subject, config, inputs, lambda: _out_shapes(model, inputs))
     refused = {}
     if function or isinstance(model, FunctionModel):
         refused = dict.fromkeys(("layers", "training"), "a plain function has no modules and no weights")
+    elif model.own_dropout:
+        refused = {"training": f"{model.own_dropout} draws dropout of its own, which the twins cannot share"}
     compared = None if subject else compared_weights(module)
     return Pair(TorchTwin(module, axes, task, out_axes, compared), JaxTwin(model, names, task), names, refused)
 
@@ -82,69 +91,103 @@ def load_torch_weights(jax_twin_model: Any, torch_model: torch.nn.Module, names:
     derived = _derived(torch_model, model, names or Given())
     state, wrong = torch_model.state_dict(), []
     loaded: dict[str, np.ndarray] = {}
-    for flax, value in {**model.parameters, **{name: model.buffers[name] for name in model.statistics}}.items():
+    for flax, value in weights_of(model).items():
         weight = derived.by_flax[flax]
         if weight.torch not in state:
-            wrong.append(f"{flax} has no counterpart in torch")
+            wrong.append(f"{flax} has no counterpart in torch{derived.hint(flax)}")
             continue
         array = weight.to_flax(to_numpy(state[weight.torch]))
         if array.shape != value.shape:
             wrong.append(f"{flax} has shape {value.shape}, {weight.torch} in its layout {array.shape}")
         loaded[flax] = array.astype(value.dtype)
     taken = {derived.by_flax[flax].torch for flax in loaded}
-    wrong += [f"{name} of torch has no counterpart in JAX" for name in derived.expected if name not in taken]
+    wrong += [
+        f"{name} of torch has no counterpart in JAX{derived.hint(name)}"
+        for name in derived.expected
+        if name not in taken and name in state
+    ]
     if wrong:
         raise ValueError("weights that do not correspond: " + "; ".join(dict.fromkeys(wrong)))
     return model.with_weights(loaded)
 
 
-def _axes(given: Given, subject: Subject | None, ndim: int) -> tuple[int, ...]:
-    axes = given.torch_axes or (subject.torch_axes if subject else tuple(range(ndim)))
-    if given.torch_axes and len(axes) != ndim:
-        raise ValueError(f"torch_axes={list(axes)} has {len(axes)} axes, the inputs have {ndim}")
-    return axes
-
-
 def _task(
-    subject: Subject | None, config: Any, inputs: np.ndarray, out_shape: Callable[[], tuple[int, ...]]
+    subject: Subject | None, config: Any, inputs: Inputs, out_shapes: Callable[[], Mapping[str, Any]]
 ) -> Callable[[Request], Task]:
     @cache
     def task(seed: int) -> Task:
         rng = np.random.default_rng(seed)
-        return (
-            mean_square(rng.standard_normal(out_shape()))
-            if subject is None
-            else subject.task(config, inputs.shape, rng)
-        )
+        if subject is not None:
+            return subject.task(config, next(iter(inputs.values())).shape, rng)
+        floating = {name: s.shape for name, s in out_shapes().items() if jnp.issubdtype(s.dtype, jnp.floating)}
+        return mean_square({name: rng.standard_normal(shape) for name, shape in floating.items()})
 
     return lambda request: task(request.seed)
 
 
-def _out_shape(model: JaxModel, inputs: np.ndarray) -> tuple[int, ...]:
+def _out_shapes(model: JaxModel, inputs: Inputs) -> dict[str, Any]:
+    """Return shape and dtype of each output of the JAX model."""
     prepared = model.prepared(np.dtype(np.float32), training=False, one_by_one=False)
-    x = jax.ShapeDtypeStruct(inputs.shape, np.float32)  # type: ignore[no-untyped-call]
-    output = jax.eval_shape(lambda p, b, x: prepared.call(p, b, x)[0], prepared.parameters, prepared.buffers, x)
-    return tuple(getattr(output, "shape", ()))
+    given = [jax.ShapeDtypeStruct(a.shape, np.float32 if is_floating(a) else a.dtype) for a in inputs.values()]  # type: ignore[no-untyped-call]
+
+    def call(parameters: Values, buffers: Values, *inputs: Any) -> Any:
+        output = prepared.call(parameters, buffers, inputs)[0]
+        return {name: jnp.asarray(leaf) for name, leaf in named_leaves(output, is_array, OUTPUT).items()}
+
+    return dict(jax.eval_shape(call, prepared.parameters, prepared.buffers, *given))
 
 
 def _out_axes(
-    module: torch.nn.Module, model: JaxModel, inputs: np.ndarray, axes: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """Return channels last if the shapes of the outputs fit so and not as they are."""
-    twin = TorchTwin(module, axes, lambda request: Task(np.zeros(0), lambda *_: None))
-    shape = twin.run(Request(inputs, "float32", "cpu", 0, "float32"), gradients=False).output.shape
-    wanted = _out_shape(model, inputs)
-    last = channels_last(len(shape)) if len(shape) > 2 else ()
-    return last if last and shape != wanted and tuple(shape[axis] for axis in last) == wanted else None
+    module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes], given: Given
+) -> dict[str, Axes]:
+    """Return for each output in which order JAX has its axes, where that is another one: as given, else what the shapes
+    say if they do not fit as they are. The numbers are not asked: a twin that exchanges axes is wrong.
+    """
+    request = Request(inputs, "float32", "cpu", 0, "float32")
+    with _blamed("torch", {name: [inputs[name].shape[i] for i in axes[name]] for name in inputs}):
+        outputs = TorchTwin(module, axes, _no_task).run(request, gradients=False).outputs
+    with _blamed("JAX", {name: list(array.shape) for name, array in inputs.items()}):
+        shapes = {name: leaf.shape for name, leaf in _out_shapes(model, inputs).items()}
+    if not outputs and not shapes:
+        raise TypeError("both models return nothing that could be compared")
+    if unknown := given.out_axes.keys() - outputs.keys():
+        raise ValueError(f"out_axes names {', '.join(sorted(unknown))}; the torch model gives {', '.join(outputs)}")
+    found: dict[str, Axes] = {}
+    for name, output in outputs.items():
+        fitting = fitting_axes(output.shape, shapes.get(name, ()))
+        order = given.out_axes.get(name, fitting[0] if fitting else None)
+        if order is not None and len(order) != output.ndim:
+            raise ValueError(f"out_axes of {name} has {len(order)} axes, the output of the torch model {output.ndim}")
+        if order is not None and order != tuple(range(output.ndim)):
+            found[name] = order
+    return found
+
+
+@contextmanager
+def _blamed(twin: str, shapes: Mapping[str, list[int]]) -> Iterator[None]:
+    """Say of what goes wrong in a user's model that it does so there, and on what."""
+    try:
+        yield
+    except Exception as error:
+        given = ", ".join(f"{name} of shape {tuple(shape)}" for name, shape in shapes.items())
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = next(
+            (f for f in reversed(frames) if "site-packages" not in f.filename and not f.filename.startswith("<")),
+            frames[-1],
+        )
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        where = f"{theirs.filename}, line {theirs.lineno}"
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"the {twin} model fails on {given}: {what} ({where})") from error
+
+
+def _no_task(request: Request) -> Task:
+    raise AssertionError("nothing is trained here")
 
 
 def _derived(module: torch.nn.Module, model: JaxModel, given: Given) -> Names:
-    kinds = {path: type(part).__name__ for path, part in module.named_modules()}
-    named = compared_weights(module)
-    flax = [*model.parameters, *model.statistics]
-    torch_weights = {name: kinds[name.rpartition(".")[0]] for name in named}
-    flax_modules = {".".join(path[:n]) for path in (name.split(".") for name in flax) for n in range(len(path))}
-    return derive_names(torch_weights, set(kinds), flax, flax_modules | set(model.modules()), given)
+    paths = {path for path, _ in module.named_modules()}
+    return derive_names(torch_leaves(module), paths, shapes_of(model), model.modules(), given, transposed_of(model))
 
 
 def device_absence(device: str) -> str | None:

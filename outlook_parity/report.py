@@ -17,7 +17,7 @@ from rich.text import Text
 Verdict = Literal["pass", "mismatch", "not-run"]
 RowVerdict = Literal["pass", "zero", "skipped", "mismatch", "not-run"]
 
-JSON_VERSION = 2
+JSON_VERSION = 3
 
 # How many of the differences that change no number are printed.
 NOTES = 5
@@ -41,8 +41,8 @@ class Check:
     """One tensor compared.
 
     Attributes:
-        level: "weights", "forward", "layers", "gradients", "training", or "self-check" of what the verifier itself
-            does.
+        level: "weights", "forward", "layers", "gradients", "training"; "again" of the same copies of the twins called
+            once more; or "self-check" of what the verifier itself does.
         dtype: what the twins computed in; "as given" for weights.
         name: the tensor under its torch name; of layers the module's path.
         verdict: "zero" if it is exactly zero in both twins: no difference, but no evidence either; "skipped" if only
@@ -71,6 +71,25 @@ class Check:
 
 
 @dataclass(frozen=True)
+class SelfNoise:
+    """How far a twin is from itself when the same copy of it is called again; part of no verdict.
+
+    Attributes:
+        twin: "torch" or "jax".
+        dtype: what it computed in.
+        how: "called twice" on the same inputs, or "batch reversed" and its outputs put back in order.
+        measured: max|again - first| / max|first|, infinite where shapes differ.
+        units: the same in units of rounding of the dtype.
+    """
+
+    twin: str
+    dtype: str
+    how: str
+    measured: float
+    units: float
+
+
+@dataclass(frozen=True)
 class Report:
     """The outcome of `verify`.
 
@@ -81,6 +100,8 @@ class Report:
         cause: what is wrong, in words, where that is known.
         differences: what the models say differently about themselves, each in words; no difference of numbers by
             itself.
+        notes: what else should be known: that a twin is not deterministic, or a level left out.
+        self_noise: of each twin and dtype, measured before anything else.
         checks: one row per tensor, level and dtype.
         curves: optimizer -> twin -> loss, step by step, in the first dtype that was trained in.
         environment: versions and devices.
@@ -92,6 +113,8 @@ class Report:
     first_divergence: str | None = None
     cause: str | None = None
     differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    self_noise: tuple[SelfNoise, ...] = ()
     curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -158,10 +181,44 @@ def show(report: Report, console: Console, *, title: str = "", every_row: bool =
     """
     if report.checks:
         console.print(_table(report, title, every_row), highlight=False)
+    if report.self_noise:
+        console.print(_self_noise_table(report.self_noise), highlight=False)
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     if report.verdict == "pass":  # of a mismatch the cause is said
         for difference in report.differences[:NOTES]:
             console.print(Text(f"note: {difference}", style="yellow"), soft_wrap=True)
     console.print(Text(sentence(report), style=_STYLES[report.verdict]), soft_wrap=True)
+
+
+# Far more than rounding makes of another order of sums.
+MANY_UNITS = 1e4
+
+
+def notes_on(noises: Sequence[SelfNoise]) -> list[str]:
+    """Return in words what self-noises say of the twins, of each kind the largest."""
+    notes = []
+    for (twin, how), group in groupby(sorted(noises, key=lambda n: (n.twin, n.how)), key=lambda n: (n.twin, n.how)):
+        worst = max(group, key=lambda noise: noise.units)
+        size = f"{worst.measured:.1e} of the largest output in {worst.dtype}"
+        if how == "called twice" and worst.measured:
+            notes.append(f"{twin} is not deterministic, or keeps state: called twice its outputs differ by {size}")
+        elif worst.units > MANY_UNITS:
+            notes.append(f"{twin} mixes the samples of a batch: in another order of them its outputs differ by {size}")
+    return notes
+
+
+def _self_noise_table(noises: Sequence[SelfNoise]) -> Table:
+    table = Table(
+        title="self-noise, before anything was compared", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("twin against itself")
+    for how in dict.fromkeys(noise.how for noise in noises):
+        table.add_column(how, justify="right")
+    for (twin, dtype), group in groupby(noises, key=lambda noise: (noise.twin, noise.dtype)):
+        sizes = ("equal" if not noise.measured else f"{noise.units:.2g} units" for noise in group)
+        table.add_row(f"  {twin}, {dtype}", *sizes)
+    return table
 
 
 def part_of(name: str) -> str:

@@ -1,11 +1,74 @@
 """What a twin is asked to compute, and how numbers are rounded for it. Imports no framework."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from outlook_common.weights.arrays import is_floating
 from outlook_parity.compare import DTYPES, epsilon
+
+# What a model is called with, by name, in the order of its arguments.
+Inputs = Mapping[str, np.ndarray]
+
+INPUT = "input"
+
+
+def inputs_of(given: Any) -> dict[str, np.ndarray]:
+    """Return inputs by name: "input" of one array, "input.0"… of a sequence, "input.mask"… of a mapping, in its order.
+
+    Floating-point numbers become float64; whole numbers and booleans stay what they are.
+
+    Raises:
+        TypeError: something is no array of numbers.
+    """
+    if isinstance(given, Mapping):
+        named = {f"{INPUT}.{name}": value for name, value in given.items()}
+    elif isinstance(given, list | tuple) and any(getattr(value, "ndim", 0) for value in given):
+        named = {f"{INPUT}.{index}": value for index, value in enumerate(given)}
+    else:
+        named = {INPUT: given}
+    if not named:
+        raise TypeError("inputs must be at least one array, got none")
+    if len(named) == 1:
+        named = {INPUT: next(iter(named.values()))}
+    arrays = {name: np.asarray(value) for name, value in named.items()}
+    for name, array in arrays.items():
+        if array.dtype not in DTYPES.values() and array.dtype.kind not in "iub":
+            floating = ", ".join(DTYPES)
+            raise TypeError(f"{name} must be floating-point numbers ({floating}), integers or bool, got {array.dtype}")
+    return {name: array.astype(np.float64) if is_floating(array) else array for name, array in arrays.items()}
+
+
+def batch_reversed(arrays: Mapping[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
+    """Return arrays with their first axis reversed, where it is as long as the batch."""
+    return {name: array[::-1] if array.ndim and len(array) == batch else array for name, array in arrays.items()}
+
+
+def batch_of(inputs: Inputs) -> int:
+    """Return the size of the batch: of the first axis of the first input, 1 where there is none."""
+    first = next(iter(inputs.values()))
+    return len(first) if first.ndim else 1
+
+
+SCATTER = 4.0  # far enough for what differs at the ends of the range alone, as ReLU6 from ReLU
+
+
+def scattered(inputs: Inputs, seed: int) -> dict[str, np.ndarray]:
+    """Return other inputs of the same kind: floating-point numbers shuffled and four times as large."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: SCATTER * rng.permutation(array.ravel()).reshape(array.shape) if is_floating(array) else array
+        for name, array in inputs.items()
+    }
+
+
+def places_and_size(inputs: Inputs) -> tuple[int, int]:
+    """Return over how many places a weight is applied at most, and how many numbers there are, in the largest input."""
+    places = [math.prod(array.shape[:-1] if is_floating(array) else array.shape) for array in inputs.values()]
+    return max(places), max(array.size for array in inputs.values())
 
 
 @dataclass(frozen=True)
@@ -25,7 +88,7 @@ class Request:
         moved: by how many units of rounding of `rounded_to` inputs and weights are moved, each up or down at random.
     """
 
-    inputs: np.ndarray
+    inputs: Inputs
     dtype: str
     device: str
     seed: int
@@ -43,9 +106,14 @@ class Request:
             values = values.astype(np.float64) * (1 + self.moved * epsilon(self.rounded_to) * signs)
         return round_to(values, self.dtype)
 
-    def cotangent(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the cotangent of an output of this shape, standard normal: the same in both twins."""
-        return self.fixed(np.random.default_rng(self.seed).standard_normal(shape))
+    def rounded_inputs(self, inputs: Inputs | None = None) -> dict[str, np.ndarray]:
+        """Return the inputs, or others instead, as they are to be computed with."""
+        return {name: self.rounded(name, array) for name, array in (inputs or self.inputs).items()}
+
+    def cotangent(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        """Return the cotangent of an output of this name and shape, standard normal: the same in both twins."""
+        rng = np.random.default_rng([self.seed, *name.encode()])
+        return self.fixed(rng.standard_normal(tuple(shape)))
 
     def fixed(self, values: np.ndarray) -> np.ndarray:
         """Return numbers of the verifier's own, a target or a cotangent, rounded and never moved."""

@@ -1,6 +1,6 @@
 """What each type of model is asked: how it takes its input, and what its training steps minimise. No framework here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,11 @@ import numpy as np
 
 from outlook_common.config import OutlookAttentionConfig, VOLOConfig
 from outlook_common.volo import MixBox
+from outlook_parity.trees import named_leaves
 
 Shape = tuple[int, ...]
+
+OUTPUT = "output"
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,12 @@ class Task:
     """What training steps minimise.
 
     Attributes:
-        target: in float64.
-        loss: of (model, inputs, target, losses), in either framework; `losses` is the twin's module of that name.
+        targets: in float64, by the name of the output that they are for.
+        loss: of (model, inputs, targets, losses), in either framework; `losses` is the twin's module of that name.
     """
 
-    target: np.ndarray
-    loss: Callable[[Any, Any, Any, Any], Any]
+    targets: Mapping[str, np.ndarray]
+    loss: Callable[[Any, Sequence[Any], Mapping[str, Any], Any], Any]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def mix_box(token_map: tuple[int, int]) -> MixBox:
 
 
 def _mean_square_of_a_map(config: OutlookAttentionConfig, shape: Shape, rng: np.random.Generator) -> Task:
-    return mean_square(rng.standard_normal(shape))
+    return mean_square({OUTPUT: rng.standard_normal(shape)})
 
 
 def _token_labelling(config: VOLOConfig, shape: Shape, rng: np.random.Generator) -> Task:
@@ -59,22 +62,30 @@ def _token_labelling(config: VOLOConfig, shape: Shape, rng: np.random.Generator)
     H, W = shape[1] // config.stride, shape[2] // config.stride
     if not (config.use_aux_head and config.num_classes > 0):
         tokens = (H * W + (config.post_layers is not None),) if config.global_pool == "" else ()
-        return mean_square(rng.standard_normal((shape[0], *tokens, config.num_classes or config.num_features)))
+        logits = (shape[0], *tokens, config.num_classes or config.num_features)
+        return mean_square({OUTPUT: rng.standard_normal(logits)})
     scores = np.exp(2 * rng.standard_normal((shape[0], config.num_classes, 2 + H * W)))
 
-    def loss(model: Any, images: Any, target: Any, losses: Any) -> Any:
-        return losses.TokenLabelCrossEntropy()(model.forward_train(images, mix_box((H, W))), target)
+    def loss(model: Any, inputs: Sequence[Any], targets: Mapping[str, Any], losses: Any) -> Any:
+        trained = model.forward_train(inputs[0], mix_box((H, W)))
+        return losses.TokenLabelCrossEntropy()(trained, targets[OUTPUT])
 
-    return Task(scores / scores.sum(axis=1, keepdims=True), loss)
+    return Task({OUTPUT: scores / scores.sum(axis=1, keepdims=True)}, loss)
 
 
-def mean_square(target: np.ndarray) -> Task:
-    """Return the mean square of the difference from a target."""
+def mean_square(targets: Mapping[str, np.ndarray]) -> Task:
+    """Return the sum over the outputs of the mean square of the difference from their target."""
 
-    def loss(model: Any, inputs: Any, target: Any, losses: Any) -> Any:
-        return ((model(inputs) - target) ** 2).mean()
+    def loss(model: Any, inputs: Sequence[Any], targets: Mapping[str, Any], losses: Any) -> Any:
+        outputs = named_leaves(model(*inputs), is_array, OUTPUT)
+        return sum(((outputs[name] - target) ** 2).mean() for name, target in targets.items())
 
-    return Task(target, loss)
+    return Task(targets, loss)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether something is an array of either framework, or a number."""
+    return (hasattr(leaf, "shape") and hasattr(leaf, "dtype")) or isinstance(leaf, int | float)
 
 
 SUBJECTS: dict[type, Subject] = {

@@ -80,14 +80,25 @@ def channels_last(ndim: int) -> tuple[int, ...]:
     return (0, *range(2, ndim), 1)
 
 
-def axes_to_jax(torch: np.ndarray, jax: np.ndarray) -> tuple[int, ...] | None:
-    """Return in which order JAX has the axes of PyTorch's array: as they are, or channels last; None if neither fits.
-
-    Where sizes leave the choice, the numbers decide: the order with the smaller difference.
+def fitting_axes(torch: tuple[int, ...], jax: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return in which orders PyTorch's axes may stand in JAX: as they are, channels last, or the batch before the steps
+    of a sequence; those that shapes allow.
     """
-    same = tuple(range(torch.ndim))
-    candidates = [same, channels_last(torch.ndim)] if torch.ndim > 2 else [same]
-    fitting = [axes for axes in candidates if torch.transpose(axes).shape == jax.shape]
+    ndim = len(torch)
+    candidates = [tuple(range(ndim))]
+    if ndim > 2:
+        candidates.append(channels_last(ndim))
+    if ndim == 3:
+        candidates.append((1, 0, 2))
+    return [axes for axes in candidates if tuple(torch[axis] for axis in axes) == jax]
+
+
+def axes_to_jax(torch: np.ndarray, jax: np.ndarray) -> tuple[int, ...] | None:
+    """Return in which order JAX has the axes of PyTorch's array; None if none fits.
+
+    Where sizes leave the choice, the numbers decide: the order with the smallest difference.
+    """
+    fitting = fitting_axes(torch.shape, jax.shape)
     if len(fitting) < 2:
         return fitting[0] if fitting else None
     distances = [_distance(torch.transpose(axes), jax) for axes in fitting]

@@ -17,8 +17,11 @@ from safetensors.numpy import save
 
 from outlook_parity.tape import Arrays, Key
 
+# Name of a weight -> the type of its module, and its shape.
+Leaves = dict[str, tuple[str, tuple[int, ...]]]
+
 FORMAT = "outlook-parity-trace"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,13 @@ class Header:
         rounded_to: what inputs and weights were rounded to first.
         device: "cpu", "gpu" or "tpu".
         seed: of the cotangent.
-        inputs: hash of the rounded inputs, as the JAX twin takes them.
+        inputs: name -> hash of the rounded inputs, as the JAX twin takes them.
+        summed: see `outlook_parity.compare.compare_level`.
         weights: name in torch -> hash of the rounded values, in torch's layout.
         environment: versions, device, and how products were computed.
-        kinds: of a torch trace, name of each weight -> type of its module; by them JAX's names are found.
+        leaves: of a torch trace, name of each weight -> type of its module, and shape; by them JAX's names are found.
         modules: of a torch trace, the paths of the modules.
-        output_dtype: as the model gave its output.
+        output_dtypes: as the model gave its outputs.
     """
 
     framework: str
@@ -44,20 +48,21 @@ class Header:
     rounded_to: str
     device: str
     seed: int
-    inputs: str
+    inputs: dict[str, str]
     weights: dict[str, str]
+    summed: tuple[int, int] = (1, 1)
     environment: dict[str, str] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
+    leaves: Leaves = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
-    output_dtype: str = ""
+    output_dtypes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TraceFile:
-    """A trace: its header, output and gradients, and what each module was called with and gave."""
+    """A trace: its header, outputs and gradients, and what each module was called with and gave."""
 
     header: Header
-    output: np.ndarray
+    outputs: dict[str, np.ndarray]
     gradients: dict[str, np.ndarray]
     events: dict[Key, Arrays]
 
@@ -74,7 +79,8 @@ def write(path: Path, trace: TraceFile) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    tensors = {"output": trace.output, **{f"gradient/{name}": array for name, array in trace.gradients.items()}}
+    kinds = {"output": trace.outputs, "gradient": trace.gradients}
+    tensors = {f"{kind}/{name}": array for kind, arrays in kinds.items() for name, array in arrays.items()}
     for number, (key, arrays) in enumerate(trace.events.items()):
         for index, array in enumerate(arrays):
             tensors[f"module/{number:06d}/{key.side}/{key.call}/{index}/{key.path}"] = array.astype(np.float64)
@@ -97,20 +103,26 @@ def read(path: Path) -> TraceFile:
             if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
                 is_one = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
                 raise ValueError(f"{path}: no trace of version {VERSION}, but {is_one}; `outlook trace` writes them")
-            header = Header(**json.loads(metadata["header"]))
+            header = _header(json.loads(metadata["header"]))
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged: {error}") from error
     events: dict[Key, Arrays] = {}
-    gradients: dict[str, np.ndarray] = {}
+    named: dict[str, dict[str, np.ndarray]] = {"output": {}, "gradient": {}}
     for name, array in tensors.items():
         kind, _, rest = name.partition("/")
-        if kind == "gradient":
-            gradients[rest] = array
+        if kind in named:
+            named[kind][rest] = array
         elif kind == "module":
             _, side, call, _, module = rest.split("/", 4)
             events.setdefault(Key(module, int(call), "in" if side == "in" else "out"), []).append(array)
-    return TraceFile(header, tensors["output"], gradients, events)
+    return TraceFile(header, named["output"], named["gradient"], events)
+
+
+def _header(given: dict[str, Any]) -> Header:
+    """Return a header as JSON gives it back, which has no tuples."""
+    leaves = {name: (kind, tuple(shape)) for name, (kind, shape) in given["leaves"].items()}
+    return Header(**given | {"leaves": leaves, "summed": tuple(given["summed"])})
 
 
 def refusal(one: TraceFile, other: TraceFile, truth: TraceFile | None) -> str | None:
@@ -123,7 +135,9 @@ def refusal(one: TraceFile, other: TraceFile, truth: TraceFile | None) -> str | 
             return f"{name} {getattr(ours, name)} in {ours.framework}, {getattr(theirs, name)} in {theirs.framework}"
     for header in (ours, theirs, *([] if truth is None else [truth.header])):
         if header.inputs != ours.inputs:
-            return f"other inputs: {ours.inputs[:12]}… in {ours.framework}, {header.inputs[:12]}… in {header.framework}"
+            return f"other inputs in {header.framework}'s trace than in {ours.framework}'s: " + _other(
+                ours.inputs, header.inputs
+            )
         if other_weights := _other(ours.weights, header.weights):
             return f"other weights in {header.framework}'s trace than in {ours.framework}'s: {other_weights}"
     if ours.dtype == "float64" and ours.rounded_to == "float64":

@@ -1,22 +1,23 @@
 """Run one twin and write what it computed to a file; imports its framework and no other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from outlook_common.extras import require
+from outlook_common.weights.arrays import is_floating
 from outlook_parity.compare import DTYPES
 from outlook_parity.compare import refusal as refusal_of_inputs
 from outlook_parity.models import Options, make
-from outlook_parity.names import Given, Names, derive_names, names_of_table, read_given
-from outlook_parity.request import Request, round_to
+from outlook_parity.names import Given, Names, TorchLeaf, derive_names, names_of_table, read_given, torch_axes_of
+from outlook_parity.request import Request, inputs_of, places_and_size, round_to
 from outlook_parity.subjects import Task, subject_of
 from outlook_parity.tape import Tape
 from outlook_parity.theirs import build, read_inputs
-from outlook_parity.tracefile import Header, TraceFile, digest, read, write
+from outlook_parity.tracefile import Header, Leaves, TraceFile, digest, read, write
 from outlook_parity.twin import Twin
 from outlook_parity.verification import DEVICES, versions
 
@@ -63,7 +64,7 @@ def write_trace(asked: Asked, out: Path) -> str | None:
         raise ValueError(f"these inputs tell nothing: {reason}")
     if reason := _ABSENCE[asked.framework](asked.device):
         return reason
-    twin, kinds, modules = _TWINS[asked.framework](asked, model, inputs, config)
+    twin, leaves, modules = _TWINS[asked.framework](asked, model, inputs, config)
     request = Request(inputs, asked.dtype, asked.device, asked.seed, asked.rounded_to)
     ran, tape = twin.run(request, gradients=asked.gradients), Tape()
     if asked.layers:
@@ -74,58 +75,67 @@ def write_trace(asked: Asked, out: Path) -> str | None:
         rounded_to=asked.rounded_to,
         device=asked.device,
         seed=asked.seed,
-        inputs=digest(round_to(inputs, asked.rounded_to)),
-        weights={name: digest(round_to(array, asked.rounded_to)) for name, array in twin.weights().items()},
+        inputs={name: digest(_rounded(array, asked)) for name, array in inputs.items()},
+        weights={name: digest(_rounded(array, asked)) for name, array in twin.weights().items()},
+        summed=places_and_size(inputs),
         environment={**versions(), "device": asked.device, "float32 products": "full precision (TF32 off)"},
-        kinds=kinds,
+        leaves=leaves,
         modules=modules,
-        output_dtype=ran.output_dtype,
+        output_dtypes=dict(ran.dtypes),
     )
-    write(out, TraceFile(header, ran.output, dict(ran.gradients), tape.events))
+    write(out, TraceFile(header, dict(ran.outputs), dict(ran.gradients), tape.events))
     return None
 
 
-def _subject(asked: Asked) -> tuple[Any, np.ndarray, Any]:
+def _rounded(array: np.ndarray, asked: Asked) -> np.ndarray:
+    return round_to(array, asked.rounded_to) if is_floating(array) else array
+
+
+def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], Any]:
     """Return the model, its inputs and its configuration, None for the user's own."""
     if asked.factory is not None:
         if asked.inputs is None:
             raise ValueError("--factory takes --inputs too")
-        return build(asked.factory, "--factory"), read_inputs(asked.inputs).astype(np.float64), None
+        return build(asked.factory, "--factory"), inputs_of(read_inputs(asked.inputs)), None
+    if asked.inputs is not None:
+        raise ValueError("--inputs are those of --factory, which is not given")
     options = Options(asked.model, asked.weights, asked.prefix, asked.seed, None, 3, 2, None)
     made = make(options, (asked.framework,))
     model = made.torch_model if asked.framework == "torch" else made.jax_model
-    return model, made.inputs, getattr(model, "config", model)
+    return model, inputs_of(made.inputs), getattr(model, "config", model)
 
 
-def _torch(asked: Asked, model: Any, inputs: np.ndarray, config: Any) -> tuple[Twin, dict[str, str], list[str]]:
+Made = tuple[Twin, Leaves, list[str]]
+
+
+def _torch(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
     import torch
 
-    from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights
+    from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights, torch_leaves
 
     module = model if isinstance(model, torch.nn.Module) else FunctionModule(model)
     subject = None if config is None else subject_of(config)
-    axes = subject.torch_axes if subject else _axes(asked, inputs.ndim)
-    names = compared_weights(module)
-    kinds = {path: type(part).__name__ for path, part in module.named_modules()}
-    twin = TorchTwin(module, axes, _no_task, None, None if subject else names)
-    return twin, {name: kinds[name.rpartition(".")[0]] for name in names}, list(kinds)
-
-
-def _axes(asked: Asked, ndim: int) -> tuple[int, ...]:
-    given = _given(asked).torch_axes
+    given = _given(asked)
     if asked.torch_axes is not None:
-        given = tuple(int(axis) for axis in asked.torch_axes.split(","))
-    axes = tuple(range(ndim)) if given is None else given
-    if sorted(axes) != list(range(ndim)):
-        raise ValueError(f"--torch-axes must be a permutation of 0 to {ndim - 1}, got {asked.torch_axes}")
-    return axes
+        given = replace(given, torch_axes=_numbers(asked.torch_axes))
+    axes = torch_axes_of(given, inputs, subject.torch_axes if subject else None)
+    twin = TorchTwin(module, axes, _no_task, given.out_axes, None if subject else compared_weights(module))
+    leaves = {name: (leaf.kind, leaf.shape) for name, leaf in torch_leaves(module).items()}
+    return twin, leaves, [path for path, _ in module.named_modules()]
+
+
+def _numbers(axes: str) -> tuple[int, ...]:
+    numbers = axes.replace(" ", "").split(",")
+    if sorted(numbers) != sorted(map(str, range(len(numbers)))):
+        raise ValueError(f"--torch-axes must be a permutation of 0, 1, …, as in 0,3,1,2; got {axes!r}")
+    return tuple(map(int, numbers))
 
 
 def _given(asked: Asked) -> Given:
     return Given() if asked.map_file is None else read_given(asked.map_file)
 
 
-def _jax(asked: Asked, model: Any, inputs: np.ndarray, config: Any) -> tuple[Twin, dict[str, str], list[str]]:
+def _jax(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
     from outlook_parity.jax_models import jax_model
     from outlook_parity.jax_twin import JaxTwin
 
@@ -137,10 +147,13 @@ def _jax(asked: Asked, model: Any, inputs: np.ndarray, config: Any) -> tuple[Twi
         if twin.parameters:
             raise ValueError("--names: the trace of the torch twin is needed, whose names the weights are to have")
     else:
+        from outlook_parity.jax_models import shapes_of, transposed_of
+
         header = read(asked.names).header
-        flax = [*twin.parameters, *twin.statistics]
-        modules = {".".join(path[:n]) for path in (name.split(".") for name in flax) for n in range(len(path))}
-        names = derive_names(header.kinds, header.modules, flax, modules | set(twin.modules()), _given(asked))
+        leaves = {name: TorchLeaf(*leaf) for name, leaf in header.leaves.items()}
+        names = derive_names(
+            leaves, header.modules, shapes_of(twin), twin.modules(), _given(asked), transposed_of(twin)
+        )
     return JaxTwin(twin, names, _no_task), {}, []
 
 
@@ -164,5 +177,5 @@ def _jax_absence(device: str) -> str | None:
     return None
 
 
-_TWINS: dict[str, Callable[..., tuple[Twin, dict[str, str], list[str]]]] = {"torch": _torch, "jax": _jax}
+_TWINS: dict[str, Callable[..., Made]] = {"torch": _torch, "jax": _jax}
 _ABSENCE = {"torch": _torch_absence, "jax": _jax_absence}

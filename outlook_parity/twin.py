@@ -1,28 +1,65 @@
 """A model of either framework, as the verifier sees it. Imports no framework."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from outlook_common.weights.arrays import is_floating
 from outlook_parity.compare import Tensors
 from outlook_parity.masks import Draw
-from outlook_parity.request import Request
+from outlook_parity.request import Inputs, Request, batch_of, batch_reversed, scattered
 from outlook_parity.semantics import Facts
 from outlook_parity.tape import Tape
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one twin computed in eval mode; values in float64, `output_dtype` as the model gave them.
+    """What one twin computed in eval mode.
 
-    `gradients` are those of sum(output * cotangent), for "input" and every parameter; empty if not asked for.
+    Attributes:
+        outputs: in float64 by name: "output", or of several "output.0", "output.logits"…
+        dtypes: of the outputs, as the model gave them.
+        gradients: those of the sum over the outputs of output * cotangent, for every input and parameter; empty if not
+            asked for.
+        again: what the same copy of the model gave when it was called again: by how, `AGAIN`, the outputs, or why there
+            are none.
     """
 
-    output: np.ndarray
-    output_dtype: str
+    outputs: Tensors
+    dtypes: Mapping[str, str]
     gradients: Tensors = field(default_factory=dict)
+    again: Mapping[str, Tensors | str] = field(default_factory=dict)
+
+
+# How a model is called again.
+TWICE, REVERSED, SCATTERED = "called twice", "batch reversed", "other numbers"
+
+
+def asked_again(request: Request) -> dict[str, Inputs]:
+    """Return what a model is called with once more, by how."""
+    asked = {TWICE: request.inputs}
+    if (batch := batch_of(request.inputs)) > 1:
+        asked[REVERSED] = batch_reversed(request.inputs, batch)
+    if request.dtype == "float64" and any(map(is_floating, request.inputs.values())):
+        asked[SCATTERED] = scattered(request.inputs, request.seed)
+    return asked
+
+
+def called_again(request: Request, call: Callable[[Inputs], Tensors]) -> dict[str, Tensors | str]:
+    """Return what a model gives when it is called again, by how."""
+    found: dict[str, Tensors | str] = {}
+    for how, inputs in asked_again(request).items():
+        try:
+            found[how] = call(inputs)
+        except (ValueError, RuntimeError, TypeError, IndexError, ArithmeticError) as error:
+            if how != SCATTERED:  # numbers of ours, which a model may refuse
+                raise
+            found[how] = str(error).partition("\n")[0]
+        if how == REVERSED and not isinstance(found[how], str):
+            found[how] = batch_reversed(found[how], batch_of(request.inputs))  # type: ignore[arg-type]
+    return found
 
 
 @dataclass(frozen=True)
@@ -43,12 +80,15 @@ class Twin(ABC):
         """Return every parameter and buffer in float64 under its torch name."""
 
     @abstractmethod
-    def run(self, request: Request, *, gradients: bool = True) -> Run:
-        """Return output and gradients, in eval mode, as a user would compute them: jitted in JAX."""
+    def run(self, request: Request, *, gradients: bool = True, again: bool = False) -> Run:
+        """Return outputs and gradients, in eval mode, as a user would compute them: jitted in JAX.
+
+        If asked, the same copy of the model is called once more in each of the ways of `asked_again`.
+        """
 
     @abstractmethod
-    def watch(self, request: Request, tape: Tape | None) -> np.ndarray:
-        """Return the output in float64, computed module by module (in JAX: not jitted), in eval mode.
+    def watch(self, request: Request, tape: Tape | None) -> Tensors:
+        """Return the outputs in float64, computed module by module (in JAX: not jitted), in eval mode.
 
         Every call of a module is written to the tape, and replaced by what the tape plays; arrays in the dtype and
         layout that they have there.

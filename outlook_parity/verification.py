@@ -17,9 +17,10 @@ from outlook_parity.compare import DTYPES, Tensors
 from outlook_parity.layers import Suspect, verify_layers
 from outlook_parity.masks import Draw
 from outlook_parity.names import Given
-from outlook_parity.report import Check, Report
-from outlook_parity.request import Request
+from outlook_parity.report import Check, Report, SelfNoise, notes_on
+from outlook_parity.request import Inputs, Request, inputs_of, places_and_size
 from outlook_parity.semantics import Difference, differences
+from outlook_parity.twin import Run
 
 if TYPE_CHECKING:
     from outlook_parity.pair import Pair
@@ -32,6 +33,7 @@ DEVICES = ("cpu", "gpu", "tpu")
 LEVELS = {"forward": "evaluation", "layers": "layers", "gradients": "evaluation", "training": "training"}
 STEPS = 3
 OPTIMIZER_NAMES = ("SGD", "AdamW")
+TWINS = ("torch", "jax")
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 def verify(
     torch_model: Any,
     jax_model: Any,
-    inputs: np.ndarray,
+    inputs: Any,
     *,
     levels: Sequence[str] | None = None,
     dtypes: Sequence[str] = (TRUTH, "float32"),
@@ -60,12 +62,15 @@ def verify(
     Args:
         torch_model: a `torch.nn.Module`, or a function.
         jax_model: its twin: an `nnx.Module`, a pair of a Linen module and its variables, or a function.
-        inputs: what both are called with, as JAX takes it (maps channels last); NumPy, or anything it reads. It must
-            vary along each of its axes. Images for a VOLO go to PyTorch with the channels first, as it takes them.
-        levels: "forward" (the output), "layers" (what every module gives, on its own input and on the other twin's),
-            "gradients" (of the sum of output times a random cotangent, with respect to the input and every parameter),
-            "training" (losses, and every parameter, buffer and state of the optimizer after the last step, of SGD with
-            momentum and of AdamW). None for all; of plain functions those are "forward" and "gradients".
+        inputs: what both are called with, as JAX takes it (maps channels last): an array (NumPy, or anything it reads),
+            a sequence of them, or a mapping from names, which are the report's, both in the order of the arguments.
+            Floating-point numbers must vary along each of their axes; integers and booleans (ids, masks) are neither
+            rounded nor differentiated. Images for a VOLO go to PyTorch with the channels first, as it takes them.
+        levels: "forward" (the outputs: of tuples, lists, mappings and dataclasses each leaf by its path), "layers"
+            (what every module gives, on its own input and on the other twin's), "gradients" (of the sum of outputs
+            times random cotangents, with respect to inputs and every parameter), "training" (losses, and every
+            parameter, buffer and state of the optimizer after the last step, of SGD with momentum and of AdamW). None
+            for all that the pair allows; what was left out is among the notes.
         dtypes: of "float64", "float32", "bfloat16", "float16".
         training_dtypes: those of `dtypes` to train in, which takes the longest; None for all.
         device: "cpu", "gpu" or "tpu", for the lower precisions; PyTorch's part of a TPU run is on the CPU.
@@ -83,8 +88,7 @@ def verify(
     Raises:
         ValueError: a level, dtype or device is unknown, or none is given, or a level cannot be had of plain functions;
             or there are no training steps.
-        TypeError: the inputs are not floating-point numbers, or a model is none, or returns something else than one
-            array.
+        TypeError: the inputs are no numbers, or a model is none, or returns something that holds no arrays.
         ImportError: PyTorch or JAX is not installed.
     """
     _check_request(levels, dtypes, training_dtypes, device, steps)
@@ -92,17 +96,16 @@ def verify(
         require(module, extra=extra, needed_by="outlook_parity.verify")
     from outlook_parity.pair import device_absence, device_names, make_pair
 
-    inputs = np.asarray(inputs)
-    if inputs.dtype not in DTYPES.values():
-        raise TypeError(f"inputs must be floating-point numbers ({', '.join(DTYPES)}), got {inputs.dtype}")
-    inputs = inputs.astype(np.float64)
+    inputs = inputs_of(inputs)
     reason = compare.refusal(inputs) or device_absence(device)
     if reason:
         return Report("not-run", reason=reason, environment=versions())
 
     pair = make_pair(torch_model, jax_model, inputs, names or Given())
+    notes = []
     if levels is None:
         levels = [level for level in LEVELS if level not in pair.refused]
+        notes = [f"the level {level!r} was left out: {why}" for level, why in pair.refused.items()]
     if impossible := [f"{level!r} ({pair.refused[level]})" for level in levels if level in pair.refused]:
         raise ValueError(f"levels that cannot be had of this pair: {', '.join(impossible)}")
 
@@ -128,6 +131,8 @@ def verify(
         first_divergence=found.path,
         cause=found.cause,
         differences=tuple(map(str, said)),
+        notes=(*notes_on(session.self_noise), *notes),
+        self_noise=tuple(session.self_noise),
         curves=session.curves,
         environment=versions() | device_names(device),
     )
@@ -139,7 +144,7 @@ class _Session:
     def __init__(
         self,
         pair: "Pair",
-        inputs: np.ndarray,
+        inputs: Inputs,
         levels: Sequence[str],
         *,
         device: str,
@@ -150,13 +155,16 @@ class _Session:
         self.checks: list[Check] = []
         self._pair, self._inputs, self._levels = pair, inputs, levels
         self._device, self._seed, self._steps, self._step = device, seed, steps, step
-        self._outputs: dict[str, Tensors] = {}  # per dtype, of each twin, as a user computes them
+        self.self_noise: list[SelfNoise] = []
+        self._again: list[Check] = []
+        self._first: dict[str, dict[str, Run]] = {}  # per dtype, of each twin, as a user computes it
         self._suspects: list[Suspect] = []
         self._inputs_of: dict[tuple[str, str], np.ndarray] = {}  # by dtype and suspect's path, as JAX takes them
         self._draws: dict[str, Sequence[Draw]] = {}
         self._trained: dict[str, Tensors] = {}
         self.curves: dict[str, dict[str, list[float]]] = {}
         self.weights = {"torch": pair.torch.weights(), "jax": pair.jax.weights()}
+        self._whole: set[str] = set()  # the outputs that are whole numbers
 
     def run(self, which: str, dtype: str) -> None:
         """Run one pass in one dtype."""
@@ -166,6 +174,7 @@ class _Session:
         here = [level for level in self._levels if LEVELS[level] == which]
         run = self._evaluate if which == "evaluation" else self._train
         traced: dict[str, dict[str, Tensors]] = {level: {} for level in here}
+        summed = places_and_size(self._inputs)
 
         def compute(name: str, run_dtype: str, **settings: Any) -> None:
             for level, tensors in run(name, self._request(dtype, run_dtype, **settings), here).items():
@@ -175,7 +184,7 @@ class _Session:
             return [
                 check
                 for level in here
-                for check in compare.compare_level(level, dtype, traced[level], self._inputs.shape)
+                for check in compare.compare_level(level, dtype, traced[level], summed, self._whole)
             ]
 
         for name, run_dtype in _runs(dtype):
@@ -198,18 +207,36 @@ class _Session:
         """Return the twin that computes this; "truth", "up" and "down" are PyTorch's."""
         return self._pair.jax if name == "jax" else self._pair.torch
 
+    def _run(self, name: str, request: Request, *, gradients: bool) -> Run:
+        """Run a twin, and measure how far it is from itself."""
+        result = self._twin(name).run(request, gradients=gradients, again=True)
+        self.self_noise += compare.self_noise(name, request.dtype, result.outputs, result.again)
+        self._whole |= {output for output, dtype in result.dtypes.items() if "float" not in dtype}
+        first = self._first.setdefault(request.dtype, {})
+        first[name] = replace(result, gradients={})
+        if len(first) == len(TWINS) and request.dtype == TRUTH:
+            again = {twin: run.again for twin, run in first.items()}
+            self._again = compare.compare_again(request.dtype, again)
+        return result
+
     def _evaluate(self, name: str, request: Request, levels: Sequence[str]) -> dict[str, Tensors]:
-        result = self._twin(name).run(request, gradients="gradients" in levels)
-        if not request.moved:
-            self.checks += compare.compare_dtype(name, request.dtype, result.output_dtype)
-            self._outputs.setdefault(request.rounded_to, {})
-            self._outputs[request.rounded_to] |= {name: result.output}  # type: ignore[operator]
-        found = {"forward": {"output": result.output}, "gradients": result.gradients}
+        gradients = "gradients" in levels
+        if name in TWINS:
+            result = self._run(name, request, gradients=gradients)
+            for output, dtype in result.dtypes.items():
+                if output not in self._whole:
+                    self.checks += compare.compare_dtype(name, request.dtype, dtype, output)
+            if self._again and "forward" in levels:
+                self.checks += self._again
+                self._again = []
+        else:
+            result = self._twin(name).run(request, gradients=gradients)
+        found = {"forward": result.outputs, "gradients": result.gradients}
         return {level: found[level] for level in levels}
 
     def _train(self, name: str, request: Request, levels: Sequence[str]) -> dict[str, Tensors]:
         result = self._twin(name).train(request)
-        if name in ("torch", "jax"):
+        if name in TWINS:
             self._draws[name] = result.draws
             if request.dtype == TRUTH:
                 self._trained[name] = result.tensors
@@ -221,22 +248,22 @@ class _Session:
     def _layers(self, dtype: str) -> None:
         torch, jax = self._pair.torch, self._pair.jax
         request = partial(Request, self._inputs, seed=self._seed, rounded_to=dtype)
-        found = verify_layers(torch, jax, request, dtype, self._device, self._step)
-        plain = self._outputs.get(dtype, {})
         own = request(dtype=dtype, device="cpu" if dtype == TRUTH else self._device)
-        for name in ("torch", "jax"):
-            self._step(f"layers: {name} as it is, and on the batch reversed")
-            twin = self._twin(name)
-            usual = plain[name] if name in plain else twin.run(own, gradients=False).output
-            reversed_ = (
-                twin.watch(replace(own, inputs=self._inputs[::-1]), None)[::-1] if len(self._inputs) > 1 else None
-            )
-            self.checks += compare.compare_self(
-                name, dtype, usual, found.outputs[name], reversed_, found.outputs.get("truth")
-            )
+        for name in TWINS:
+            if name not in self._first.get(dtype, {}):
+                self._step(f"layers: {name} as it is, and again")
+                self._run(name, own, gradients=False)
+        found = verify_layers(torch, jax, request, dtype, self._device, self._step)
+        truth = found.outputs.get("truth")
+        for name in TWINS:
+            plain, watched = (self._floating(o) for o in (self._first[dtype][name].outputs, found.outputs[name]))
+            self.checks += compare.compare_self(name, dtype, plain, watched, truth and self._floating(truth))
         self.checks += found.checks
         self._suspects += found.suspects
         self._inputs_of |= {(dtype, path): array for path, array in found.inputs.items()}
+
+    def _floating(self, outputs: Tensors) -> Tensors:
+        return {name: array for name, array in outputs.items() if name not in self._whole}
 
     def differences(self) -> list[Difference]:
         """Return what the models say differently about themselves."""
@@ -249,7 +276,9 @@ class _Session:
         wrong = [check for check in self.checks if check.verdict == "mismatch"]
         suspects = sorted(self._suspects, key=lambda suspect: suspect.dtype != TRUTH)
         return causes.explain(
-            causes.Evidence(wrong, suspects, said, self.weights, self._draws, self._trained, self._wrong_step)
+            causes.Evidence(
+                wrong, suspects, said, self.weights, self._draws, self._trained, self._wrong_step, self._pair.names.hint
+            )
         )
 
     def _wrong_step(self, suspect: Suspect) -> str | None:
@@ -294,7 +323,7 @@ def _check_request(
 # How many runs each pass takes.
 _RUNS: dict[str, Callable[[str], int]] = {
     "evaluation": lambda dtype: len(_runs(dtype)),
-    "layers": lambda dtype: 6 if dtype == TRUTH else 7,
+    "layers": lambda dtype: 4 if dtype == TRUTH else 5,
     "training": lambda dtype: len(_runs(dtype)),
 }
 

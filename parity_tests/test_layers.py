@@ -49,13 +49,15 @@ def test_watching_changes_nothing_and_a_reversed_batch_gives_the_same(honest: Re
     rows = {row.name: row for row in honest.checks if row.level == "self-check"}
     assert set(rows) == {
         "torch: watched against plain",
-        "torch: batch reversed",
         "jax: module by module against jit",
-        "jax: batch reversed",
     }
     assert {row.verdict for row in rows.values()} == {"pass"}
     equal = 1.0 if rows["torch: watched against plain"].torch_noise else 0.0  # the factor, or the difference
     assert rows["torch: watched against plain"].measured == equal
+    again = {(noise.twin, noise.how): noise for noise in honest.self_noise}
+    assert set(again) == {(twin, how) for twin in ("torch", "jax") for how in ("called twice", "batch reversed")}
+    assert all(noise.units < 100 for noise in again.values())
+    assert honest.notes == ()
 
 
 @pytest.mark.parametrize("twin", [0, 1], ids=["torch", "jax"])
@@ -106,13 +108,13 @@ def test_a_fault_in_a_lower_precision_alone_is_found_there() -> None:
 
 def test_a_tape_plays_to_each_module_what_it_holds() -> None:
     models = small_volo()
-    pair = make_pair(*models, small_images(), Given())
-    request = Request(small_images(), "float64", "cpu", 0, "float64")
+    pair = make_pair(*models, {"input": small_images()}, Given())
+    request = Request({"input": small_images()}, "float64", "cpu", 0, "float64")
     recorded, again = Tape(), Tape()
     for twin in (pair.torch, pair.jax):
         recorded, again = Tape(), Tape()
         output = twin.watch(request, recorded)
-        assert np.array_equal(twin.watch(request, again), output)
+        assert np.array_equal(twin.watch(request, again)["output"], output["output"])
         assert list(recorded.events) == list(again.events)
         doubled = {Key("head", 0, "out"): [2 * array for array in recorded.events[Key("head", 0, "out")]]}
         played = Tape(doubled)

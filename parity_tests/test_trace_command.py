@@ -77,7 +77,7 @@ def changed(trace: TraceFile, what: str) -> TraceFile:
     header, weights = trace.header, dict(trace.header.weights)
     weights["proj.bias"] = digest(np.ones(3))
     other = {
-        "inputs": replace(header, inputs=digest(np.ones(3))),
+        "inputs": replace(header, inputs={"input": digest(np.ones(3))}),
         "weights": replace(header, weights=weights),
         "dtype": replace(header, dtype="float32", rounded_to="float32"),
         "seed": replace(header, seed=7),
@@ -117,7 +117,7 @@ def test_what_is_missing_or_nan_in_a_trace_is_a_mismatch(traces: dict[str, Path]
     torch, jax = read(traces["torch"]), read(traces["jax"])
     fewer = {name: array for name, array in jax.gradients.items() if name != "v.weight"}
     assert compare_traces(torch, replace(jax, gradients=fewer)).verdict == "mismatch"
-    assert compare_traces(torch, replace(jax, output=jax.output * np.nan)).verdict == "mismatch"
+    assert compare_traces(torch, replace(jax, outputs={"output": jax.outputs["output"] * np.nan})).verdict == "mismatch"
 
 
 def test_a_lower_precision_needs_a_truth(traces: dict[str, Path], tmp_path: Path) -> None:

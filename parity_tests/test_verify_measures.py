@@ -15,7 +15,7 @@ def verdict(torch: np.ndarray | None, jax: np.ndarray | None, truth: np.ndarray 
     traced = {twin: {} if array is None else {"output": array} for twin, array in (("torch", torch), ("jax", jax))}
     dtype = "float64" if truth is None else "float32"
     traced |= {} if truth is None else {"truth": {"output": truth}}
-    (row,) = compare.compare_level("forward", dtype, traced, (6, 6))
+    (row,) = compare.compare_level("forward", dtype, traced, (6, 36))
     return row.verdict
 
 
@@ -47,9 +47,9 @@ def test_a_larger_array_has_no_larger_tolerance() -> None:
 
 
 def test_constant_inputs_show_nothing() -> None:
-    assert "constant" in str(compare.refusal(np.ones((2, 3))))
-    assert "constant along axis 1" in str(compare.refusal(np.arange(2.0)[:, None] * np.ones((2, 3))))
-    assert compare.refusal(DRAWN) is None
+    assert "constant" in str(compare.refusal({"input": np.ones((2, 3))}))
+    assert "constant along axis 1" in str(compare.refusal({"input": np.arange(2.0)[:, None] * np.ones((2, 3))}))
+    assert compare.refusal({"input": DRAWN}) is None
 
 
 def test_distances_are_counted_in_units_in_the_last_place_of_the_dtype() -> None:

@@ -17,7 +17,7 @@ import outlook_jax.linen
 import outlook_torch
 from outlook_parity import Given, Report, load_torch_weights, verify
 from outlook_parity.cli import app
-from outlook_parity.names import derive_names, read_given
+from outlook_parity.names import TorchLeaf, derive_names, read_given
 from parity_tests.small_twins import quick_compilation
 from parity_tests.their_twins import NAMES, linen_vit, nnx_vit, torch_vit, vit_images
 
@@ -119,7 +119,7 @@ def test_plain_functions_are_compared_in_output_and_gradient() -> None:
     x = np.random.default_rng(0).standard_normal((3, 5))
     report = verify(lambda x: torch.tanh(x) * x.exp(), lambda x: jnp.tanh(x) * jnp.exp(x), x)
     assert report.verdict == "pass"
-    assert {row.level for row in report.checks} == {"forward", "gradients"}
+    assert {row.level for row in report.checks} == {"forward", "gradients", "again"}
     assert verify(torch.nn.functional.gelu, jax.nn.gelu, x).verdict == "mismatch"
     with pytest.raises(ValueError, match="no modules"):
         verify(torch.tanh, jnp.tanh, x, levels=("layers",))
@@ -223,9 +223,14 @@ def test_a_map_that_is_wrong_is_an_error(text: str, message: str, tmp_path: Path
 
 def test_names_are_derived_from_modules_and_leaves() -> None:
     names = derive_names(
-        {"blocks.0.fc.weight": "Linear", "bn.running_var": "BatchNorm2d", "conv.weight": "Conv2d", "extra": "M"},
+        {
+            "blocks.0.fc.weight": TorchLeaf("Linear", (3, 2)),
+            "bn.running_var": TorchLeaf("BatchNorm2d", (3,)),
+            "conv.weight": TorchLeaf("Conv2d", (4, 3, 2, 2)),
+            "extra": TorchLeaf("M", (1,)),
+        },
         {"", "blocks", "blocks.0", "blocks.0.fc", "bn", "conv"},
-        ["blocks_0.fc.kernel", "bn.var", "conv.kernel"],
+        {"blocks_0.fc.kernel": (2, 3), "bn.var": (3,), "conv.kernel": (2, 2, 3, 4)},
         {"", "blocks_0", "blocks_0.fc", "bn", "conv"},
         Given(),
     )

@@ -35,7 +35,7 @@ def honest_jax(computed: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Non
         def cached(self: Any, request: Any, method: str = method, compute: Any = compute, **how: Any) -> Any:
             key = method, request.dtype
             if key not in computed:
-                computed[key] = compute(self, request)
+                computed[key] = compute(self, request, **how)
             return computed[key]
 
         monkeypatch.setattr(JaxTwin, method, cached)
@@ -70,8 +70,11 @@ def test_every_parameter_and_buffer_and_the_losses_have_their_row_per_optimizer(
 
 def test_steps_move_every_weight_and_statistic_and_count_the_batches() -> None:
     images = small_images()
-    twin = make_pair(*small_volo(), images, Given()).torch
-    before, after = twin.weights(), twin.train(Request(images, "float64", "cpu", 0, "float64", steps=3)).tensors
+    twin = make_pair(*small_volo(), {"input": images}, Given()).torch
+    before, after = (
+        twin.weights(),
+        twin.train(Request({"input": images}, "float64", "cpu", 0, "float64", steps=3)).tensors,
+    )
     for name, start in before.items():
         for optimizer in OPTIMIZERS:
             end = after[f"{optimizer}: {name}"]
@@ -135,9 +138,10 @@ def test_a_gradient_that_jumps_is_excused_only_if_rounding_moves_the_truth_as_mu
 
 def test_moving_weights_and_images_by_rounding_moves_smooth_gradients_by_no_more() -> None:
     images = small_images()
-    twin = make_pair(*small_volo(), images, Given()).torch
+    twin = make_pair(*small_volo(), {"input": images}, Given()).torch
     truth, up, down = (
-        twin.run(Request(images, "float64", "cpu", 0, "float32", moved=moved)).gradients for moved in (0.0, 16.0, -16.0)
+        twin.run(Request({"input": images}, "float64", "cpu", 0, "float32", moved=moved)).gradients
+        for moved in (0.0, 16.0, -16.0)
     )
     for name in ("head.weight", "norm.weight", "post_network.0.mlp.fc1.weight", "network.2.0.attn.qkv.weight"):
         moved = np.abs(up[name] - down[name]).max() / np.abs(truth[name]).max() / 2.0**-23

@@ -52,7 +52,11 @@ def verify(
         typer.Option("--jax", help="Its JAX twin: a factory of an NNX module, (Linen module, variables) or function."),
     ] = None,
     inputs: Annotated[
-        Path | None, typer.Option(help="What both are called with, as JAX takes it: .safetensors, .npz or .npy.")
+        Path | None,
+        typer.Option(
+            help="What both are called with, as JAX takes it: .safetensors, .npz or .npy, several arrays in the order "
+            "of their names."
+        ),
     ] = None,
     names: Annotated[
         Path | None, typer.Option("--map", help="TOML: what corresponds to what, where the names do not say it.")
@@ -88,6 +92,10 @@ def verify(
     dtypes = dtype or ["float64", "float32"]
     options = Options(model, weights, prefix, seed, num_heads, kernel_size, stride, padding)
     console = Console(stderr=True)
+    if plot is not None and torch_factory is not None:
+        raise ValueError("--plot shows a photo; of twins of your own --html shows the report")
+    if names is not None and torch_factory is None:
+        raise ValueError("--map tells about twins of your own: --torch, --jax and --inputs are not given")
     with _progress(console) as on_step:
         from outlook_parity.report import show
         from outlook_parity.verification import verify as verify_models
@@ -108,8 +116,6 @@ def verify(
         )
     if plot is not None and report.verdict != "not-run":
         _plot(plot, made, report, device, seed)
-    if plot is not None and torch_factory is not None:
-        raise ValueError("--plot shows a photo; of twins of your own --html shows the report")
     if html is not None:
         report.to_html(html, title=made.title)
     if junit is not None:
@@ -140,10 +146,11 @@ def _theirs(torch_factory: str | None, jax_factory: str | None, inputs: Path | N
     assert torch_factory is not None
     assert jax_factory is not None
     assert inputs is not None
-    array = read_inputs(inputs)
-    title = f"{torch_factory} and {jax_factory} on {inputs.name}, {array.dtype} {array.shape}"
+    arrays = read_inputs(inputs)
+    shapes = ", ".join(f"{array.dtype} {array.shape}" for array in arrays.values())
+    title = f"{torch_factory} and {jax_factory} on {inputs.name}, {shapes}"
     torch_model, jax_model = build(torch_factory, "--torch"), build(jax_factory, "--jax")
-    return Model(title, torch_model, jax_model, array, photo=np.zeros((1, 1, 3), np.uint8))
+    return Model(title, torch_model, jax_model, arrays, photo=np.zeros((1, 1, 3), np.uint8))
 
 
 def _plot(path: Path, made: Model, report: Any, device: str, seed: int) -> None:
@@ -151,13 +158,14 @@ def _plot(path: Path, made: Model, report: Any, device: str, seed: int) -> None:
     from outlook_parity.names import Given
     from outlook_parity.pair import make_pair
     from outlook_parity.plot import save_model_plot, save_plot
-    from outlook_parity.request import Request
+    from outlook_parity.request import Request, inputs_of
 
     if made.inputs.shape[-1] == made.photo.shape[-1]:
         return save_model_plot(path, made.photo, report)
-    request = Request(made.inputs, "float32", device, seed, rounded_to="float32")
-    pair = make_pair(made.torch_model, made.jax_model, made.inputs, Given())
-    outputs = [twin.run(request, gradients=False).output[0] for twin in (pair.torch, pair.jax)]
+    inputs = inputs_of(made.inputs)
+    request = Request(inputs, "float32", device, seed, rounded_to="float32")
+    pair = make_pair(made.torch_model, made.jax_model, inputs, Given())
+    outputs = [twin.run(request, gradients=False).outputs["output"][0] for twin in (pair.torch, pair.jax)]
     unit = np.finfo(np.float32).eps * compare.rms(outputs[0])
     return save_plot(path, made.photo, np.abs(outputs[1] - outputs[0]) / unit, report)
 
