@@ -349,12 +349,16 @@ def test_metadata_say_where_the_weights_are_from(tmp_path: Path) -> None:
         assert found["outlook.version"] != "0"
 
 
-def test_progress_counts_every_byte_twice_once_written_once_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("suffix", "times"), [(".safetensors", 1), (".npz", 1), (".shards", 1), (".pth", 2)])
+def test_progress_counts_every_byte_once_more_where_it_is_compared_later(
+    tmp_path: Path, suffix: str, times: int
+) -> None:
     seen: list[tuple[int, int]] = []
-    convert(WEIGHTS, tmp_path / "a.safetensors", progress=lambda done, total: seen.append((done, total)))
-    size = sum(array.nbytes for array in WEIGHTS.values())
-    assert seen[-1] == (2 * size, 2 * size)
+    convert_to(WEIGHTS, tmp_path / f"a{suffix}", progress=lambda done, total: seen.append((done, total)))
+    size = times * sum(array.nbytes for array in WEIGHTS.values())
+    assert seen[-1] == (size, size)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len(seen) == times * len(WEIGHTS)
 
 
 def test_manifest_is_the_same_in_every_format_and_naming(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from outlook_common.weights import WeightsError, convert, read_arrays, write_arr
 from outlook_common.weights import files as weight_files
 from outlook_common.weights.arrays import DTYPES, to_numpy
 from outlook_common.weights.convert import renamed
+from outlook_common.weights.formats import checked
 from outlook_common.weights.stored import stored
 from parity_tests.test_weights import (
     FLOATS,
@@ -328,14 +330,62 @@ def test_write_that_reads_back_otherwise_leaves_the_old_file_and_no_debris(
     write_arrays(path, OLD)
     file_format = weight_files.format_of(path)
 
-    def one_bit_flipped(file: Path, tensors: Any, metadata: Any) -> None:
+    def one_bit_flipped(file: Path, tensors: Any, metadata: Any) -> Any:
         bits = tensors["v.bias"].read().copy()
         bits.view("u4")[0] ^= 1
-        file_format.write(file, tensors | {"v.bias": stored(bits)}, metadata)
+        return file_format.write(file, tensors | {"v.bias": stored(bits)}, metadata)
 
     monkeypatch.setitem(weight_files.FORMATS, suffix, replace(file_format, write=one_bit_flipped))
     with pytest.raises(WeightsError, match=r"what was read back differs: .*v.bias"):
         write_arrays(path, WEIGHTS)
+    assert_only_the_old_file_is_left(path)
+
+
+class Forgetful(FileIO):
+    """A file that keeps one bit otherwise."""
+
+    place = 0
+
+    def write(self, data: Any) -> int:
+        kept, at = bytearray(data), self.place - self.tell()
+        if 0 <= at < len(kept):
+            kept[at] ^= 1
+        return super().write(kept)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+@pytest.mark.parametrize("place", [0, 200, 900])  # of a header and of numbers
+def test_disk_that_keeps_another_bit_is_found_out(
+    tmp_path: Path, suffix: str, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_arrays(path, OLD)
+    monkeypatch.setattr(Forgetful, "place", place)
+    monkeypatch.setattr(checked, "FileIO", Forgetful)
+    with pytest.raises(WeightsError, match="not written, other bits were read back from byte"):
+        write_arrays(path, WEIGHTS)
+    assert_only_the_old_file_is_left(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_what_is_found_elsewhere_than_it_was_written_is_compared(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that takes one tensor for another of the same shape is not believed, though both were written well."""
+    path = tmp_path / f"a{suffix}"
+    write_arrays(path, OLD)
+    file_format = weight_files.format_of(path)
+
+    def swapped(file: Path) -> Any:
+        contents = file_format.read(file)
+        values = dict(contents.values)
+        values["v.weight"], values["proj.weight"] = values["proj.weight"], values["v.weight"]
+        return replace(contents, values=values)
+
+    monkeypatch.setitem(weight_files.FORMATS, suffix, replace(file_format, read=swapped))
+    with pytest.raises(WeightsError, match=r"other bits in v\.weight, proj\.weight"):
+        write_arrays(path, WEIGHTS)
+    monkeypatch.undo()
     assert_only_the_old_file_is_left(path)
 
 

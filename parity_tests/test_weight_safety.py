@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlook_common.weights import WeightsError, convert, limits, read_arrays, write_arrays
+from outlook_common.weights import WeightsError, atomic, convert, limits, read_arrays, write_arrays
+from outlook_common.weights.formats import sharded
 from parity_tests import fuzz_weights, kill_weights
 from parity_tests.hostile_files import IN_FLAX, WEIGHTS, hostile, npy, npz_file, safetensors_file, torch_file, zipped
 
@@ -186,6 +187,12 @@ def test_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.safetensors", IN_FLAX)
     with pytest.raises(WeightsError, match="it was changed while it was being read"):
         tensor.read()
+    blocks = dict(open_checkpoint(tmp_path / "a.safetensors").items)["v.kernel"].blocks()
+    next(blocks)
+    with (tmp_path / "a.safetensors").open("r+b") as file:  # written to in the midst of a tensor
+        file.write(b"\0")
+    with pytest.raises(WeightsError, match="it was changed while it was being read"):
+        list(blocks)
 
 
 # Destinations
@@ -274,6 +281,40 @@ def test_conversions_to_one_destination_at_once_end_with_one_whole_file(suffix: 
     done = subprocess.run([sys.executable, "-c", code, suffix], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ("0", "1", "2")
+
+
+def test_a_folder_that_somebody_else_has_just_put_there_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, shards = atomic.sync, tmp_path / "a"
+
+    def sync(path: Path) -> None:
+        real(path)
+        monkeypatch.setattr(atomic, "sync", real)
+        convert({name: array + 1 for name, array in WEIGHTS.items()}, shards, to="torch", max_shard_size=100)
+
+    monkeypatch.setattr(atomic, "sync", sync)
+    convert(WEIGHTS, shards, to="torch", max_shard_size=10**6)
+    assert sorted(path.name for path in shards.iterdir()) == ["model-00001-of-00001.safetensors", sharded.INDEX]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert np.array_equal(read_arrays(shards / sharded.INDEX)["v.bias"], WEIGHTS["v.bias"])
+
+
+def test_a_folder_that_is_swept_up_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, swept = os.open, []
+
+    def swept_once(path: Any, *arguments: Any, **more: Any) -> int:
+        if not swept and str(path).endswith(".tmp"):
+            swept.append(path)
+            Path(path).rmdir()
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", swept_once)
+    convert(WEIGHTS, tmp_path / "a", to="torch", max_shard_size=10**6)
+    assert swept
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_what_a_killed_process_left_is_swept_up_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:

@@ -46,3 +46,19 @@ def blocks_ahead(tensors: Iterable[Stored]) -> Iterator[np.ndarray]:
         for _ in range(_WAITING):
             places.release()
         thread.join()
+
+
+def of_one(blocks: Iterator[np.ndarray], tensor: Stored) -> Iterator[np.ndarray]:
+    """Yield the blocks of one tensor, the next of those that `blocks` gives.
+
+    Raises:
+        AssertionError: they have more bytes than its shape.
+    """
+    left = tensor.nbytes
+    while True:
+        block = next(blocks)
+        left -= len(block)
+        yield block
+        if left <= 0:
+            assert left == 0, (tensor.dtype, tensor.shape, left)
+            return

@@ -1,6 +1,7 @@
 """Files and folders that are replaced whole or not at all."""
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -108,12 +109,15 @@ def _create(path: Path, *, is_folder: bool) -> tuple[Path, int]:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         if is_folder:
             temporary.mkdir()
-            descriptor = os.open(temporary, os.O_RDONLY)
+            try:
+                descriptor = os.open(temporary, os.O_RDONLY)
+            except FileNotFoundError:  # another process took it for an orphan
+                continue
         else:
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if _lock(descriptor) and temporary.exists():
             return temporary, descriptor
-        os.close(descriptor)  # another process took it for an orphan before it was locked
+        os.close(descriptor)  # likewise, before it was locked
 
 
 def _lock(descriptor: int) -> bool:
@@ -145,12 +149,19 @@ def _sweep(path: Path) -> None:
 
 def _replace_folder(new: Path, path: Path) -> None:
     """Put one folder in the place of another in a single step; the old one is then called `new`."""
-    if not path.exists() or not any(path.iterdir()):
-        new.rename(path)
-        return
     exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if exchange is None:
-        raise WeightsError(f"{path}: it is there, and this system cannot replace a folder in one step; remove it first")
-    if exchange(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(path))
+    while True:
+        try:
+            new.rename(path)  # over nothing, or over an empty folder
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if exchange is None:
+            raise WeightsError(
+                f"{path}: it is there, and this system cannot replace a folder in one step; remove it first"
+            )
+        if exchange(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:
+            return
+        if (number := ctypes.get_errno()) != errno.ENOENT:  # else it has been removed meanwhile
+            raise OSError(number, os.strerror(number), str(path))

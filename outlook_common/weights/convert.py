@@ -107,7 +107,8 @@ def convert(
         ignore_unexpected: leave out what the model has not.
         max_shard_size: in bytes; makes `dst` a folder of `.safetensors` of up to this size and their index.
         manifest: whether to hash every tensor.
-        progress: called with (bytes done, bytes in all), now and then; every byte is written, then compared.
+        progress: called with (bytes done, bytes in all), now and then; bytes that are compared only after all have
+            been written count twice.
 
     Returns:
         What was found and written.
@@ -133,7 +134,7 @@ def convert(
         raise ValueError(f"{dst}: a file of PyTorch's holds PyTorch's names; for Flax's use .safetensors or .npz")
     tensors = planned.tensors if dtype is None else {n: _as(dtype, n, t) for n, t in planned.tensors.items()}
     written = _renamed(tensors, found.table, to)
-    total = 2 * sum(tensor.nbytes for tensor in written.values())
+    total = (1 if file_format.checks_itself else 2) * sum(tensor.nbytes for tensor in written.values())
     with ThreadPoolExecutor(1) as hashing:
         source_hash = None if checkpoint.file is None else hashing.submit(source_sha256, checkpoint.file)
         metadata = _metadata(checkpoint, found, to, source_hash)

@@ -34,12 +34,16 @@ class KnownFile:
         """Open it for reading.
 
         Raises:
-            WeightsError: it is another file by now, or has been written to.
+            WeightsError: it is another file by now, or has been written to, or is at the end of the block.
         """
         with self.path.open("rb", buffering=0) as file:
-            if _identity(os.fstat(file.fileno())) != self.identity:
-                raise WeightsError(f"{self.path}: it was changed while it was being read")
+            self._check(file)
             yield file
+            self._check(file)
+
+    def _check(self, file: IO[bytes]) -> None:
+        if _identity(os.fstat(file.fileno())) != self.identity:
+            raise WeightsError(f"{self.path}: it was changed while it was being read")
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:

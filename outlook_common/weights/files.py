@@ -9,7 +9,7 @@ from outlook_common.weights.ahead import blocks_ahead
 from outlook_common.weights.atomic import replacing, sync
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats import npz, orbax, pytorch, safetensors, sharded
-from outlook_common.weights.formats.base import Contents, Format, Metadata, PathLike, Tensors
+from outlook_common.weights.formats.base import Contents, Format, Metadata, PathLike, Places, Tensors
 from outlook_common.weights.shown import shown
 from outlook_common.weights.stored import Stored, same_bytes, stored
 
@@ -98,10 +98,9 @@ def write_tensors(
     Args:
         path: where to.
         file_format: what to write there.
-        tensors: by name; each is read twice.
+        tensors: by name; each is read once, twice where the format does not compare as it writes.
         metadata: see `write_arrays`; may still be under way.
-        progress: called with the number of bytes each time some have been written or compared; in all, twice those of
-            the tensors.
+        progress: called with the number of bytes each time some have been read of the tensors.
 
     Raises:
         WeightsError, OSError, ImportError: as `write_arrays` says, and whatever reading the tensors raises.
@@ -109,19 +108,20 @@ def write_tensors(
     report = progress or (lambda done: None)
     counted = {name: _Counted(tensor, report) for name, tensor in tensors.items()}
     with replacing(path, is_ours=file_format.is_ours) as temporary, ThreadPoolExecutor(1) as disk:
-        file_format.write(temporary, counted, metadata)
+        places = file_format.write(temporary, counted, metadata)
         syncing = disk.submit(sync, temporary)  # the disk writes what is compared meanwhile
-        _check_written(file_format.read(temporary).values, counted, path)
+        _check_written(file_format.read(temporary).values, counted, places, path)
         syncing.result()
 
 
 class _Counted(Stored):
-    """A tensor that reports how much of it is read."""
+    """A tensor that reports how much of it is read, and knows how much of it was given away in blocks."""
 
     def __init__(self, tensor: Stored, report: Progress) -> None:
         super().__init__(tensor.dtype, tensor.shape)
         self._tensor = tensor
         self._report = report
+        self.given = 0
 
     def read(self) -> Any:
         self._report(self.nbytes)
@@ -130,18 +130,25 @@ class _Counted(Stored):
     def blocks(self) -> Any:
         for block in self._tensor.blocks():
             self._report(len(block))
+            self.given += len(block)
             yield block
 
 
-def _check_written(found: Mapping[str, Any], expected: Tensors, path: Path) -> None:
+def _check_written(found: Mapping[str, Any], expected: Mapping[str, _Counted], places: Places, path: Path) -> None:
+    """Raise a WeightsError unless all of `expected`, and nothing else, is found, with the same bits.
+
+    Known to have them is what was read again as it was written, if all of it was and the reader finds it at that place.
+    """
     differing = [
         name
         for name, tensor in expected.items()
         if name not in found or (stored(found[name]).dtype, tuple(found[name].shape)) != (tensor.dtype, tensor.shape)
     ]
     if not differing and len(found) == len(expected):
-        blocks = blocks_ahead(expected.values())
-        for name in expected:
+        known = {name for name in places if expected[name].given == expected[name].nbytes}
+        unknown = [name for name in expected if name not in known or stored(found[name]).place != places[name]]
+        blocks = blocks_ahead(expected[name] for name in unknown)
+        for name in unknown:
             same = [same_bytes(there, next(blocks)) for there in stored(found[name]).blocks()]
             if not all(same):
                 differing.append(name)

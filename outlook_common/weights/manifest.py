@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from outlook_common.weights.extent import KnownFile
 from outlook_common.weights.formats import sharded
 from outlook_common.weights.stored import Stored
 
@@ -64,7 +65,7 @@ def source_sha256(path: Path) -> str:
 
 def _sha256(path: Path) -> str:
     digest, block = hashlib.sha256(), bytearray(_AT_ONCE)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
+    with KnownFile.look(path).open() as file:
+        while count := file.readinto(block):  # type: ignore[attr-defined]
             digest.update(memoryview(block)[:count])
     return digest.hexdigest()

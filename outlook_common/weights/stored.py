@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from outlook_common.weights.extent import Extent
 
 # Bytes that are copied, compared or hashed at a time.
 BLOCK = 1 << 20
-# Sides of the squares in which matrices are transposed: NumPy row by row takes more than twice as long.
-_TILE = 256
+# Matrices are transposed in squares of this many rows, each first copied to where its rows lie this many numbers
+# further apart: rows a power of two apart compete for the same lines of the cache, and NumPy alone takes three times as
+# long.
+_TILE, _APART = 256, 16
 
 
 class Stored(ABC):
@@ -27,6 +30,15 @@ class Stored(ABC):
     def nbytes(self) -> int:
         """How many bytes its numbers take."""
         return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def place(self) -> tuple[Path, int] | None:
+        """The file and the byte from which on its numbers lie there as they are, row by row; None if they do not."""
+        return None
+
+    def seen_as(self, dtype: np.dtype[Any]) -> "Stored":
+        """Return the tensor whose numbers have the same bits in another dtype of the same size."""
+        return Computed(self, dtype, self.shape, lambda array: array.view(dtype))
 
     @abstractmethod
     def read(self) -> np.ndarray:
@@ -63,6 +75,15 @@ class InFile(Stored):
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], extent: Extent) -> None:
         super().__init__(dtype, shape)
         self._extent = extent
+
+    @property
+    def place(self) -> tuple[Path, int] | None:
+        """Where its numbers lie."""
+        return None if self._extent.deflated else (self._extent.file.path, self._extent.offset + self._extent.skip)
+
+    def seen_as(self, dtype: np.dtype[Any]) -> Stored:
+        """Return the tensor that has the same bytes in another dtype of the same size."""
+        return InFile(dtype, self.shape, self._extent)
 
     def read(self) -> np.ndarray:
         """Return its numbers in memory of their own."""
@@ -131,10 +152,14 @@ def _row_major(array: np.ndarray) -> np.ndarray:
     if array.ndim != 2 or array.flags.c_contiguous:
         return np.ascontiguousarray(array)
     out = np.empty(array.shape, array.dtype)
+    turned = np.empty((_TILE, _TILE + _APART), array.dtype)
     for row in range(0, array.shape[0], _TILE):
         for column in range(0, array.shape[1], _TILE):
             tile = np.s_[row : row + _TILE, column : column + _TILE]
-            out[tile] = array[tile]
+            rows, columns = out[tile].shape
+            part = turned[:columns, :rows]
+            part[...] = array[tile].T
+            out[tile] = part.T
     return out
 
 

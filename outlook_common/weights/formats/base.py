@@ -19,6 +19,8 @@ Tensors = Mapping[str, Stored]
 # What is said of the tensors as a whole; a value may still be under way, and then is `LATE` characters long.
 Metadata = Mapping[str, "str | Future[str]"]
 LATE = 64
+# Of tensors whose bytes were read again and compared as they were written: the file and the byte where they begin.
+Places = Mapping[str, tuple[Path, int]]
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,21 @@ class Format:
     Attributes:
         name: for people.
         read: looks at what there is without reading numbers, as far as the format allows.
-        write: fills the empty file or folder at a path.
+        write: fills the empty file or folder at a path; returns what need not be compared any more but for its place.
         torch_names: whether it always holds PyTorch's names.
         usual_naming: what it holds unless asked otherwise; None for the other twin's.
         keeps_metadata: whether it has a place for metadata.
+        checks_itself: whether `write` compares all tensors.
         is_ours: None for files; for folders, whether a folder is one of this kind.
     """
 
     name: str
     read: Callable[[Path], Contents]
-    write: Callable[[Path, Tensors, Metadata], None]
+    write: Callable[[Path, Tensors, Metadata], Places]
     torch_names: bool = False
     usual_naming: str | None = None
     keeps_metadata: bool = True
+    checks_itself: bool = False
     is_ours: Callable[[Path], bool] | None = None
 
 

@@ -9,15 +9,16 @@ import json
 import struct
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 
 from outlook_common.weights import limits
-from outlook_common.weights.ahead import blocks_ahead
+from outlook_common.weights.ahead import blocks_ahead, of_one
 from outlook_common.weights.arrays import BFLOAT16
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.extent import Extent, KnownFile
@@ -25,12 +26,14 @@ from outlook_common.weights.formats.base import (
     Contents,
     Format,
     Metadata,
+    Places,
     Tensors,
     check_names,
     check_shape,
     reading,
     settled,
 )
+from outlook_common.weights.formats.checked import checked
 from outlook_common.weights.shown import shown
 from outlook_common.weights.stored import Computed, InFile, Stored
 
@@ -59,7 +62,7 @@ def read(path: Path) -> Contents:
             tensor = found[name]
             if tensor.dtype != np.uint16:
                 raise ValueError(f"{shown(name)} holds {tensor.dtype}, its note says that it is bfloat16 in uint16")
-            found[name] = Computed(tensor, BFLOAT16, tensor.shape, lambda array: array.view(BFLOAT16))
+            found[name] = tensor.seen_as(BFLOAT16)
     if lost := sorted(name for name, tensor in found.items() if tensor.dtype.kind == "V" and name not in bfloat16):
         raise WeightsError(
             f"{path}: {', '.join(map(shown, lost))} hold raw bytes ({found[lost[0]].dtype.str!r}): `np.savez` leaves "
@@ -155,44 +158,38 @@ def _note(path: Path, found: dict[str, Stored]) -> dict[str, Any]:
     return note
 
 
-def write(path: Path, tensors: Tensors, metadata: Metadata) -> None:
+def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     """Fill an archive, unpacked; what makes it one, its list of members, comes last."""
     if _NOTE in tensors:
         raise WeightsError(f"a tensor cannot be called {_NOTE} in .npz")
+    places: dict[str, tuple[Path, int]] = {}
     blocks = blocks_ahead(tensors.values())
     # Not `np.savez`: it takes the names as keyword arguments, and "file" is its own.
-    with path.open("r+b") as file, zipfile.ZipFile(file, "w") as archive:
+    with checked(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, tensor in tensors.items():
-            _write_member(archive, name, tensor.dtype, tensor.shape, _of(tensor, blocks))
+            with _new_member(archive, name, tensor.dtype, tensor.shape) as member:
+                places[name] = path, file.tell()
+                for block in of_one(blocks, tensor):
+                    member.write(block.data)
         bfloat16 = [name for name, tensor in tensors.items() if tensor.dtype == BFLOAT16]
         note = {"bfloat16": bfloat16, "metadata": settled(metadata)}
         if any(note.values()):
             text = np.array(json.dumps({name: value for name, value in note.items() if value}))
-            _write_member(archive, _NOTE, text.dtype, (), iter([text.reshape(-1).view(np.uint8)]))
-    for _ in blocks:  # the thread that reads ahead ends by itself
-        raise AssertionError("a tensor has more bytes than its shape")
+            with _new_member(archive, _NOTE, text.dtype, ()) as member:
+                member.write(text.tobytes())
+    return places
 
 
-def _of(tensor: Stored, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    left = tensor.nbytes
-    while True:
-        block = next(blocks)
-        left -= len(block)
-        yield block
-        if left <= 0:
-            return
-
-
-def _write_member(
-    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterator[np.ndarray]
-) -> None:
+@contextmanager
+def _new_member(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Iterator[IO[bytes]]:
     header = io.BytesIO()
     descr = "<u2" if dtype == BFLOAT16 else npy.dtype_to_descr(dtype)
     npy.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
     with archive.open(zipfile.ZipInfo(f"{name}{_SUFFIX}"), "w", force_zip64=True) as member:
         member.write(header.getvalue())
-        for block in blocks:
-            member.write(block.data)
+        yield member
 
 
-FORMAT = Format("npz", read, write)
+FORMAT = Format("npz", read, write, checks_itself=True)

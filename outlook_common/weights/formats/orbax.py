@@ -17,6 +17,7 @@ from outlook_common.weights.formats.base import (
     Contents,
     Format,
     Metadata,
+    Places,
     Tensors,
     check_names,
     check_shape,
@@ -158,7 +159,7 @@ def _check_size(folder: Path, values: Iterable[Any]) -> None:
         raise ValueError(f"its {there} bytes unpack to {unpacked}, more than {limits.UNPACKED_RATIO} times as many")
 
 
-def write(path: Path, tensors: Tensors, metadata: Metadata) -> None:
+def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     """Fill a folder with a tree of arrays: the names, split at their dots; one array at a time is in memory."""
     for module in ("jax", "orbax.checkpoint"):
         require(module, extra="jax", needed_by="writing an Orbax checkpoint")
@@ -184,6 +185,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> None:
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
         handler.save(path.absolute(), args=ocp.args.PyTreeSave(item=tree, custom_metadata=settled(metadata) or None))
         handler.finalize(path.absolute())
+    return {}
 
 
 def _groups(sizes: list[int]) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from outlook_common.extras import require
 from outlook_common.weights import limits
 from outlook_common.weights.arrays import to_tensor
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.formats.base import Contents, Format, Metadata, Tensors, check_names, reading
+from outlook_common.weights.formats.base import Contents, Format, Metadata, Places, Tensors, check_names, reading
 from outlook_common.weights.shown import shown
 from outlook_common.weights.table import TORCH
 
@@ -114,7 +114,7 @@ def _check_tensor(path: Path, name: Any, tensor: "torch.Tensor") -> None:
         )
 
 
-def write(path: Path, tensors: Tensors, metadata: Metadata) -> None:
+def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     """Fill a file with a state_dict, which has no place for metadata; all numbers are in memory at once."""
     require("torch", extra="torch", needed_by="writing a file of PyTorch's")
     import torch
@@ -126,6 +126,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> None:
         except RuntimeError as error:  # what PyTorch makes of an error of the disk
             why = error.__cause__ or error.__context__ or error
             raise OSError(f"{path}: {why}") from error
+    return {}
 
 
 FORMAT = Format("PyTorch", read, write, torch_names=True, usual_naming=TORCH, keeps_metadata=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from outlook_common.weights import limits
-from outlook_common.weights.ahead import blocks_ahead
+from outlook_common.weights.ahead import blocks_ahead, of_one
 from outlook_common.weights.arrays import DTYPES
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.extent import Extent, KnownFile
@@ -18,6 +18,7 @@ from outlook_common.weights.formats.base import (
     Contents,
     Format,
     Metadata,
+    Places,
     Tensors,
     check_names,
     check_shape,
@@ -25,6 +26,7 @@ from outlook_common.weights.formats.base import (
     reading,
     settled,
 )
+from outlook_common.weights.formats.checked import checked
 from outlook_common.weights.shown import shown
 from outlook_common.weights.stored import Computed, InFile, Stored
 
@@ -119,17 +121,22 @@ def _tensor(file: KnownFile, name: str, spec: dict[str, Any], start: int) -> Sto
     return found if little == dtype else Computed(found, dtype, shape, lambda array: array.astype(dtype))
 
 
-def write(path: Path, tensors: Tensors, metadata: Metadata) -> None:
+def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     """Fill a file; the header comes last, so that until then it is no checkpoint."""
     length = len(_described(tensors, provisional(metadata)))
-    with path.open("r+b") as file:
+    places: dict[str, tuple[Path, int]] = {}
+    blocks = blocks_ahead(tensors.values())
+    with checked(path) as file:
         file.seek(_LENGTH_BYTES + length)
-        for block in blocks_ahead(tensors.values()):
-            file.write(block.data)
+        for name, tensor in tensors.items():
+            places[name] = path, file.tell()
+            for block in of_one(blocks, tensor):
+                file.write(block)
         header = _described(tensors, settled(metadata))
         assert len(header) == length, (len(header), length)
         file.seek(0)
         file.write(length.to_bytes(_LENGTH_BYTES, "little") + header)
+    return places
 
 
 def _described(tensors: Tensors, metadata: dict[str, str]) -> bytes:
@@ -144,4 +151,4 @@ def _described(tensors: Tensors, metadata: dict[str, str]) -> bytes:
     return header.ljust(-(-len(header) // _ALIGNED) * _ALIGNED)
 
 
-FORMAT = Format("safetensors", read, write)
+FORMAT = Format("safetensors", read, write, checks_itself=True)

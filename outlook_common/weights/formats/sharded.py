@@ -11,7 +11,7 @@ from typing import Any
 from outlook_common.weights import limits
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats import safetensors
-from outlook_common.weights.formats.base import Contents, Format, Metadata, Tensors, check_names, reading
+from outlook_common.weights.formats.base import Contents, Format, Metadata, Places, Tensors, check_names, reading
 from outlook_common.weights.shown import shown
 
 INDEX = "model.safetensors.index.json"
@@ -73,18 +73,20 @@ def is_ours(folder: Path) -> bool:
     return all(path.name == INDEX or _OURS.fullmatch(path.name) for path in folder.iterdir())
 
 
-def _write(largest: int, path: Path, tensors: Tensors, metadata: Metadata) -> None:
+def _write(largest: int, path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     numbers = _shard_numbers(tensors, largest)
     count = max(numbers.values(), default=0) + 1
-    places: dict[str, str] = {}
+    files: dict[str, str] = {}
+    places: dict[str, tuple[Path, int]] = {}
     for number, group in groupby(tensors, key=numbers.__getitem__):
         names, shard = list(group), _SHARD.format(number + 1, count)
         (path / shard).touch()
-        safetensors.write(path / shard, {name: tensors[name] for name in names}, metadata)
-        places |= dict.fromkeys(names, shard)
+        places |= safetensors.write(path / shard, {name: tensors[name] for name in names}, metadata)
+        files |= dict.fromkeys(names, shard)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+    index = {"metadata": {"total_size": total}, "weight_map": files}
     (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return places
 
 
 def _shard_numbers(tensors: Tensors, largest: int) -> dict[str, int]:
@@ -97,7 +99,7 @@ def _shard_numbers(tensors: Tensors, largest: int) -> dict[str, int]:
     return numbers
 
 
-def _write_index(path: Path, tensors: Tensors, metadata: Metadata) -> None:
+def _write_index(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     raise WeightsError(f"{path}: shards are written into a folder; give its path and max_shard_size")
 
 
@@ -109,8 +111,10 @@ def folder_of_shards(largest: int) -> Format:
     """
     if largest < 1:
         raise ValueError(f"max_shard_size must be at least 1 byte, got {largest}")
-    write: Callable[[Path, Tensors, Metadata], None] = partial(_write, largest)
-    return Format("sharded safetensors", lambda folder: read(folder / INDEX), write, is_ours=is_ours)
+    write: Callable[[Path, Tensors, Metadata], Places] = partial(_write, largest)
+    return Format(
+        "sharded safetensors", lambda folder: read(folder / INDEX), write, checks_itself=True, is_ours=is_ours
+    )
 
 
 FORMAT = Format("sharded safetensors", read, _write_index)
