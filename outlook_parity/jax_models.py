@@ -44,11 +44,13 @@ class JaxModel(ABC):
         parameters: by path, joined by ".".
         buffers: everything else that it is a function of; what of it are weights is in `statistics`.
         statistics: the paths of the buffers that are weights.
+        rates: those of rates at which things are dropped, which keep their dtype whatever is computed in.
     """
 
     parameters: Values
     buffers: Values
     statistics: tuple[str, ...]
+    rates: tuple[str, ...] = ()
 
     @abstractmethod
     def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "JaxModel":
@@ -119,11 +121,11 @@ class NNXModel(JaxModel):
         self.parameters, self.buffers = (
             {name: variable.get_value() for name, (_, variable) in variables.items()} for variables in self._variables
         )
+        # What else a module keeps, caches and counts of its own, PyTorch need not have: it shows in what it computes.
         self.statistics = tuple(
-            name
-            for name, (_, variable) in self._variables[1].items()
-            if not isinstance(variable, nnx.RngState | DropRate)
+            name for name, (_, variable) in self._variables[1].items() if isinstance(variable, nnx.BatchStat)
         )
+        self.rates = tuple(name for name, (_, v) in self._variables[1].items() if isinstance(v, DropRate))
 
     def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "NNXModel":
         """See `JaxModel`."""

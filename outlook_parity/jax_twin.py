@@ -175,16 +175,12 @@ class JaxTwin(Twin):
         one_by_one |= training and self.model.drops  # masks are shared draw by draw
         model = self.model.prepared(DTYPES[request.dtype], training=training, one_by_one=one_by_one)
 
-        weights = {*model.parameters, *model.statistics}
+        def rounded(name: str, value: Any) -> Any:
+            recast = name not in model.rates and jnp.issubdtype(value.dtype, jnp.floating)
+            return request.rounded(self._torch_name(name), to_numpy(value)) if recast else value
 
         def placed(values: Values) -> Values:
-            return {
-                name: jax.device_put(
-                    request.rounded(self._torch_name(name), to_numpy(value)) if name in weights else value,
-                    place,
-                )
-                for name, value in values.items()
-            }
+            return {name: jax.device_put(rounded(name, value), place) for name, value in values.items()}
 
         inputs = {name: jax.device_put(array, place) for name, array in request.rounded_inputs().items()}
         return model, placed(model.parameters), placed(model.buffers), inputs
