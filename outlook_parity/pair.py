@@ -1,8 +1,6 @@
 """Two models as a pair of twins: what corresponds to what in them, and what can be compared."""
 
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import linen, nnx
 
 from outlook_common.weights.arrays import is_floating, to_numpy
 from outlook_parity.jax_models import FunctionModel, JaxModel, Values, jax_model, shapes_of, transposed_of, weights_of
@@ -19,6 +18,7 @@ from outlook_parity.names import Axes, Given, Names, derive_names, names_of_tabl
 from outlook_parity.request import Inputs, Request
 from outlook_parity.subjects import OUTPUT, Subject, Task, is_array, mean_square, subject_of
 from outlook_parity.tape import fitting_axes
+from outlook_parity.theirs import blamed
 from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights, torch_device, torch_leaves
 from outlook_parity.trees import named_leaves
 
@@ -50,9 +50,13 @@ def make_pair(torch_model: Any, jax_twin_model: Any, inputs: Inputs, given: Give
         ValueError: `torch_axes` has another number of axes than the inputs.
     """
     function = not isinstance(torch_model, torch.nn.Module)
+    if isinstance(torch_model, nnx.Module | linen.Module):
+        raise TypeError(f"the torch model is a {type(torch_model).__name__} of Flax: are the two exchanged?")
     if function and not callable(torch_model):
         raise TypeError(f"the torch model must be a torch.nn.Module or a function, got {type(torch_model).__name__}")
     module = FunctionModule(torch_model) if function else torch_model
+    if isinstance(jax_twin_model, torch.nn.Module):
+        raise TypeError(f"the JAX model is a {type(jax_twin_model).__name__} of PyTorch: are the two exchanged?")
     model = jax_model(jax_twin_model)
     config = getattr(module, "config", module)
     ours = hasattr(getattr(model, "module", None), "config") and not (given.weights or given.modules)
@@ -144,9 +148,9 @@ def _out_axes(
     say if they do not fit as they are. The numbers are not asked: a twin that exchanges axes is wrong.
     """
     request = Request(inputs, "float32", "cpu", 0, "float32")
-    with _blamed("torch", {name: [inputs[name].shape[i] for i in axes[name]] for name in inputs}):
+    with blamed("torch", {name: [inputs[name].shape[i] for i in axes[name]] for name in inputs}):
         outputs = TorchTwin(module, axes, _no_task).run(request, gradients=False).outputs
-    with _blamed("JAX", {name: list(array.shape) for name, array in inputs.items()}):
+    with blamed("JAX", {name: list(array.shape) for name, array in inputs.items()}):
         shapes = {name: leaf.shape for name, leaf in _out_shapes(model, inputs).items()}
     if not outputs and not shapes:
         raise TypeError("both models return nothing that could be compared")
@@ -161,24 +165,6 @@ def _out_axes(
         if order is not None and order != tuple(range(output.ndim)):
             found[name] = order
     return found
-
-
-@contextmanager
-def _blamed(twin: str, shapes: Mapping[str, list[int]]) -> Iterator[None]:
-    """Say of what goes wrong in a user's model that it does so there, and on what."""
-    try:
-        yield
-    except Exception as error:
-        given = ", ".join(f"{name} of shape {tuple(shape)}" for name, shape in shapes.items())
-        frames = traceback.extract_tb(error.__traceback__)
-        theirs = next(
-            (f for f in reversed(frames) if "site-packages" not in f.filename and not f.filename.startswith("<")),
-            frames[-1],
-        )
-        what = f"{type(error).__name__}: {error}".partition("\n")[0]
-        where = f"{theirs.filename}, line {theirs.lineno}"
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"the {twin} model fails on {given}: {what} ({where})") from error
 
 
 def _no_task(request: Request) -> Task:

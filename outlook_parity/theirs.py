@@ -5,7 +5,8 @@ import re
 import sys
 import traceback
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,30 @@ def build(name: str, option: str) -> Any:
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(f"{option}: {name}() fails: {what} ({where.filename}, line {where.lineno})") from error
+
+
+@contextmanager
+def blamed(twin: str, shapes: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Say of what goes wrong in a user's model that it does so there, on what, and where in their code.
+
+    Raises:
+        TypeError: in place of one.
+        ValueError: in place of anything else.
+    """
+    try:
+        yield
+    except Exception as error:
+        given = ", ".join(f"{name} of shape {tuple(shape)}" for name, shape in shapes.items())
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        ours = (str(Path(__file__).parent), "<")
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if "site-packages" not in frame.filename and not frame.filename.startswith(ours)
+        ]
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"the {twin} model fails on {given}: {what}{where}") from error
 
 
 def read_inputs(path: Path) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from outlook_parity.names import Given, Names, TorchLeaf, derive_names, names_of
 from outlook_parity.request import Request, inputs_of, places_and_size, round_to
 from outlook_parity.subjects import Task, subject_of
 from outlook_parity.tape import Tape
-from outlook_parity.theirs import build, read_inputs
+from outlook_parity.theirs import blamed, build, read_inputs
 from outlook_parity.tracefile import Header, Leaves, TraceFile, digest, read, write
 from outlook_parity.twin import Twin
 from outlook_parity.verification import DEVICES, versions
@@ -66,9 +66,11 @@ def write_trace(asked: Asked, out: Path) -> str | None:
         return reason
     twin, leaves, modules = _TWINS[asked.framework](asked, model, inputs, config)
     request = Request(inputs, asked.dtype, asked.device, asked.seed, asked.rounded_to)
-    ran, tape = twin.run(request, gradients=asked.gradients), Tape()
-    if asked.layers:
-        twin.watch(request, tape)
+    tape = Tape()
+    with blamed(asked.framework, {name: array.shape for name, array in inputs.items()}):
+        ran = twin.run(request, gradients=asked.gradients)
+        if asked.layers:
+            twin.watch(request, tape)
     header = Header(
         framework=asked.framework,
         dtype=asked.dtype,

@@ -108,6 +108,11 @@ def test_the_page_opens_in_a_browser_and_a_failing_module_can_be_chosen(tmp_path
             page.open(tmp_path / "r.html")
             assert page.text("#verdict strong") == "MISMATCH"
             assert page.text("#first") == "blocks.0.norm"
+            assert page.text("#notes p").startswith("Note: torch is not deterministic")
+            assert page.run("return [...document.querySelectorAll('#noise td')].map(c => c.textContent)") == [
+                *("torch", "float64", "4.5e+12 units"),
+                *("jax", "float64", "equal"),
+            ]
             assert page.run("return document.querySelectorAll('.strip button').length") == 3
             assert page.run("return document.querySelectorAll('.strip button.bad').length") == 1
             page.click(".strip button[data-module=stem]")

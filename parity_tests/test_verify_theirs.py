@@ -70,6 +70,8 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_no_mismatch() -> None:
     assert row.measured is not None
     assert row.measured > 1e-3
     assert "rounding" in row.note
+    assert "largest relative error" in str(report)
+    assert float(str(report).rpartition(" ")[2].strip(")")) < 1e-12
 
 
 def run(*arguments: object) -> Any:
