@@ -1,5 +1,7 @@
 """Files of weights that are damaged, or made to harm whoever reads them: `hostile(seed)` gives one, always the same."""
 
+import bz2
+import gzip
 import io
 import json
 import os
@@ -7,9 +9,13 @@ import pickle
 import random
 import struct
 import subprocess
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,14 +49,23 @@ NUMBERS = (
 NAMES = ("v.weіght", "v.weight ", "v.weight\u200b", "V.weight", "v․weight", "../v.weight", "v.weight\x00", "\x1b[2Jv")
 
 
+class Link(str):
+    """What is no file but a symbolic link to this path; a pipe if it is empty."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Hostile:
-    """One file: its suffix, how it came about, and what is in it; {name: contents} for what lies beside it."""
+    """One file: its suffix, how it came about, and what is in it; {name: contents} for what lies beside it.
+
+    An Orbax checkpoint is a folder: it has nothing but what lies below it.
+    """
 
     suffix: str
     family: str
     contents: bytes
-    beside: dict[str, bytes]
+    beside: dict[str, bytes | Link]
 
 
 def hostile(seed: int, canary: str) -> Hostile:
@@ -61,7 +76,7 @@ def hostile(seed: int, canary: str) -> Hostile:
     return Hostile(suffix, family.__name__, contents, beside)
 
 
-Made = tuple[str, bytes, dict[str, bytes]]
+Made = tuple[str, bytes, dict[str, bytes | Link]]
 
 
 # Whole files, and damage that suits any of them
@@ -476,6 +491,187 @@ def shards(rng: random.Random, canary: str) -> Made:
     return ".safetensors.index.json", text.encode(), beside
 
 
+# Orbax checkpoints
+
+Parts = dict[str, bytes | Link]  # by path in the folder
+
+
+def orbax_folder(parts: Parts) -> Made:
+    return ".orbax", b"", {f"a.orbax/{name}": contents for name, contents in parts.items()}
+
+
+def zarr_parts(arrays: dict[str, np.ndarray], zarr3: bool = False) -> Parts:
+    """Return a checkpoint as Orbax saves it with `use_ocdbt=False`: a folder for each array."""
+    parts: Parts = {}
+    for name, array in arrays.items():
+        if zarr3:
+            about: dict[str, Any] = {
+                "zarr_format": 3, "node_type": "array", "shape": array.shape, "data_type": "float32",
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": array.shape}},
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+                "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}], "fill_value": 0.0,
+            }  # fmt: skip
+            parts[f"{name}/zarr.json"] = json.dumps(about).encode()
+            parts[f"{name}/c/{'/'.join('0' for _ in array.shape)}"] = array.tobytes()
+        else:
+            about = {
+                "zarr_format": 2, "shape": array.shape, "chunks": array.shape, "dtype": "<f4", "order": "C",
+                "compressor": None, "filters": None, "fill_value": None, "dimension_separator": ".",
+            }  # fmt: skip
+            parts[f"{name}/.zarray"] = json.dumps(about).encode()
+            parts[f"{name}/{'.'.join('0' for _ in array.shape)}"] = array.tobytes()
+    parts["_METADATA"] = json.dumps({"tree_metadata": tree_metadata(arrays), "use_zarr3": zarr3}).encode()
+    return parts
+
+
+def tree_metadata(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        str(tuple(name.split("."))): {
+            "key_metadata": [{"key": step, "key_type": 2} for step in name.split(".")],
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+        }
+        for name in arrays
+    }
+
+
+@cache
+def ocdbt_parts() -> Parts:
+    """Return a checkpoint as Orbax saves it; the names of some files are drawn anew in each process."""
+    from outlook_common.weights import convert
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.orbax"
+        convert(WEIGHTS, path)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+
+
+def any_parts(rng: random.Random) -> Parts:
+    kind = rng.randrange(4)
+    if kind < 2:
+        return dict(ocdbt_parts())
+    return zarr_parts(rng.choice((WEIGHTS, IN_FLAX)), zarr3=kind == 3)
+
+
+def orbax_damaged(rng: random.Random, canary: str) -> Made:
+    """Files truncated, with bits flipped, spliced, exchanged, emptied, left out."""
+    parts = any_parts(rng)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        name = rng.choice([name for name, part in parts.items() if part])
+        contents = parts[name]
+        assert isinstance(contents, bytes)
+        what = rng.randrange(7)
+        if what == 0:
+            del parts[name]
+        elif what == 1:
+            parts[name] = contents[: rng.randrange(len(contents))]
+        elif what < 4:
+            damaged = bytearray(contents)
+            for _ in range(rng.choice((1, 1, 8, 64))):
+                damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+            parts[name] = bytes(damaged)
+        elif what == 4:
+            start, end = sorted(rng.randrange(len(contents)) for _ in range(2))
+            parts[name] = contents[:start] + rng.choice((b"", rng.randbytes(30), contents)) + contents[end:]
+        elif what == 5:
+            other = rng.choice(list(parts))
+            parts[name], parts[other] = parts[other], contents
+        else:
+            parts[name] = rng.choice((b"", rng.randbytes(rng.randrange(600)), bytes(len(contents))))
+    return orbax_folder(parts)
+
+
+def orbax_metadata(rng: random.Random, canary: str) -> Made:
+    """What names the arrays says something else: names that lead elsewhere, look alike or are none; deep and long."""
+    parts = rng.choice((dict(ocdbt_parts()), zarr_parts(IN_FLAX)))
+    about = json.loads(parts["_METADATA"])
+    tree = about["tree_metadata"]
+    key = rng.choice(list(tree))
+    steps, value, what = tree[key]["key_metadata"], tree[key]["value_metadata"], rng.randrange(10)
+    strange = ("..", ".", "", "/", "../../etc", "/etc/passwd", "a/b", "a\\..\\b", "v\0", "x" * 2000, *NAMES)
+    if what < 3:
+        rng.choice(steps)["key"] = rng.choice((*strange, *NUMBERS))
+    elif what == 3:
+        value["value_type"] = rng.choice(("string", "jax.Array", "scalar", "None", "Dict", "", 3, None, ["np.ndarray"]))
+    elif what == 4:
+        tree[key] = rng.choice(({}, None, [], 3, {"key_metadata": steps}, {"value_metadata": value}))
+    elif what == 5:
+        about["use_zarr3"] = rng.choice((True, 1, "no", None))
+    elif what == 6:
+        about["custom_metadata"] = rng.choice(({"a": 1}, [], "pt", 3, {"a": {"b": "c"}}, {"a\x1b[2J": "\x1b[2J"}))
+    elif what == 7:
+        tree["twice"] = tree[key]
+    elif what == 8:
+        for index in range(rng.choice((3, 3000, 60_000))):
+            tree[str(index)] = {"key_metadata": [{"key": f"{index}"}], "value_metadata": value}
+    else:
+        tree[key]["key_metadata"] = rng.choice(([], steps * 500, None, [{}], [[]], "v", [{"key": ["a"]}]))
+    text = json.dumps(about)
+    text = text if rng.random() < 0.85 else rng.choice(("[" * 100_000, '{"a":' * 100_000, "{}", "null", "", text[:-9]))
+    return orbax_folder(parts | {"_METADATA": text.encode("utf-8", "surrogatepass")})
+
+
+def orbax_arrays(rng: random.Random, canary: str) -> Made:
+    """What describes one array says something else: shapes, chunks, dtypes, packing; and chunks that unpack hugely."""
+    zarr3 = rng.random() < 0.4
+    parts = zarr_parts(IN_FLAX, zarr3=zarr3)
+    name = rng.choice(list(IN_FLAX))
+    path = f"{name}/{'zarr.json' if zarr3 else '.zarray'}"
+    about = json.loads(parts[path])
+    chunk = next(part for part in parts if part.startswith(f"{name}/") and part != path)
+    chunks = about["chunk_grid"]["configuration"] if zarr3 else about
+    key = "chunk_shape" if zarr3 else "chunks"
+    sizes = (*NUMBERS, 6, 1 << 20, 1 << 30, 1 << 40)
+    what = rng.randrange(8)
+    if what == 0:
+        about["shape"] = [rng.choice(sizes) for _ in about["shape"]]
+    elif what == 1:
+        chunks[key] = [rng.choice(sizes) for _ in about["shape"]]
+    elif what == 2:
+        about["shape"] = chunks[key] = [rng.choice(sizes) for _ in range(rng.choice((1, 2, 2, 40)))]
+        about["fill_value"] = rng.choice((0.0, None, "NaN"))
+    elif what == 3:
+        about["data_type" if zarr3 else "dtype"] = rng.choice(
+            (">f4", "|O", "<U9", "<M8[s]", "|S4", "<c8", "float64", "bfloat16", "r32", 3, None, [["a", "<f4"]], "<f2")
+        )
+    elif what == 4:
+        names = ("zlib", "gzip", "bz2", "zstd", "blosc", "lz4", "pickle", "json2", "vlen-utf8")
+        packing = rng.choice(names)
+        if zarr3:
+            about["codecs"].append({"name": packing, "configuration": {"level": 1}})
+        else:
+            about["compressor"] = {"id": packing, "level": 1}
+            about["filters"] = rng.choice((None, [{"id": "pickle"}], [{"id": "delta", "dtype": "<f4"}]))
+        if rng.random() < 0.5:
+            size = 1 << rng.choice((8, 20, 28))
+            bombs = (zlib.compress(bytes(size)), gzip.compress(bytes(size)), bz2.compress(bytes(size)))
+            header = struct.pack("<4B3I", 2, 1, 1, 4, 2**31 - 17, 2**31 - 17, 100)  # of blosc
+            parts[chunk] = rng.choice((*bombs, header + bytes(84)))
+    elif what == 5:
+        about[rng.choice(list(about))] = rng.choice((*NUMBERS, [], {}, "x" * 5000, [[[]]]))
+    elif what == 6:
+        del about[rng.choice(list(about))]
+    else:
+        del parts[chunk]  # a chunk that is not there is read as fill_value
+        about["fill_value"] = rng.choice((0.0, None, 1.0, "NaN", "0x7fc00000", 1e999, "x"))
+    return orbax_folder(parts | {path: json.dumps(about).encode()})
+
+
+def orbax_links(rng: random.Random, canary: str) -> Made:
+    """Links that lead out of the folder or nowhere, and pipes and devices, on which a reader would wait for ever."""
+    parts = any_parts(rng)
+    name = rng.choice(list(parts))
+    target = rng.choice(
+        ("/etc/passwd", "/dev/zero", "/dev/stdin", "..", "../secret", ".", "absent", "/proc/self/mem", "")
+    )
+    if rng.random() < 0.3:  # a folder rather than a file
+        folder = name.split("/")[0]
+        parts = {other: contents for other, contents in parts.items() if other.split("/")[0] != folder}
+        name = folder
+    parts[name] = Link(target)
+    return orbax_folder(parts)
+
+
 FAMILIES: tuple[Callable[[random.Random, str], Made], ...] = (
     truncated, truncated, flipped, flipped, flipped, flipped, spliced, spliced, mislabelled, noise,
     safetensors_header, safetensors_header, safetensors_header, safetensors_names, safetensors_length, safetensors_json,
@@ -483,4 +679,6 @@ FAMILIES: tuple[Callable[[random.Random, str], Made], ...] = (
     npz_header, npz_header, npz_members, npz_bomb, npz_directory, npz_directory, npz_objects, npz_big_endian,
     pickle_bomb, pickle_bomb, pickle_opcodes, pickle_opcodes,
     torch_sizes, torch_sizes, torch_nested, torch_values, torch_archive, shards, shards,
+    orbax_damaged, orbax_damaged, orbax_damaged, orbax_metadata, orbax_metadata, orbax_arrays, orbax_arrays,
+    orbax_links,
 )  # fmt: skip

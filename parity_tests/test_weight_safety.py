@@ -17,7 +17,19 @@ from hypothesis import strategies as st
 from outlook_common.weights import WeightsError, atomic, convert, limits, read_arrays, write_arrays
 from outlook_common.weights.formats import sharded
 from parity_tests import fuzz_weights, kill_weights
-from parity_tests.hostile_files import IN_FLAX, WEIGHTS, hostile, npy, npz_file, safetensors_file, torch_file, zipped
+from parity_tests.hostile_files import (
+    IN_FLAX,
+    WEIGHTS,
+    Link,
+    Parts,
+    hostile,
+    npy,
+    npz_file,
+    safetensors_file,
+    torch_file,
+    zarr_parts,
+    zipped,
+)
 
 # Fuzz
 
@@ -171,6 +183,54 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     assert "v.bias lies in s.safetensors, its index says nowhere" in said
     said = refused(index, json.dumps({"weight_map": places | {"more": "s.safetensors"}}).encode())
     assert "more is not in s.safetensors, where its index says it is" in said
+
+
+def refused_orbax(folder: Path, parts: Parts) -> str:
+    for name, contents in parts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(contents, Link):
+            (folder / name).symlink_to(contents) if contents else os.mkfifo(folder / name)
+        else:
+            (folder / name).write_bytes(contents)
+    with pytest.raises(WeightsError) as caught:
+        convert(folder, folder.with_name("out.safetensors"))
+    assert not folder.with_name("out.safetensors").exists()
+    return str(caught.value)
+
+
+def zarr_with(**changes: Any) -> Parts:
+    parts = zarr_parts(IN_FLAX)
+    return parts | {"v.bias/.zarray": json.dumps(json.loads(parts["v.bias/.zarray"]) | changes).encode()}
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (zarr_parts(IN_FLAX) | {"v.bias/0": Link("/etc/passwd")}, "v.bias/0 is a link, expected files alone"),
+        (zarr_parts(IN_FLAX) | {"more": Link("..")}, "more is a link"),
+        (zarr_parts(IN_FLAX) | {"v.bias/0": Link("")}, "v.bias/0 is a device or pipe"),
+        (zarr_with(shape=[10**9]), "its arrays would take 4000004848 bytes, more than 64 times the"),
+        (zarr_with(chunks=[10**10]), "one chunk of v.bias would take 40000000000 bytes, more than 64 times the"),
+        (zarr_with(compressor={"id": "blosc"}), "v.bias is packed by blosc, which Orbax does not use"),
+        (zarr_with(shape=[7], chunks=[7]), "v.bias: (7,), expected (6,)"),
+        (zarr_parts({"../v.bias": WEIGHTS["v.bias"]}), "is no name of an array"),
+        ({"_METADATA": b"{}"}, "its _METADATA has no tree_metadata, which names its arrays"),
+        ({"_METADATA": b"[" * 100_000}, "not a readable Orbax file"),
+    ],
+)
+def test_orbax_folders_made_to_harm_are_refused_unread(tmp_path: Path, parts: Parts, words: str) -> None:
+    assert words in refused_orbax(tmp_path / "a.orbax", parts)
+
+
+def test_an_orbax_folder_without_ocdbt_is_read(tmp_path: Path) -> None:
+    for zarr3 in (False, True):
+        folder = tmp_path / f"{zarr3}.orbax"
+        for name, contents in zarr_parts(IN_FLAX, zarr3=zarr3).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(contents)
+        convert(folder, tmp_path / "b.npz", to="torch")
+        found = read_arrays(tmp_path / "b.npz")
+        assert all(np.array_equal(found[name], array) for name, array in WEIGHTS.items())
 
 
 def test_a_device_or_a_pipe_is_no_source(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,9 @@ _PARTS = {"_METADATA", "_CHECKPOINT_METADATA", "_sharding", "array_metadatas", "
 _ARRAYS = {"np.ndarray", "jax.Array", "scalar"}
 # Bytes of arrays that are saved in one step; each step costs milliseconds.
 _TOGETHER = 1 << 24
+_FILES = 10 * limits.NAMES
+# How many threads TensorStore reads with: what each has freed it keeps.
+_ONE_AT_A_TIME = {"file_io_concurrency": {"limit": 1}, "data_copy_concurrency": {"limit": 1}}
 # What Orbax calls a tree that was saved beside others.
 _ITEMS = ("default", "state", "model", "params")
 
@@ -93,6 +99,7 @@ def read(path: Path) -> Contents:
     require("tensorstore", extra="jax", needed_by=f"{path.name}, an Orbax checkpoint,")
     path = path.absolute()
     with reading(path, "Orbax"):
+        there = _bytes_in(path)
         about = _about(path)
         leaves = [(_leaf(entry), entry["value_metadata"]["value_type"]) for entry in about["tree_metadata"].values()]
         is_nnx = bool(leaves) and all(leaf[-1] == "value" and len(leaf) > 1 for leaf, _ in leaves)
@@ -103,7 +110,10 @@ def read(path: Path) -> Contents:
             name: _value(path, name, arrays.get(".".join(leaf), kind))
             for name, (leaf, kind) in zip(names, leaves, strict=True)
         }
-        _check_size(path, values.values())
+        unpacked = sum(value.nbytes for value in values.values() if isinstance(value, Stored))
+        _check_size("its arrays", unpacked, there)
+        for name, array in arrays.items():
+            _check_chunks(name, array, there)
         custom = about.get("custom_metadata") or {}
         return Contents(values, {key: value for key, value in custom.items() if isinstance(value, str)})
 
@@ -114,7 +124,9 @@ def _about(folder: Path) -> dict[str, Any]:
         raise ValueError("it has no _METADATA, which names its arrays")
     if (size := path.stat().st_size) > limits.HEADER_BYTES:
         raise ValueError(f"its _METADATA is {size} bytes long, at most {limits.HEADER_BYTES} are read")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or not isinstance(found.get("tree_metadata"), dict):
+        raise ValueError("its _METADATA has no tree_metadata, which names its arrays")
     return found
 
 
@@ -129,7 +141,7 @@ def _opened(folder: Path, about: Mapping[str, Any], names: list[str]) -> dict[st
     """Return arrays by their names: all in one OCDBT store, or each in its own folder."""
     import tensorstore
 
-    driver, context = "zarr3" if about.get("use_zarr3") else "zarr", tensorstore.Context()
+    driver, context = "zarr3" if about.get("use_zarr3") else "zarr", tensorstore.Context(_ONE_AT_A_TIME)
 
     def place(name: str) -> dict[str, str]:
         if (folder / "manifest.ocdbt").exists():
@@ -152,11 +164,43 @@ def _value(path: Path, name: str, found: Any) -> Any:
     return _InOrbax(path, found, dtype, check_shape(path, name, tuple(found.shape)))
 
 
-def _check_size(folder: Path, values: Iterable[Any]) -> None:
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    unpacked = sum(value.nbytes for value in values if isinstance(value, Stored))
+def _check_size(what: str, unpacked: int, there: int) -> None:
     if unpacked > max(limits.UNPACKED_BYTES, limits.UNPACKED_RATIO * there):
-        raise ValueError(f"its {there} bytes unpack to {unpacked}, more than {limits.UNPACKED_RATIO} times as many")
+        raise ValueError(
+            f"{what} would take {unpacked} bytes, more than {limits.UNPACKED_RATIO} times the {there} of its files"
+        )
+
+
+def _check_chunks(name: str, array: Any, there: int) -> None:
+    """Raise a ValueError if to read an array takes more memory than its numbers show: chunks are unpacked whole."""
+    if "blosc" in json.dumps(array.codec.to_json()):  # which takes the sizes in a chunk for granted
+        raise ValueError(f"{shown(name)} is packed by blosc, which Orbax does not use")
+    chunk = prod(size or 1 for size in array.chunk_layout.read_chunk.shape or ())  # a scalar has None
+    _check_size(f"one chunk of {shown(name)}", chunk * array.dtype.numpy_dtype.itemsize, there)
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return how many bytes the files in a folder have.
+
+    Raises:
+        ValueError: there are links, devices or pipes, which Orbax does not make and which could lead anywhere, or too
+            many files.
+    """
+    size, count = 0, 0
+    for root, folders, files in os.walk(folder, onerror=_raise):
+        for name in folders + files:
+            status = Path(root, name).lstat()
+            if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+                kind = "link" if stat.S_ISLNK(status.st_mode) else "device or pipe"
+                raise ValueError(f"{shown(Path(root, name).relative_to(folder))} is a {kind}, expected files alone")
+            size, count = size + status.st_size * stat.S_ISREG(status.st_mode), count + 1
+        if count > _FILES:
+            raise ValueError(f"more than {_FILES} files")
+    return size
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
@@ -181,7 +225,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
         raise WeightsError(f"{path}: Orbax cannot save arrays without numbers: {', '.join(map(shown, empty))}")
     tree = _nested({tuple(name.split(".")): _Leaf(tensor) for name, tensor in tensors.items()})
     with _quietly():
-        registry = type_handlers.create_type_handler_registry((_Leaf, Handler()))
+        registry = type_handlers.create_type_handler_registry((_Leaf, Handler(deepcopy_host_arrays=False)))
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
         handler.save(path.absolute(), args=ocp.args.PyTreeSave(item=tree, custom_metadata=settled(metadata) or None))
         handler.finalize(path.absolute())
