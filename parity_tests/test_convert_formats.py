@@ -327,6 +327,17 @@ def test_model_can_be_named_and_what_it_lacks_is_then_said(tmp_path: Path) -> No
     assert recognise_as("volo_d2_224", {}) is not None
 
 
+def test_a_layer_whose_values_have_another_name_says_how_to_learn_the_nearest(tmp_path: Path) -> None:
+    misspelt = WEIGHTS | {"v.wieght": WEIGHTS["v.weight"]}
+    del misspelt["v.weight"]
+    with pytest.raises(WeightsError, match=r"no known model in its 6 tensors .*with model='layer' \(--model layer\)"):
+        convert(misspelt, tmp_path / "a.npz")
+    with pytest.raises(WeightsError, match=r"v\.weight \(6, 6\); the nearest there is v\.wieght"):
+        convert(misspelt, tmp_path / "a.npz", model="layer")
+    done = convert(misspelt, tmp_path / "a.npz", model="layer", allow_missing=True, ignore_unexpected=True)
+    assert (done.missing, done.ignored) == (("v.weight",), ("v.wieght",))
+
+
 def test_metadata_say_where_the_weights_are_from(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.safetensors", WEIGHTS, {"author": "somebody", "format": "pt", "outlook.version": "0"})
     for suffix in (".safetensors", ".npz", ".orbax"):

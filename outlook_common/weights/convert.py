@@ -19,7 +19,7 @@ from outlook_common.weights.files import PathLike, format_of, write_tensors
 from outlook_common.weights.formats.base import Format
 from outlook_common.weights.formats.sharded import folder_of_shards
 from outlook_common.weights.manifest import Line, manifest_of, source_sha256
-from outlook_common.weights.models import MODELS, Recognised, recognise, recognise_as
+from outlook_common.weights.models import LAYER, MODELS, Recognised, recognise, recognise_as
 from outlook_common.weights.resolve import plan
 from outlook_common.weights.shown import shown
 from outlook_common.weights.stored import Computed, Stored
@@ -31,6 +31,9 @@ _FORMAT_OF_NAMING = {FLAX: "flax"}
 # The metadata that are ours begin so; what else a source says of itself is kept.
 _OURS = "outlook."
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+# How many names a message shows.
+_LISTED = 8
 
 Progress = Callable[[int, int], None]
 
@@ -263,4 +266,8 @@ def _unrecognised(checkpoint: Checkpoint, model: str | None) -> str:
     known = ", ".join(known.config.__name__.removesuffix("Config") for known in MODELS)
     names = sorted(checkpoint.names)
     wanted = "known model" if model is None else f"{model}"
-    return f"{where}: no {wanted} in its {len(names)} tensors ({', '.join(map(shown, names[:8]))}…); known: {known}"
+    listed = ", ".join([*map(shown, names[:_LISTED]), *(["…"] if len(names) > _LISTED else [])])
+    hint = ""
+    if model is None and recognise_checkpoint(checkpoint, LAYER) is not None:
+        hint = f"; it has parts of a layer: with model={LAYER!r} (--model {LAYER}) it is said what that lacks"
+    return f"{where}: no {wanted} in its {len(names)} tensors ({listed}); known: {known}{hint}"

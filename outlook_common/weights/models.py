@@ -67,7 +67,7 @@ def recognise_as(name: str, shapes: Shapes) -> Recognised | None:
         ValueError: there is no such model; the message says the nearest name.
     """
     if name == LAYER:
-        return _recognise_layer(shapes)
+        return _layer_of(shapes)
     return _volo(as_in_file(volo_variant(name).config, shapes))
 
 
@@ -98,8 +98,12 @@ _VALUE_BIASES = {"v.bias", "v_pj.bias"}
 
 
 def _recognise_layer(shapes: Shapes) -> Recognised | None:
+    return _layer_of(shapes) if _VALUE_KERNELS & shapes.keys() else None  # others have `attn` and `proj` too
+
+
+def _layer_of(shapes: Shapes) -> Recognised | None:
     dim, attn_features = _size(shapes, _DIM), _size(shapes, _ATTN_FEATURES)
-    if dim is None or attn_features is None or not _VALUE_KERNELS & shapes.keys():
+    if dim is None or attn_features is None:
         return None
     qkv_bias = bool(_VALUE_BIASES & shapes.keys())
     sizes: dict[str, int | bool] = {"dim": dim, "attn_features": attn_features, "qkv_bias": qkv_bias}
