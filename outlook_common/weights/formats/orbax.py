@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -227,8 +228,14 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     with _quietly():
         registry = type_handlers.create_type_handler_registry((_Leaf, Handler(deepcopy_host_arrays=False)))
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
-        handler.save(path.absolute(), args=ocp.args.PyTreeSave(item=tree, custom_metadata=settled(metadata) or None))
-        handler.finalize(path.absolute())
+        args = ocp.args.PyTreeSave(item=tree, custom_metadata=settled(metadata) or None)
+        try:
+            handler.save(path.absolute(), args=args)
+            handler.finalize(path.absolute())
+        except ValueError as error:  # what TensorStore makes of an error of the disk
+            if number := re.search(r"os_error_code='(\d+)'", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+            raise
     return {}
 
 
@@ -268,10 +275,10 @@ def _nested(flat: Mapping[Leaf, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep Orbax's notes on its own workings from the user, and errors in."""
+    """Keep Orbax's notes on its own workings from the user; what fails is raised anyway."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
