@@ -72,6 +72,14 @@ def folder(path: Path, arrays: dict[str, Any], file: str = "model.safetensors", 
     return path
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_quickly() -> Iterator[None]:
+    """Weights are what is looked at here; XLA would spend most of the time on making code fast that runs once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return folder(tmp_path / "model", WEIGHTS)
@@ -96,6 +104,7 @@ def exact(twin: str) -> dict[str, Any]:
 
 
 run_jax = nnx.jit(lambda model, images: model(images))
+train_jax = nnx.jit(lambda model, images: model.forward_train(images))
 
 
 def logits(twin: str, model: Any, images: Array) -> Array:
@@ -266,13 +275,13 @@ def test_new_heads_and_random_streams_in_jax_are_those_of_a_fresh_model_from_the
 def test_a_model_that_was_loaded_in_jax_trains(model: Path) -> None:
     made = outlook_jax.from_pretrained(model, drop_path_rate=0.5, drop_rate=0.5, **exact("jax"))
     images = jnp.asarray(draw_images(SIDE))
-    still = made(images)
+    still = run_jax(made, images)
     made.train()
-    cls, aux, _ = made.forward_train(images)
+    cls, aux, _ = train_jax(made, images)
     assert aux.shape == (2, 16, CLASSES)
-    assert not np.allclose(cls, made.forward_train(images)[0])  # dropout
+    assert not np.allclose(cls, train_jax(made, images)[0])  # dropout
     made.eval()
-    assert not np.allclose(still, made(images))  # running statistics have moved
+    assert not np.allclose(still, run_jax(made, images))  # running statistics have moved
 
 
 # What does not fit
