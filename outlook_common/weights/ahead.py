@@ -1,6 +1,6 @@
 """Read ahead: one thread produces what the other consumes, so that reading and writing take turns on no one's time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from queue import Queue
 from threading import Event, Semaphore, Thread
 
@@ -48,12 +48,20 @@ def blocks_ahead(tensors: Iterable[Stored]) -> Iterator[np.ndarray]:
         thread.join()
 
 
-def of_one(blocks: Iterator[np.ndarray], tensor: Stored) -> Iterator[np.ndarray]:
-    """Yield the blocks of one tensor, the next of those that `blocks` gives.
+def each_ahead(tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Stored, Iterator[np.ndarray]]]:
+    """Yield (name, tensor, its blocks) one after another, read as `blocks_ahead` does; all blocks must be taken.
 
     Raises:
-        AssertionError: they have more bytes than its shape.
+        Exception: whatever reading raises, at the latest after the last tensor: checksums come behind the numbers.
     """
+    blocks = blocks_ahead(tensors.values())
+    for name, tensor in tensors.items():
+        yield name, tensor, _of_one(blocks, tensor)
+    for _ in blocks:
+        raise AssertionError("tensors have more bytes than their shapes, or not all were taken")
+
+
+def _of_one(blocks: Iterator[np.ndarray], tensor: Stored) -> Iterator[np.ndarray]:
     left = tensor.nbytes
     while True:
         block = next(blocks)

@@ -95,7 +95,7 @@ def convert(
     """Convert the weights of a known model from one file to another.
 
     No framework is needed, but PyTorch for PyTorch's own files and JAX for Orbax's. Memory stays below the largest
-    tensor and some 100 MB, but for PyTorch's files.
+    tensor and 200 MB, but for PyTorch's files.
 
     Args:
         src: a path, a Hub id or a mapping, in any known naming; see `resolve`.

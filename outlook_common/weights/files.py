@@ -152,6 +152,8 @@ def _check_written(found: Mapping[str, Any], expected: Mapping[str, _Counted], p
             same = [same_bytes(there, next(blocks)) for there in stored(found[name]).blocks()]
             if not all(same):
                 differing.append(name)
+        for _ in blocks:
+            raise AssertionError("a tensor has more bytes than its shape")
     if differing or len(found) != len(expected):
         raise WeightsError(
             f"{path}: not written, what was read back differs: {len(found)} tensors of {len(expected)}, "

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from outlook_common.weights import limits
-from outlook_common.weights.ahead import blocks_ahead, of_one
+from outlook_common.weights.ahead import each_ahead
 from outlook_common.weights.arrays import BFLOAT16
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.extent import Extent, KnownFile
@@ -163,13 +163,12 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     if _NOTE in tensors:
         raise WeightsError(f"a tensor cannot be called {_NOTE} in .npz")
     places: dict[str, tuple[Path, int]] = {}
-    blocks = blocks_ahead(tensors.values())
     # Not `np.savez`: it takes the names as keyword arguments, and "file" is its own.
     with checked(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, tensor in tensors.items():
+        for name, tensor, blocks in each_ahead(tensors):
             with _new_member(archive, name, tensor.dtype, tensor.shape) as member:
                 places[name] = path, file.tell()
-                for block in of_one(blocks, tensor):
+                for block in blocks:
                     member.write(block.data)
         bfloat16 = [name for name, tensor in tensors.items() if tensor.dtype == BFLOAT16]
         note = {"bfloat16": bfloat16, "metadata": settled(metadata)}

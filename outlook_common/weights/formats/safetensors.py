@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from outlook_common.weights import limits
-from outlook_common.weights.ahead import blocks_ahead, of_one
+from outlook_common.weights.ahead import each_ahead
 from outlook_common.weights.arrays import DTYPES
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.extent import Extent, KnownFile
@@ -125,12 +125,11 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     """Fill a file; the header comes last, so that until then it is no checkpoint."""
     length = len(_described(tensors, provisional(metadata)))
     places: dict[str, tuple[Path, int]] = {}
-    blocks = blocks_ahead(tensors.values())
     with checked(path) as file:
         file.seek(_LENGTH_BYTES + length)
-        for name, tensor in tensors.items():
+        for name, _, blocks in each_ahead(tensors):
             places[name] = path, file.tell()
-            for block in of_one(blocks, tensor):
+            for block in blocks:
                 file.write(block)
         header = _described(tensors, settled(metadata))
         assert len(header) == length, (len(header), length)
