@@ -110,3 +110,26 @@ def check_repeats(rows: int, targets: int) -> int:
     if targets == 0 or rows % targets != 0:
         raise ValueError(f"the logits have {rows} rows, which is no multiple of the target's {targets}")
     return rows // targets
+
+
+def check_foldable(model: object, kind: type, *, training: bool) -> None:
+    """Check that the BatchNorm of `model` can be folded into the convolutions before it.
+
+    Raises:
+        TypeError: `model` is no VOLO of this package, of which `kind` is the class; or it is folded already.
+        ValueError: it is in training mode, where BatchNorm normalises by the batch.
+    """
+    if not isinstance(model, kind):
+        raise TypeError(f"{type(model).__name__} is not a VOLO of this package: no BatchNorm to fold is known in it")
+    check_unfolded(model)
+    if training:
+        raise ValueError("the model is in training mode, where BatchNorm normalises by the batch: call model.eval()")
+
+
+def check_unfolded(model: object) -> None:
+    """Raise a TypeError if `fold_batch_norm` made `model`, which has no weights under the released names."""
+    if getattr(model, "batch_norm_folded", False):
+        raise TypeError(
+            "the model's BatchNorm is folded into its convolutions, so it has no weights under the released names: use "
+            "the model that fold_batch_norm was called with"
+        )

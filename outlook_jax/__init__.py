@@ -6,6 +6,7 @@ require("jax", extra="jax", needed_by="outlook_jax")
 require("flax", extra="jax", needed_by="outlook_jax")
 
 from outlook_jax.attention import OutlookAttention  # noqa: E402
+from outlook_jax.folding import fold_batch_norm  # noqa: E402
 from outlook_jax.ops import outlook_attention  # noqa: E402
 from outlook_jax.pretrained import from_pretrained  # noqa: E402
 from outlook_jax.volo import VOLO, volo  # noqa: E402
@@ -21,6 +22,7 @@ __all__ = [
     "VOLO",
     "OutlookAttention",
     "export_weights",
+    "fold_batch_norm",
     "from_pretrained",
     "load_training",
     "load_weights",

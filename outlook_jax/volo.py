@@ -59,6 +59,7 @@ class VOLO(nnx.Module):
         self.config = config
         self.scan_layers = scan_layers
         self.grad_checkpointing = False
+        self.batch_norm_folded = False  # see `fold_batch_norm`
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.precision = precision

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from outlook_common.volo import check_unfolded
 from outlook_common.weights.arrays import cast, contiguous, to_numpy
 from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.files import PathLike, write_arrays
 from outlook_common.weights.models import table_for
 from outlook_common.weights.resolve import resolve
-from outlook_common.weights.table import FLAX, Entry
+from outlook_common.weights.table import FLAX, Entry, WeightTable
 from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
 
 # What of an NNX model's state is weights: parameters and the running statistics of BatchNorm, no random streams.
@@ -34,7 +35,7 @@ def load_weights(model: nnx.Module, source: Source, *, prefix: str = "", use_ema
         OSError: the file cannot be opened.
         TypeError: `model` is not one of this package.
     """
-    table = table_for(getattr(model, "config", model))
+    table = _table(model)
     arrays = resolve(source, table, prefix=prefix, use_ema=use_ema)
     entries = table.names(FLAX)
     loaded = []
@@ -49,7 +50,7 @@ def export_weights(model: nnx.Module) -> dict[str, np.ndarray]:
     """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout."""
     state = {path_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model, WEIGHTS))}
     weights = {}
-    for entry in table_for(getattr(model, "config", model)).entries:
+    for entry in _table(model).entries:
         array = to_numpy(state[entry.flax])
         weights[entry.torch] = contiguous(entry.to_torch(cast(array, entry.dtype or array.dtype.name)))
     return weights
@@ -115,7 +116,7 @@ def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
         OSError: the file cannot be opened.
     """
     slots = list(_moments(model, optimizer))
-    table, kinds = table_for(getattr(model, "config", model)), {kind for kind, *_ in slots}
+    table, kinds = _table(model), {kind for kind, *_ in slots}
     training = read_training(path, table, kinds, _trained(model, optimizer))
     load_weights(model, training.weights)
     loaded = []
@@ -132,7 +133,7 @@ def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
 
 def _moments(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> Iterator[tuple[str, Entry, Any, Any]]:
     """Yield (kind, parameter, path in the optimizer's state, variable) of every moment that an optimizer keeps."""
-    entries = table_for(getattr(model, "config", model)).names(FLAX)
+    entries = _table(model).names(FLAX)
     strange = []
     for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
         names = [step for step in at[1:] if isinstance(step, str)]
@@ -150,6 +151,12 @@ def _moments(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> Iterator[tuple
 
 def _trained(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> set[str]:
     """Return PyTorch's names of what an optimizer trains."""
-    entries = table_for(getattr(model, "config", model)).names(FLAX)
+    entries = _table(model).names(FLAX)
     flat = nnx.to_flat_state(nnx.state(model, optimizer.wrt))
     return {entries[path_name(path)].torch for path, _ in flat}
+
+
+def _table(model: nnx.Module) -> WeightTable:
+    """Return which names the weights of `model` have."""
+    check_unfolded(model)
+    return table_for(getattr(model, "config", model))

@@ -6,6 +6,7 @@ require("torch", extra="torch", needed_by="outlook_torch")
 
 from outlook_torch.acceleration import accelerate, restore  # noqa: E402
 from outlook_torch.attention import OutlookAttention  # noqa: E402
+from outlook_torch.folding import fold_batch_norm  # noqa: E402
 from outlook_torch.ops import outlook_attention  # noqa: E402
 from outlook_torch.pretrained import from_pretrained  # noqa: E402
 from outlook_torch.volo import VOLO, volo  # noqa: E402
@@ -22,6 +23,7 @@ __all__ = [
     "OutlookAttention",
     "accelerate",
     "export_weights",
+    "fold_batch_norm",
     "from_pretrained",
     "load_training",
     "load_weights",

@@ -49,6 +49,7 @@ class VOLO(nn.Module):
         super().__init__()
         self.config = config
         self.grad_checkpointing = False
+        self.batch_norm_folded = False  # see `fold_batch_norm`
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         features = config.num_features
 

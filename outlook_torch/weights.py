@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from outlook_common.volo import check_unfolded
 from outlook_common.weights.arrays import cast, contiguous, to_numpy, to_tensor
 from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.files import PathLike, write_arrays
 from outlook_common.weights.models import table_for
 from outlook_common.weights.resolve import resolve
+from outlook_common.weights.table import WeightTable
 from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
 
 
@@ -28,7 +30,7 @@ def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema:
         OSError: the file cannot be opened.
         TypeError: `model` is not one of this package.
     """
-    arrays = resolve(source, table_for(getattr(model, "config", model)), prefix=prefix, use_ema=use_ema)
+    arrays = resolve(source, _table(model), prefix=prefix, use_ema=use_ema)
     state = model.state_dict()
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
     model.load_state_dict({name: to_tensor(cast(array, dtypes[name])) for name, array in arrays.items()})
@@ -37,10 +39,7 @@ def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema:
 def export_weights(model: nn.Module) -> dict[str, np.ndarray]:
     """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout."""
     state = model.state_dict()
-    return {
-        entry.torch: contiguous(to_numpy(state[entry.torch]))
-        for entry in table_for(getattr(model, "config", model)).entries
-    }
+    return {entry.torch: contiguous(to_numpy(state[entry.torch])) for entry in _table(model).entries}
 
 
 def save_weights(model: nn.Module, path: PathLike) -> None:
@@ -101,7 +100,7 @@ def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
         OSError: the file cannot be opened.
     """
     names, kinds = _trained(model, optimizer), _kinds(optimizer)
-    training = read_training(path, table_for(getattr(model, "config", model)), kinds, names)
+    training = read_training(path, _table(model), kinds, names)
     load_weights(model, training.weights)
     counted = {"step": torch.tensor(float(training.step))} if _counts(optimizer) else {}
     places = {id(parameter): place for place, parameter in enumerate(_parameters(optimizer))}
@@ -154,3 +153,9 @@ def _counted(optimizer: torch.optim.Optimizer, states: Iterable[dict[str, torch.
     if len(steps) != 1:
         raise ValueError(f"the optimizer has made {sorted(steps)} steps, not the same for all parameters; give step=")
     return steps.pop()
+
+
+def _table(model: nn.Module) -> WeightTable:
+    """Return which names the weights of `model` have."""
+    check_unfolded(model)
+    return table_for(getattr(model, "config", model))

@@ -9,7 +9,10 @@ from jax.test_util import check_grads
 
 import outlook_jax
 import outlook_torch
+from outlook_common.dispatch import choose
+from outlook_jax.ops import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from outlook_jax.ops.composite import UNROLLED
+from outlook_torch.ops import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 from parity_tests.cases import BY_NAME, Case
 from parity_tests.twins import draw, relative_error, to_torch
 
@@ -149,3 +152,24 @@ def test_the_torch_operators_are_what_torch_expects_of_an_operator(name: str) ->
         getattr(torch.ops.outlook_attention, name).default, (first, to_torch(operands.value), *sizes)
     )
     assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "ours", "theirs"),
+    [
+        ("volo_d1", 1, "composite", "composite"),
+        ("seed_512", 1, "composite", "composite"),
+        ("small_map", 4, "reference", "composite"),  # 1,568 numbers in value for each image
+        ("small_map", 2, "reference", "reference"),
+        ("kernel_5", 4, "reference", "composite"),
+        ("kernel_5", 64, "reference", "composite"),  # 8 channels per head for 25 places
+    ],
+)
+def test_what_takes_longer_is_not_chosen_unless_asked_for(name: str, batch: int, ours: str, theirs: str) -> None:
+    case = BY_NAME[name].with_batch(batch)
+    torch_operands = torch.empty(case.value_shape), torch.empty(case.logits_shape), None, case.grid
+    jax_operands = jnp.empty(case.value_shape), jnp.empty(case.logits_shape), None, case.grid
+    assert choose(None, TORCH_IMPLEMENTATIONS, *torch_operands) is TORCH_IMPLEMENTATIONS[ours].run
+    assert choose(None, JAX_IMPLEMENTATIONS, *jax_operands) is JAX_IMPLEMENTATIONS[theirs].run
+    for implementations, operands in ((TORCH_IMPLEMENTATIONS, torch_operands), (JAX_IMPLEMENTATIONS, jax_operands)):
+        assert choose("composite", implementations, *operands) is implementations["composite"].run

@@ -25,9 +25,9 @@ from outlook_jax.ops.reference import at_least_float32
 # How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
 UNROLLED = 1024
 
-# With fewer numbers in the value, a training step saves but milliseconds against the reference, and compiling takes
-# seconds more.
-SMALL = 2**16
+# With fewer numbers in the value, a training step saves a few milliseconds at most against the reference, and compiling
+# it takes seconds more.
+SMALL = 2**12
 
 
 def composite(
@@ -92,13 +92,18 @@ def _apart(run: Callable[..., Array], first: Array, value: Array) -> Array:
 
     XLA would fuse a transpose that follows (the matrix product of a weight's gradient asks for one) into the sum and so
     turn its loops inside out: 15 times slower. It drops optimization barriers before it fuses, but it does not look
-    into a conditional, though both branches are the same.
+    into a conditional whose condition it cannot tell.
     """
     if value.size == 0:
         return run(first, value)
-    return lax.platform_dependent(
-        first, value, cpu=lambda x, y: lax.cond(jnp.isnan(y.ravel()[0]), run, run, x, y), default=run
-    )
+
+    def on_cpu(first: Array, value: Array) -> Array:
+        bits = lax.bitcast_convert_type(value.ravel()[0], f"uint{8 * value.dtype.itemsize}")
+        shape = jax.eval_shape(run, first, value)
+        # Always true. The other branch is there for its shape alone, and compiles in no time.
+        return lax.cond(bits | 1 != 0, run, lambda *_: jnp.zeros(shape.shape, shape.dtype), first, value)
+
+    return lax.platform_dependent(first, value, cpu=on_cpu, default=run)
 
 
 # One displacement of a phase, along one axis: the axis, the phase, and which of its displacements.
@@ -319,7 +324,7 @@ _define_derivatives(
 def _drawback(value: Array, *operands: Any) -> str | None:
     if value.size < SMALL:
         return (
-            f"it compiles several seconds longer than the reference, which only some thousand steps repay with "
+            f"it compiles several seconds longer than the reference, which only thousands of steps repay with "
             f"{value.size} < {SMALL} numbers in value: ask for it by name"
         )
     return None

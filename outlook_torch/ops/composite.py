@@ -20,6 +20,11 @@ from outlook_common.geometry import WindowGrid, window_grid
 from outlook_torch.ops.reference import at_least_float32
 from outlook_torch.ops.samples import blocks, samples
 
+# Below so many numbers in the windows' values for each place of a window, or with so few channels per head for them,
+# the reference takes less time on a CPU: composite then waits for the many small operations that merge K*K places.
+NUMBERS_PER_PLACE = 1024
+PLACES_PER_CHANNEL = 3
+
 
 def composite(
     value: Float[Tensor, "B H W N D"],
@@ -248,4 +253,22 @@ def _refusal(*operands: Any) -> str | None:
     return None
 
 
-COMPOSITE = Implementation(run=composite, refusal=_refusal)
+def _drawback(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:
+    if value.device.type != "cpu":
+        return None
+    B, h, w, N, _, _ = logits.shape
+    D = value.shape[-1]
+    if (numbers := B * h * w * N * D) < (least := NUMBERS_PER_PLACE * grid.places):
+        return (
+            f"the reference is faster on so small a map: {B} * {h} * {w} windows of {N * D} channels make {numbers} "
+            f"numbers, and kernel_size={grid.kernel_size} needs {least}: ask for it by name"
+        )
+    if grid.places > PLACES_PER_CHANNEL * D:
+        return (
+            f"the reference is faster with {D} channels per head; kernel_size={grid.kernel_size} needs "
+            f"{-(-grid.places // PLACES_PER_CHANNEL)}: ask for it by name"
+        )
+    return None
+
+
+COMPOSITE = Implementation(run=composite, refusal=_refusal, drawback=_drawback)

@@ -1,0 +1,50 @@
+"""BatchNorm folded into the convolutions before it, for inference."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from outlook_common.volo import check_foldable
+from outlook_jax.batch_norm import BatchNorm
+from outlook_jax.volo import VOLO
+
+
+def fold_batch_norm(model: VOLO) -> VOLO:
+    """Return the same model with the BatchNorm of its stem folded into the convolutions, for inference alone.
+
+    In inference BatchNorm is one factor and one summand per channel, which the convolution before it can apply:
+    logits are the same to rounding. `model` stays as it is; all other variables are shared with it. What is returned
+    has no weights under the released names any more, so it cannot be loaded, saved or trained: do that with `model`.
+
+    Args:
+        model: a VOLO in inference mode, `model.eval()`.
+
+    Raises:
+        TypeError: `model` is not a VOLO of this package, or is folded already.
+        ValueError: `model` is in training mode.
+    """
+    norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
+    check_foldable(model, VOLO, training=not all(norm.use_running_average for norm in norms))
+    folded = nnx.merge(*nnx.split(model))
+    layers = list(folded.patch_embed.conv)
+    for index, layer in enumerate(layers):
+        if isinstance(layer, BatchNorm):
+            layers[index - 1], layers[index] = _fused(layers[index - 1], layer), nnx.identity
+    folded.patch_embed.conv = nnx.List(layers)
+    folded.batch_norm_folded = True
+    return folded
+
+
+def _fused(convolution: nnx.Conv, norm: BatchNorm) -> nnx.Conv:
+    """Return norm(convolution(x)) as one convolution; `convolution` itself has no bias, and becomes it."""
+    kernel = convolution.kernel[...]
+    dtype = kernel.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+    scale = lax.rsqrt(norm.var[...].astype(wide) + norm.epsilon) * norm.scale[...].astype(wide)
+    bias = norm.bias[...].astype(wide) - norm.mean[...].astype(wide) * scale
+    # New variables: the old ones are those of the model itself.
+    convolution.kernel = nnx.Param((kernel.astype(wide) * scale).astype(dtype))
+    del convolution.bias  # NNX keeps what once held no array from ever holding one
+    convolution.bias = nnx.Param(bias.astype(dtype))
+    convolution.use_bias = True
+    return convolution
