@@ -324,3 +324,87 @@ def test_inputs_have_an_order_and_names(tmp_path: Path) -> None:
     assert list(inputs_of([[1.0, 2.0], [3.0, 4.0]])) == ["input"]
     with pytest.raises(TypeError, match="at least one array"):
         inputs_of({})
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rms, self.tied = nn.RMSNorm(DIM, eps=1e-5), nn.Linear(DIM, DIM, bias=False)
+        self.again = nn.Linear(DIM, DIM, bias=False)
+        self.again.weight = self.tied.weight
+        nn.init.normal_(self.rms.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(self.tied(self.rms(x)).tanh())
+
+
+class NNXNorms(nnx.Module):
+    def __init__(self, tied: bool = True) -> None:
+        rngs = nnx.Rngs(0)
+        self.rms = nnx.RMSNorm(DIM, epsilon=1e-5, rngs=rngs)
+        self.tied, self.again = (nnx.Linear(DIM, DIM, use_bias=False, rngs=rngs) for _ in range(2))
+        if tied:
+            # Flax takes the first in the order of names, PyTorch in that of their making.
+            self.again.kernel = self.tied.kernel
+
+    def __call__(self, x: Any) -> Any:
+        return self.again(jnp.tanh(self.tied(self.rms(x))))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_are_tied_in_one_twin_must_be_in_the_other(tied: bool) -> None:
+    torch.manual_seed(0)
+    theirs, ours = Norms(), NNXNorms(tied)
+    weight = jnp.asarray(theirs.tied.weight.detach().numpy().T)
+    ours.tied.kernel[...], ours.again.kernel[...] = weight, weight
+    ours.rms.scale[...] = jnp.asarray(theirs.rms.weight.detach().numpy())
+    x = np.random.default_rng(0).standard_normal((3, 5, DIM))
+    names = Given(weights={"again.kernel": "tied.weight"} if tied else {})
+    report = verify(theirs, ours, x, levels=("forward", "gradients"), dtypes=("float64",), names=names)
+    assert report.verdict == ("pass" if tied else "mismatch"), [r for r in report.checks if r.verdict == "mismatch"]
+
+
+class Dropping(nnx.Module):
+    def __init__(self) -> None:
+        self.attn = nnx.MultiHeadAttention(HEADS, DIM, dropout_rate=0.5, decode=False, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        return self.attn(x)
+
+
+class TorchDropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(DIM, HEADS, dropout=0.5, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(x, x, x)[0]
+
+
+def test_dropout_that_cannot_be_shared_leaves_the_training_out_and_says_so() -> None:
+    torch.manual_seed(0)
+    theirs = TorchDropping()
+    ours = load_torch_weights(Dropping(), theirs)
+    x = np.random.default_rng(0).standard_normal((3, 5, DIM))
+    report = verify(theirs, ours, x, dtypes=("float64",))
+    assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
+    assert report.notes == (
+        "the level 'training' was left out: attn draws dropout of its own, which the twins cannot share",
+    )
+    with pytest.raises(ValueError, match="dropout of its own"):
+        verify(theirs, ours, x, levels=("training",))
+
+
+def test_a_model_that_fails_on_its_inputs_is_named_with_them() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 5, DIM + 1))
+    with pytest.raises(ValueError, match=r"the torch model fails on input of shape \(3, 5, 7\): RuntimeError"):
+        verify(Norms(), NNXNorms(), x)
+    with pytest.raises(TypeError, match="the torch model is a NNXNorms of Flax: are the two exchanged"):
+        verify(NNXNorms(), Norms(), x[..., 1:])
+    with pytest.raises(TypeError, match="the JAX model is a Norms of PyTorch: are the two exchanged"):
+        verify(Norms(), Norms(), x[..., 1:])
+
+
+def test_twins_that_were_not_given_the_same_weights_are_told_so() -> None:
+    report = verify(torch_reader(), NNXReader(), reader_inputs(), levels=("forward",), dtypes=("float64",), names=NAMES)
+    assert "11 weights differ, so the twins were not given the same" in str(report.cause)
