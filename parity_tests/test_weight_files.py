@@ -148,7 +148,7 @@ def test_convert_refuses_flax_names_in_torchs_files_and_namings_nobody_knows(tmp
 
 
 def test_convert_of_something_else_says_so_and_where_a_layer_is(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no known model in its 1 tensors \(fc\.weight…\); known: OutlookAttention"):
+    with pytest.raises(WeightsError, match=r"no known model in its 1 tensors \(fc\.weight\); known: OutlookAttention"):
         convert({"fc.weight": np.ones((2, 2))}, tmp_path / "a.npz")
     with pytest.raises(WeightsError, match=r"there is one with prefix='network\.0\.0\.attn', 'network\.0\.1\.attn'"):
         convert(inside_a_model("flax"), tmp_path / "a.npz")
