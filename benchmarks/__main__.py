@@ -33,7 +33,7 @@ def layer(
 ) -> None:
     """Time the layer: every implementation of both twins, timm, and the floor, interleaved in one run; its memory."""
     declare_missing_torchvision_operators()
-    from benchmarks.layer import compile_seconds, contenders  # imports timm
+    from benchmarks.layer import compile_seconds, contenders, defaults  # imports timm
 
     measured: report.Layer = {}
     with Progress() as progress:
@@ -43,6 +43,7 @@ def layer(
             measured[name] = {
                 "forward": interleave({n: p.forward for n, p in pairs.items()}, rounds=rounds),
                 "forward+backward": interleave({n: p.training for n, p in pairs.items()}, rounds=rounds),
+                "default": defaults(sized),
                 "compile": compile_seconds(sized),
                 "memory": {n: peak_megabytes(sized, n) for n in pairs if name in MEMORY_CASES and "compiled" not in n},
             }
@@ -82,7 +83,7 @@ def volo(rounds: Rounds = 7, batch: Batch = 8, out: Out = report.FOLDER) -> None
     pairs = contenders("volo_d1_224", batch)
     timings = {
         "forward": interleave({n: p.forward for n, p in pairs.items()}, rounds=rounds),
-        "training step": interleave({n: p.training for n, p in pairs.items()}, rounds=rounds),
+        "training step": interleave({n: p.training for n, p in pairs.items() if p.training}, rounds=rounds),
     }
     numbers = {"batch": batch, "compile": compiled, "volo_d1_224": timings}
     report.write(out, "volo_cpu", report.volo(compiled, timings, batch), numbers)

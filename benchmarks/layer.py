@@ -4,7 +4,7 @@ The floor is the layer's three matrix products alone, in the same framework: wha
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -18,11 +18,13 @@ from torch import nn
 
 import outlook_jax
 import outlook_torch
+from outlook_common.dispatch import Implementation, choose
 from outlook_jax.ops import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from outlook_torch.ops import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 from parity_tests.cases import Case
 
 Run = Callable[[], object]
+Shape = tuple[int, ...]
 
 
 class Pair(NamedTuple):
@@ -43,24 +45,31 @@ def contenders(case: Case) -> dict[str, Callable[[], Pair]]:
     }
     if case.grid.stride == (1, 1):  # compiled at stride 2 without gradients, timm's layer kills the process
         makers["timm compiled"] = lambda: _torch_pair(torch.compile(timm()), x)
-    for name in _that_run(TORCH_IMPLEMENTATIONS, torch.from_numpy(x), case):
+    for name in _that_run(TORCH_IMPLEMENTATIONS, torch.empty, case):
         twin = partial(outlook_torch.OutlookAttention, case.dim, **layer, implementation=name)
         makers[f"torch {name}"] = lambda twin=twin: _torch_pair(twin(), x)  # type: ignore[misc]
     makers["jax floor"] = lambda: _jax_pair(_JaxFloor(case), x)
-    for name in _that_run(JAX_IMPLEMENTATIONS, jnp.asarray(x), case):
+    for name in _that_run(JAX_IMPLEMENTATIONS, jnp.empty, case):
         twin = partial(outlook_jax.OutlookAttention, case.dim, **layer, implementation=name)
         makers[f"jax {name}"] = lambda twin=twin: _jax_pair(twin(rngs=nnx.Rngs(0)), x)  # type: ignore[misc]
     return makers
 
 
-def _that_run(implementations: dict[str, object], x: object, case: Case) -> list[str]:
-    value = x.reshape(case.value_shape)  # type: ignore[attr-defined]
-    logits = (torch.zeros if isinstance(x, torch.Tensor) else jnp.zeros)(case.logits_shape)
-    return [
-        name
-        for name, implementation in implementations.items()
-        if implementation.refusal(value, logits, None, case.grid) is None  # type: ignore[attr-defined]
-    ]
+def _that_run(implementations: Mapping[str, Implementation], make: Callable[[Shape], object], case: Case) -> list[str]:
+    operands = make(case.value_shape), make(case.logits_shape), None, case.grid
+    return [name for name, each in implementations.items() if each.refusal(*operands) is None]
+
+
+def defaults(case: Case) -> dict[str, str]:
+    """Return the implementation that `None` takes in each framework."""
+    chosen = {}
+    for framework, implementations, make in (
+        ("torch", TORCH_IMPLEMENTATIONS, torch.empty),
+        ("jax", JAX_IMPLEMENTATIONS, jnp.empty),
+    ):
+        run = choose(None, implementations, make(case.value_shape), make(case.logits_shape), None, case.grid)
+        chosen[framework] = next(name for name, each in implementations.items() if each.run is run)
+    return chosen
 
 
 def compile_seconds(case: Case) -> dict[str, float]:

@@ -5,12 +5,13 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path("benchmarks/results")
 MEASURES = ("forward", "forward+backward")
 
-# case -> measure -> contender -> median seconds, or megabytes
-Layer = dict[str, dict[str, dict[str, float]]]
+# case -> measure -> contender -> median seconds, or megabytes, or a name
+Layer = dict[str, dict[str, dict[str, Any]]]
 
 
 def machine() -> dict[str, str]:
@@ -37,6 +38,8 @@ def layer(measured: Layer, batch: int) -> str:
         f"Median milliseconds of interleaved rounds, batch {batch}, float32; in brackets multiples of the floor, the",
         "layer's three matrix products alone in the same framework. Compare ratios: times vary from run to run.",
     ]
+    rows = {case: dict(of["default"]) for case, of in measured.items()}
+    lines += ["", "## What `implementation=None` takes", "", *_sparse_table("case", rows)]
     for measure in MEASURES:
         rows = {
             case: {n: f"{t * 1e3:.1f} ({t / of[measure][_floor(n)]:.2f}×)" for n, t in of[measure].items()}

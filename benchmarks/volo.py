@@ -14,6 +14,7 @@ from flax import nnx
 
 import outlook_jax
 import outlook_torch
+from benchmarks.floor import jax_floor, products, torch_floor
 
 
 def compile_seconds(variant: str, *, scan_layers: bool) -> dict[str, float]:
@@ -36,13 +37,14 @@ class Pair(NamedTuple):
     """The two things that are timed of one contender."""
 
     forward: Callable[[], object]
-    training: Callable[[], object]
+    training: Callable[[], object] | None
 
 
 def contenders(variant: str, batch: int) -> dict[str, Pair]:
-    """Return timm's model, the same accelerated, and both twins, all with the same weights.
+    """Return timm's model, the same accelerated, and both twins, all with the same weights; and the floor of each.
 
-    A training step is `forward_train` with a fixed box, the mean square of both logits, and all gradients.
+    A training step is `forward_train` with a fixed box, the mean square of both logits, and all gradients. "folded" is
+    the twin with BatchNorm folded, which has no training.
     """
     ours = outlook_torch.volo(variant)
     theirs = timm.create_model(variant)
@@ -58,7 +60,19 @@ def contenders(variant: str, batch: int) -> dict[str, Pair]:
         name: _torch_pair(model, channels_first)
         for name, model in (("timm", theirs), ("timm accelerated", accelerated), ("torch", ours))
     }
-    return pairs | {"jax": _jax_pair(twin, jnp.asarray(images))}
+    pairs["jax"] = _jax_pair(twin, jnp.asarray(images))
+    for name, model, pair, inputs in (
+        ("torch folded", outlook_torch.fold_batch_norm(ours.eval()), _torch_pair, channels_first),
+        ("jax folded", _folded(twin), _jax_pair, jnp.asarray(images)),
+    ):
+        pairs[name] = Pair(pair(model, inputs).forward, None)
+    found = products(ours, channels_first)
+    return pairs | {"torch floor": Pair(*torch_floor(found)), "jax floor": Pair(*jax_floor(found))}
+
+
+def _folded(model: outlook_jax.VOLO) -> outlook_jax.VOLO:
+    model.eval()
+    return outlook_jax.fold_batch_norm(model)
 
 
 def _torch_pair(model: torch.nn.Module, images: torch.Tensor) -> Pair:

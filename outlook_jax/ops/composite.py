@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from itertools import product
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -201,11 +201,45 @@ def _products(out: Array, value: Array, *, grid: WindowGrid) -> Products:
 
 
 def _products_by_maps(out: Array, value: Array, *, grid: WindowGrid) -> Products:
-    # XLA's CPU compiler vectorises no sum over an axis, but it does vectorise elementwise sums of products. So D comes
-    # first and the map last, flat: a displacement is an offset there.
+    # XLA's CPU compiler vectorises no sum over an axis, but it does vectorise elementwise sums of products.
+    maps = _as_maps(out, value, grid)
+    sums = _summed(maps)
+    rows, columns = axis_taps(grid)
+    products: Products = {}
+    for r, t in maps.phases:
+        found = [total for total, tap in zip(sums, maps.taps, strict=True) if tap.phase == (r, t)]
+        if found:
+            row, column = rows.phases[r], columns.phases[t]
+            shape = (*found[0].shape[:2], row.displacements, column.displacements, row.pixels, maps.pitch)
+            products[r, t] = jnp.stack(found, axis=2).reshape(shape)[..., : column.pixels]
+    return products
+
+
+class _MapTap(NamedTuple):
+    """One displacement of a phase: its pixels times those of `source`, `offset` places further."""
+
+    phase: tuple[int, int]
+    source: tuple[int, int]
+    offset: int
+
+
+class _Maps(NamedTuple):
+    """Both operands of `gram` with D first and the map last, flat, where a displacement is an offset.
+
+    `phases` are the pixels of `out` by phase, `sources` those of `value` by their remainders from the stride, all in
+    lines of `pitch` pixels.
+    """
+
+    phases: dict[tuple[int, int], Float[Array, "B N D nm"]]
+    sources: dict[tuple[int, int], Float[Array, "B N D _"]]
+    taps: list[_MapTap]
+    pitch: int
+
+
+def _as_maps(out: Array, value: Array, grid: WindowGrid) -> _Maps:
     rows, columns = axis_taps(grid)
     here, there = (_channels_first(x) for x in (out, value))
-    # The pixels of a phase and all their displacements, as maps of equal width.
+    # Around the map as many zeros as the largest displacement, in whole strides.
     margins = [axis.stride * -(-(axis.kernel_size - 1) // axis.stride) for axis in (rows, columns)]
     height, width = (
         axis.stride * -(-(axis.size + axis.kernel_size - 1 + margin) // axis.stride)
@@ -213,8 +247,8 @@ def _products_by_maps(out: Array, value: Array, *, grid: WindowGrid) -> Products
     )
     pitch = width // columns.stride
     there = _window(there, (3, -margins[0], height + rows.stride), (4, -margins[1], width))
-    steps = (rows.stride, columns.stride)
-    split = {(s, t): _flat(there[..., s :: steps[0], t :: steps[1]]) for s, t in product(*map(range, steps))}
+    remainders = product(range(rows.stride), range(columns.stride))
+    sources = {(s, t): _flat(there[..., s :: rows.stride, t :: columns.stride]) for s, t in remainders}
     phases, taps = {}, []
     for (r, row), (t, column) in product(enumerate(rows.phases), enumerate(columns.phases)):
         pixels = here[..., row.first_pixel :: rows.stride, column.first_pixel :: columns.stride]
@@ -223,28 +257,25 @@ def _products_by_maps(out: Array, value: Array, *, grid: WindowGrid) -> Products
             u = row.first_pixel + row.first_displacement + i + margins[0]
             v = column.first_pixel + column.first_displacement + j + margins[1]
             offset = u // rows.stride * pitch + v // columns.stride
-            taps.append(((r, t), (u % rows.stride, v % columns.stride), offset))
+            taps.append(_MapTap((r, t), (u % rows.stride, v % columns.stride), offset))
+    return _Maps(phases, sources, taps, pitch)
 
-    D = value.shape[-1]
-    size = max(c for c in range(1, D + 1) if D % c == 0 and (c == 1 or c * len(taps) <= UNROLLED))
+
+def _summed(maps: _Maps) -> list[Float[Array, "B N nm"]]:
+    """Return, for each tap, the sum over D of its products."""
+    D = next(iter(maps.phases.values())).shape[2]
+    size = max(c for c in range(1, D + 1) if D % c == 0 and (c == 1 or c * len(maps.taps) <= UNROLLED))
 
     def add_up(start: Any, sums: list[Array]) -> list[Array]:
-        a, b = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start * size, size, 2), (phases, split))
+        parts = (maps.phases, maps.sources)
+        a, b = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start * size, size, 2), parts)
         return [
             reduce(add, (a[phase][:, :, k] * b[source][:, :, k, at : at + total.shape[-1]] for k in range(size)), total)
-            for total, (phase, source, at) in zip(sums, taps, strict=True)
+            for total, (phase, source, at) in zip(sums, maps.taps, strict=True)
         ]
 
-    sums = [jnp.zeros((*phases[phase].shape[:2], phases[phase].shape[3]), out.dtype) for phase, _, _ in taps]
-    sums = add_up(0, sums) if size == D else lax.fori_loop(0, D // size, add_up, sums)
-    products: Products = {}
-    for r, t in phases:
-        found = [total for total, (phase, _, _) in zip(sums, taps, strict=True) if phase == (r, t)]
-        if found:
-            row, column = rows.phases[r], columns.phases[t]
-            shape = (*found[0].shape[:2], row.displacements, column.displacements, row.pixels, pitch)
-            products[r, t] = jnp.stack(found, axis=2).reshape(shape)[..., : column.pixels]
-    return products
+    sums = [jnp.zeros_like(maps.phases[tap.phase][:, :, 0]) for tap in maps.taps]
+    return add_up(0, sums) if size == D else lax.fori_loop(0, D // size, add_up, sums)
 
 
 def _channels_first(x: Float[Array, "B H W N D"]) -> Float[Array, "B N D H W"]:
