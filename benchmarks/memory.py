@@ -1,18 +1,23 @@
 """`python -m benchmarks.memory CASE BATCH CONTENDER`: the peak memory of one training step, in a process of its own.
 
 Resident memory at its highest during the step, less what was resident before it, after a first step that loads and
-compiles. Freed memory goes back to the system at once (glibc is told so), so that it is not counted.
+compiles; the median of some steps. Freed memory goes back to the system at once (glibc is told so), so that it is not
+counted.
 """
 
 import os
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from parity_tests.cases import BY_NAME, Case
 from parity_tests.timm_oracle import declare_missing_torchvision_operators
 
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+ROUNDS = 5
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -40,6 +45,11 @@ def _measure(case: Case, contender: str) -> float:
     step = contenders(case)[contender]().training
     for _ in range(2):
         step()
+    return statistics.median(_peak(step) for _ in range(ROUNDS))
+
+
+def _peak(step: Callable[[], object]) -> float:
+    time.sleep(0.2)  # other threads may free what the last step took a little after its end
     CLEAR.write_text("5")  # forget the highest so far
     before = _resident("VmRSS")
     step()
