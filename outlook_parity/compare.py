@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from outlook_parity.metrics import measure
-from outlook_parity.report import EXCUSED, Check, Noise, RowVerdict, SelfNoise, Verdict
+from outlook_parity.report import EXCUSED, REVERSED, TWICE, Check, Noise, RowVerdict, SelfNoise, Verdict
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -54,6 +54,12 @@ class Pair:
     name: str
     torch: np.ndarray | None
     jax: np.ndarray | None
+
+    def alike(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return both arrays if both are there and have one shape, else None."""
+        if self.torch is None or self.jax is None or self.torch.shape != self.jax.shape:
+            return None
+        return self.torch, self.jax
 
 
 def pairs(torch: Tensors, jax: Tensors, expected: Sequence[str] = ()) -> list[Pair]:
@@ -106,9 +112,10 @@ def _compare_whole(level: str, dtype: str, pair: Pair) -> Check:
 
 def _explained(pair: Pair, jump: np.ndarray) -> bool:
     """Whether numbers differ by no more than rounding can move them, as a gradient does whose true value is zero."""
-    if pair.torch is None or pair.jax is None or pair.torch.shape != pair.jax.shape:
+    if (arrays := pair.alike()) is None:
         return False
-    return float(np.abs(pair.torch - pair.jax).max()) <= FACTOR_BOUND * float(np.abs(jump).max())
+    torch, jax = arrays
+    return float(np.abs(torch - jax).max()) <= FACTOR_BOUND * float(np.abs(jump).max())
 
 
 def _terms(level: str, pair: Pair, dtype: str, summed: tuple[int, int]) -> int:
@@ -138,7 +145,7 @@ def compare_dtype(who: str, asked: str, given: str, output: str = "output") -> l
     """Return a row if an output has another dtype than the one asked for: then nothing was shown about that one."""
     if asked == given:
         return []
-    name = f"dtype of {who}" + output.removeprefix("output").replace(".", ", ", 1)
+    name = f"dtype of {who}{_which(output)}"
     return [Check("forward", asked, name, "mismatch", bound=0.0, note=f"the output is {given}")]
 
 
@@ -151,10 +158,15 @@ def compare_self(who: str, dtype: str, plain: Tensors, watched: Tensors, truth: 
     bound = RELATIVE_BOUNDS["forward"] if truth is None else FACTOR_BOUND
     checks = []
     for pair in pairs(watched, plain):
-        row = replace(pair, name=f"{who}: {how}" + pair.name.removeprefix("output").replace(".", ", ", 1))
+        row = replace(pair, name=f"{who}: {how}{_which(pair.name)}")
         exact = None if truth is None else truth.get(pair.name)
         checks.append(compare_pair("self-check", dtype, row, bound=bound, truth=exact))
     return checks
+
+
+def _which(output: str) -> str:
+    """Return which of several outputs this is, as in ", logits.0"; "" of the only one."""
+    return output.removeprefix("output").replace(".", ", ", 1)
 
 
 def compare_again(dtype: str, again: Mapping[str, Mapping[str, Tensors | str]]) -> list[Check]:
@@ -180,32 +192,31 @@ def compare_again(dtype: str, again: Mapping[str, Mapping[str, Tensors | str]]) 
 
 
 def _as_undefined(pair: Pair) -> bool:
-    if pair.torch is None or pair.jax is None or pair.torch.shape != pair.jax.shape:
+    """Whether both are NaN or Inf at the same places, and agree elsewhere."""
+    if (arrays := pair.alike()) is None:
         return False
-    undefined = ~np.isfinite(pair.torch)
-    alike = np.array_equal(undefined, ~np.isfinite(pair.jax)) and bool(undefined.any())
-    return alike and (bool(undefined.all()) or _relative_error(pair.torch[~undefined], pair.jax[~undefined]) <= 1e-12)
+    torch, jax = arrays
+    defined = np.isfinite(torch)
+    if defined.all() or not np.array_equal(defined, np.isfinite(jax)):
+        return False
+    return not defined.any() or _relative_error(torch[defined], jax[defined]) <= RELATIVE_BOUNDS["forward"]
 
 
 def self_noise(who: str, dtype: str, first: Tensors, again: Mapping[str, Tensors | str]) -> list[SelfNoise]:
     """Return how far a twin is from itself when it is called again, in each way that must change nothing."""
     found = []
     for how, outputs in again.items():
-        if how in SAME_AGAIN and not isinstance(outputs, str):
+        if how in (TWICE, REVERSED) and not isinstance(outputs, str):
             worst = 0.0
             for pair in pairs(first, outputs):
-                if pair.torch is None or pair.jax is None or pair.torch.shape != pair.jax.shape:
+                if (arrays := pair.alike()) is None:
                     worst = math.inf
-                elif pair.torch.size and not np.array_equal(pair.torch, pair.jax, equal_nan=True):
-                    error = _relative_error(pair.jax, pair.torch)
+                elif not np.array_equal(*arrays, equal_nan=True):
+                    before, after = arrays
+                    error = _relative_error(after, before)
                     worst = max(worst, error if math.isfinite(error) else math.inf)
             found.append(SelfNoise(who, dtype, how, worst, worst / epsilon(dtype)))
     return found
-
-
-# The ways of calling a twin again that change nothing in its outputs, unless it is not deterministic, keeps state, or
-# mixes the samples of a batch.
-SAME_AGAIN = ("called twice", "batch reversed")
 
 
 def noise(array: np.ndarray, truth: np.ndarray, dtype: str) -> Noise:

@@ -148,12 +148,11 @@ class NNXModel(JaxModel):
 
     def modules(self) -> dict[str, Any]:
         """See `JaxModel`."""
-        return {".".join(map(str, path)): module for path, module in nnx.iter_modules(self.module)}
+        return _modules_of(self.module)
 
     def merged(self, parameters: Values, buffers: Values) -> dict[str, Any]:
         """See `JaxModel`."""
-        model = self._merged(parameters, buffers)
-        return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+        return _modules_of(self._merged(parameters, buffers))
 
     @property
     def mode(self) -> str | None:
@@ -200,6 +199,10 @@ class NNXModel(JaxModel):
     def _buffers_of(self, model: nnx.Module) -> Values:
         state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param)))
         return {".".join(map(str, path)): variable.get_value() for path, variable in state}
+
+
+def _modules_of(module: nnx.Module) -> dict[str, Any]:
+    return {".".join(map(str, path)): part for path, part in nnx.iter_modules(module)}
 
 
 class _NNXForLoss:
@@ -388,7 +391,7 @@ def _watched_nnx(
     if tape is None and draws is None and around is None:
         yield
         return
-    paths = {id(part): ".".join(map(str, path)) for path, part in nnx.iter_modules(model)}
+    paths = {id(part): path for path, part in _modules_of(model).items()}
     running: list[int] = []
 
     def watching(honest: Callable[..., Any]) -> Callable[..., Any]:

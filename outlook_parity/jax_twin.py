@@ -18,7 +18,7 @@ import optax
 import outlook_jax.losses
 from outlook_common.weights.arrays import to_numpy
 from outlook_parity.compare import DTYPES
-from outlook_parity.jax_models import JaxModel, Values
+from outlook_parity.jax_models import JaxModel, Values, weights_of
 from outlook_parity.jax_semantics import add_operations, attributes_of, mark
 from outlook_parity.masks import Draws
 from outlook_parity.names import Names
@@ -49,8 +49,7 @@ class JaxTwin(Twin):
 
     def weights(self) -> dict[str, np.ndarray]:
         """See `Twin`."""
-        buffers = {name: self.model.buffers[name] for name in self.model.statistics}
-        return self._under_torch_names(self.model.parameters | buffers)
+        return self._under_torch_names(weights_of(self.model))
 
     def run(self, request: Request, *, gradients: bool = True, again: bool = False) -> Run:
         """See `Twin`."""
@@ -224,6 +223,15 @@ def _update(optimizer: optax.GradientTransformation, gradients: Any, state: Any,
 def jax_device(device: str) -> jax.Device:
     """Return JAX's first device of this kind; a RuntimeError if it has none."""
     return jax.devices(device)[0]
+
+
+def jax_absence(device: str) -> str | None:
+    """Return why JAX cannot run on this kind of device here, or None if it can."""
+    try:
+        jax_device(device)
+    except RuntimeError as error:
+        return f"JAX has no {device} here ({str(error).splitlines()[0]})"
+    return None
 
 
 @contextmanager

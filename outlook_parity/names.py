@@ -134,13 +134,14 @@ def torch_axes_of(given: Given, inputs: Mapping[str, np.ndarray], usual: Axes | 
         order: Axes = tuple(asked)  # type: ignore[arg-type]
         if not any(len(order) == array.ndim for array in inputs.values()):
             raise ValueError(f"torch_axes={list(order)} has {len(order)} axes; no input has as many: {shapes}")
-        return {name: order if len(axes) == len(order) else axes for name, axes in same.items()}
-    if len(asked) != len(inputs):
+        orders = {name: order if len(axes) == len(order) else axes for name, axes in same.items()}
+    elif len(asked) != len(inputs):
         raise ValueError(f"torch_axes has {len(asked)} orders of axes, there are {len(inputs)} inputs: {shapes}")
-    orders = {
-        name: same[name] if order is None else tuple(order)  # type: ignore[arg-type]
-        for name, order in zip(inputs, asked, strict=True)
-    }
+    else:
+        orders = {
+            name: same[name] if order is None else tuple(order)  # type: ignore[arg-type]
+            for name, order in zip(inputs, asked, strict=True)
+        }
     for name, order in orders.items():
         if sorted(order) != list(same[name]):
             raise ValueError(f"torch_axes of {name}, of shape {inputs[name].shape}, must not be {list(order)}")
@@ -309,7 +310,7 @@ def _of_attention(
     attention, _, projection = owner.rpartition(".")
     path = modules.get(attention, attention)
     inside = {
-        name for name, leaf in torch_weights.items() if leaf.kind == ATTENTION and name.rpartition(".")[0] == path
+        name for name, weight in torch_weights.items() if weight.kind == ATTENTION and name.rpartition(".")[0] == path
     }
     if flax in given.weights or not inside or leaf not in ("kernel", "bias"):
         return None
@@ -342,10 +343,12 @@ def _check_given(
         ("weights, of torch,", given.weights.values(), torch_weights),
         ("axes, of JAX,", given.axes, flax_weights),
     ):
+        there = sorted(filter(None, known))
         for name in names:
             if name not in known:
-                near = get_close_matches(name, list(known), cutoff=0.5) or sorted(filter(None, known))[:8]
-                raise ValueError(f"the map's {what} name {name!r}, which is not there; there are {', '.join(near)}")
+                near = get_close_matches(name, there, cutoff=0.5) or there[:8]
+                listed = ", ".join(near) or "none"
+                raise ValueError(f"the map's {what} name {name!r}, which is not there; of the {len(there)}: {listed}")
 
 
 def _hints(

@@ -13,16 +13,21 @@ from flax import linen, nnx
 
 from outlook_common.weights.arrays import is_floating, to_numpy
 from outlook_parity.jax_models import FunctionModel, JaxModel, Values, jax_model, shapes_of, transposed_of, weights_of
-from outlook_parity.jax_twin import JaxTwin, jax_device
+from outlook_parity.jax_twin import JaxTwin, jax_absence, jax_device
 from outlook_parity.names import Axes, Given, Names, derive_names, names_of_table, torch_axes_of
 from outlook_parity.request import Inputs, Request
-from outlook_parity.subjects import OUTPUT, Subject, Task, is_array, mean_square, subject_of
+from outlook_parity.subjects import OUTPUT, Subject, Task, is_array, mean_square, no_task, subject_of
 from outlook_parity.tape import fitting_axes
 from outlook_parity.theirs import blamed
-from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights, torch_device, torch_leaves
+from outlook_parity.torch_twin import (
+    FunctionModule,
+    TorchTwin,
+    compared_weights,
+    torch_absence,
+    torch_device,
+    torch_leaves,
+)
 from outlook_parity.trees import named_leaves
-
-LEVELS_OF_FUNCTIONS = ("forward", "gradients")
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ def _out_axes(
     """
     request = Request(inputs, "float32", "cpu", 0, "float32")
     with blamed("torch", {name: [inputs[name].shape[i] for i in axes[name]] for name in inputs}):
-        outputs = TorchTwin(module, axes, _no_task).run(request, gradients=False).outputs
+        outputs = TorchTwin(module, axes, no_task).run(request, gradients=False).outputs
     with blamed("JAX", {name: list(array.shape) for name, array in inputs.items()}):
         shapes = {name: leaf.shape for name, leaf in _out_shapes(model, inputs).items()}
     if not outputs and not shapes:
@@ -160,15 +165,11 @@ def _out_axes(
     for name, output in outputs.items():
         fitting = fitting_axes(output.shape, shapes.get(name, ()))
         order = given.out_axes.get(name, fitting[0] if fitting else None)
-        if order is not None and len(order) != output.ndim:
-            raise ValueError(f"out_axes of {name} has {len(order)} axes, the output of the torch model {output.ndim}")
+        if order is not None and sorted(order) != list(range(output.ndim)):
+            raise ValueError(f"out_axes of {name}, in torch of shape {output.shape}, must not be {list(order)}")
         if order is not None and order != tuple(range(output.ndim)):
             found[name] = order
     return found
-
-
-def _no_task(request: Request) -> Task:
-    raise AssertionError("nothing is trained here")
 
 
 def _derived(module: torch.nn.Module, model: JaxModel, given: Given) -> Names:
@@ -178,13 +179,7 @@ def _derived(module: torch.nn.Module, model: JaxModel, given: Given) -> Names:
 
 def device_absence(device: str) -> str | None:
     """Return why runs on this kind of device are not possible here, or None if they are."""
-    try:
-        jax_device(device)
-    except RuntimeError as error:
-        return f"JAX has no {device} here ({str(error).splitlines()[0]})"
-    if device == "gpu" and not torch.cuda.is_available():
-        return "PyTorch has no CUDA device here"
-    return None
+    return jax_absence(device) or torch_absence(device)
 
 
 def device_names(device: str) -> dict[str, str]:

@@ -28,6 +28,10 @@ EXCUSED = "as large as rounding makes it: the true value is zero"
 PROPAGATED = "propagated"
 ALONE = {"torch": " (alone, torch's)", "jax": " (alone, jax's)"}
 
+# The ways of calling a twin again that change nothing in its outputs, unless it is not deterministic, keeps state, or
+# mixes the samples of a batch.
+TWICE, REVERSED = "called twice", "batch reversed"
+
 _STYLES = {"pass": "green", "zero": "yellow", "skipped": "yellow", "mismatch": "bold red", "not-run": "yellow"}
 
 
@@ -208,7 +212,7 @@ def notes_on(noises: Sequence[SelfNoise]) -> list[str]:
     for (twin, how), group in groupby(sorted(noises, key=lambda n: (n.twin, n.how)), key=lambda n: (n.twin, n.how)):
         worst = max(group, key=lambda noise: noise.units)
         size = f"{worst.measured:.1e} of the largest output in {worst.dtype}"
-        if how == "called twice" and worst.measured:
+        if how == TWICE and worst.measured:
             notes.append(f"{twin} is not deterministic, or keeps state: called twice its outputs differ by {size}")
         elif worst.units > MANY_UNITS:
             notes.append(f"{twin} mixes the samples of a batch: in another order of them its outputs differ by {size}")
@@ -245,16 +249,12 @@ def _shown(checks: Sequence[Check], every_row: bool) -> list[tuple[str, Check]]:
         together = list(members)
         passing = [check for check in together if check.verdict == "pass"]
         wrong = [check for check in together if check.verdict in ("mismatch", "not-run")]
-        followed = [check for check in wrong if check.view == PROPAGATED]
+        followed = [check for check in wrong if check.view == PROPAGATED]  # as something before it is wrong
         shown += [(check.name, check) for check in wrong if check.view != PROPAGATED]
-        if followed:  # what is wrong because something before it is
-            worst = max(followed, key=lambda check: check.measured or 0.0)
-            shown.append((f"{part} ({len(followed)})" if len(followed) > 1 else worst.name, worst))
-        if passing:
-            worst = max(passing, key=lambda check: check.measured or 0.0)
-            shown.append((f"{part} ({len(passing)})" if len(passing) > 1 else worst.name, worst))
-        if zeros := [check for check in together if check.verdict == "zero"]:
-            shown.append((f"{part} ({len(zeros)})" if len(zeros) > 1 else zeros[0].name, zeros[0]))
+        zeros = [check for check in together if check.verdict == "zero"]
+        for alike in filter(None, (followed, passing, zeros)):
+            worst = max(alike, key=lambda check: check.measured or 0.0)
+            shown.append((f"{part} ({len(alike)})" if len(alike) > 1 else worst.name, worst))
     return shown
 
 

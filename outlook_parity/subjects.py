@@ -83,6 +83,11 @@ def mean_square(targets: Mapping[str, np.ndarray]) -> Task:
     return Task(targets, loss)
 
 
+def no_task(request: object) -> Task:
+    """Raise an AssertionError: for a twin that is not trained."""
+    raise AssertionError("nothing is trained here")
+
+
 def is_array(leaf: Any) -> bool:
     """Whether something is an array of either framework, or a number."""
     return (hasattr(leaf, "shape") and hasattr(leaf, "dtype")) or isinstance(leaf, int | float)

@@ -51,7 +51,7 @@ class Tape:
 
     def enter(self, path: str, arrays: Arrays) -> Arrays | None:
         """Note a call; return what to call the module with instead, None for what it is."""
-        parent = self._stack[-1][0] if self._stack else None
+        parent = self.inside
         key = Key(path, self._calls[path], "in")
         self._calls[path] += 1
         self._stack.append((path, key.call))

@@ -240,8 +240,8 @@ def watched(model: torch.nn.Module, tape: Tape) -> Iterator[None]:
             continue
 
         def before(module: torch.nn.Module, args: Any, kwargs: Any, path: str = path) -> Any:
-            given, leaves = tape.enter(path, _arrays((args, kwargs))), (args, kwargs)
-            return None if given is None else _replaced(leaves, given)
+            given = tape.enter(path, _arrays((args, kwargs)))
+            return None if given is None else _replaced((args, kwargs), given)
 
         def after(module: torch.nn.Module, args: Any, output: Any) -> Any:
             # Flax's attention does not give its weights, PyTorch's does.
@@ -360,6 +360,11 @@ def shared_masks(model: torch.nn.Module, draws: Draws) -> Iterator[None]:
 def torch_device(device: str) -> torch.device:
     """Return PyTorch's device of this kind. It has none for TPUs: there its twin runs on the CPU."""
     return torch.device("cuda" if device == "gpu" else "cpu")
+
+
+def torch_absence(device: str) -> str | None:
+    """Return why PyTorch cannot run on this kind of device here, or None if it can."""
+    return "PyTorch has no CUDA device here" if device == "gpu" and not torch.cuda.is_available() else None
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from outlook_parity.compare import refusal as refusal_of_inputs
 from outlook_parity.models import Options, make
 from outlook_parity.names import Given, Names, TorchLeaf, derive_names, names_of_table, read_given, torch_axes_of
 from outlook_parity.request import Request, inputs_of, places_and_size, round_to
-from outlook_parity.subjects import Task, subject_of
+from outlook_parity.subjects import no_task, subject_of
 from outlook_parity.tape import Tape
 from outlook_parity.theirs import blamed, build, read_inputs
 from outlook_parity.tracefile import Header, Leaves, TraceFile, digest, read, write
@@ -101,7 +101,9 @@ def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], Any]:
         return build(asked.factory, "--factory"), inputs_of(read_inputs(asked.inputs)), None
     if asked.inputs is not None:
         raise ValueError("--inputs are those of --factory, which is not given")
-    options = Options(asked.model, asked.weights, asked.prefix, asked.seed, None, 3, 2, None)
+    options = Options(
+        asked.model, asked.weights, asked.prefix, asked.seed, num_heads=None, kernel_size=3, stride=2, padding=None
+    )
     made = make(options, (asked.framework,))
     model = made.torch_model if asked.framework == "torch" else made.jax_model
     return model, inputs_of(made.inputs), getattr(model, "config", model)
@@ -121,7 +123,7 @@ def _torch(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any)
     if asked.torch_axes is not None:
         given = replace(given, torch_axes=_numbers(asked.torch_axes))
     axes = torch_axes_of(given, inputs, subject.torch_axes if subject else None)
-    twin = TorchTwin(module, axes, _no_task, given.out_axes, None if subject else compared_weights(module))
+    twin = TorchTwin(module, axes, no_task, given.out_axes, None if subject else compared_weights(module))
     leaves = {name: (leaf.kind, leaf.shape) for name, leaf in torch_leaves(module).items()}
     return twin, leaves, [path for path, _ in module.named_modules()]
 
@@ -138,7 +140,7 @@ def _given(asked: Asked) -> Given:
 
 
 def _jax(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
-    from outlook_parity.jax_models import jax_model
+    from outlook_parity.jax_models import jax_model, shapes_of, transposed_of
     from outlook_parity.jax_twin import JaxTwin
 
     twin = jax_model(model)
@@ -149,34 +151,24 @@ def _jax(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any) -
         if twin.parameters:
             raise ValueError("--names: the trace of the torch twin is needed, whose names the weights are to have")
     else:
-        from outlook_parity.jax_models import shapes_of, transposed_of
-
         header = read(asked.names).header
         leaves = {name: TorchLeaf(*leaf) for name, leaf in header.leaves.items()}
         names = derive_names(
             leaves, header.modules, shapes_of(twin), twin.modules(), _given(asked), transposed_of(twin)
         )
-    return JaxTwin(twin, names, _no_task), {}, []
-
-
-def _no_task(request: Request) -> Task:
-    raise AssertionError("a trace does not train")
+    return JaxTwin(twin, names, no_task), {}, []
 
 
 def _torch_absence(device: str) -> str | None:
-    import torch
+    from outlook_parity.torch_twin import torch_absence
 
-    return "PyTorch has no CUDA device here" if device == "gpu" and not torch.cuda.is_available() else None
+    return torch_absence(device)
 
 
 def _jax_absence(device: str) -> str | None:
-    from outlook_parity.jax_twin import jax_device
+    from outlook_parity.jax_twin import jax_absence
 
-    try:
-        jax_device(device)
-    except RuntimeError as error:
-        return f"JAX has no {device} here ({str(error).splitlines()[0]})"
-    return None
+    return jax_absence(device)
 
 
 _TWINS: dict[str, Callable[..., Made]] = {"torch": _torch, "jax": _jax}

@@ -9,6 +9,7 @@ import numpy as np
 from outlook_common.weights.arrays import is_floating
 from outlook_parity.compare import Tensors
 from outlook_parity.masks import Draw
+from outlook_parity.report import REVERSED, TWICE
 from outlook_parity.request import Inputs, Request, batch_of, batch_reversed, scattered
 from outlook_parity.semantics import Facts
 from outlook_parity.tape import Tape
@@ -23,8 +24,8 @@ class Run:
         dtypes: of the outputs, as the model gave them.
         gradients: those of the sum over the outputs of output * cotangent, for every input and parameter; empty if not
             asked for.
-        again: what the same copy of the model gave when it was called again: by how, `AGAIN`, the outputs, or why there
-            are none.
+        again: what the same copy of the model gave when it was called again: by how, see `asked_again`, the outputs, or
+            why there are none.
     """
 
     outputs: Tensors
@@ -33,8 +34,8 @@ class Run:
     again: Mapping[str, Tensors | str] = field(default_factory=dict)
 
 
-# How a model is called again.
-TWICE, REVERSED, SCATTERED = "called twice", "batch reversed", "other numbers"
+# How a model is called again, besides `TWICE` and `REVERSED`.
+SCATTERED = "other numbers"
 
 
 def asked_again(request: Request) -> dict[str, Inputs]:

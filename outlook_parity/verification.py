@@ -109,6 +109,7 @@ def verify(
     if impossible := [f"{level!r} ({pair.refused[level]})" for level in levels if level in pair.refused]:
         raise ValueError(f"levels that cannot be had of this pair: {', '.join(impossible)}")
 
+    levels = [level for level in LEVELS if level in levels]  # each once, in whatever order they are asked for
     trained = dtypes if training_dtypes is None else training_dtypes
     asked = [(level, dtype) for dtype in dtypes for level in levels if level != "training" or dtype in trained]
     passes = dict.fromkeys((dtype, LEVELS[level]) for level, dtype in asked)

@@ -1,6 +1,7 @@
 """Twins that take several inputs and give several outputs, and layers whose weights Flax keeps in another shape."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -288,6 +289,39 @@ def test_an_output_whose_shape_fits_in_two_orders_is_taken_as_it_is_unless_the_m
     assert verify(*pair, x, dtypes=("float64",), names=names).verdict == "pass"
     with pytest.raises(ValueError, match="out_axes names logits; the torch model gives output"):
         verify(*pair, x, dtypes=("float64",), names=Given(out_axes={"logits": (0,)}))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (Given(torch_axes=(0, 3, 1, 1)), r"torch_axes of input, .*, must not be \[0, 3, 1, 1\]"),
+        (Given(torch_axes=[(0, 4, 1, 2)]), r"torch_axes of input, .*, must not be \[0, 4, 1, 2\]"),
+        (Given(out_axes={"output": (0, 0, 1, 2)}), r"out_axes of output, .*, must not be \[0, 0, 1, 2\]"),
+        (Given(out_axes={"output": (0, 2, 1)}), r"out_axes of output, .*, must not be \[0, 2, 1\]"),
+    ],
+)
+def test_axes_in_an_order_that_is_none_are_refused_with_the_shape(names: Given, message: str) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    with pytest.raises(ValueError, match=message) as error:
+        verify(torch.tanh, jnp.tanh, x, dtypes=("float64",), names=names)
+    assert "(2, 3, 4, 5)" in str(error.value)
+
+
+def test_a_name_of_the_map_that_is_not_there_is_answered_with_one_that_is() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 5, DIM))
+    with pytest.raises(ValueError, match=r"modules, of JAX, name 'atn', which is not there; of the \d+: .*\battn\b"):
+        verify(TimeFirst(), BatchFirst(), x, names=Given(modules={"atn": "attn"}))
+
+
+def test_levels_may_be_asked_for_in_any_order() -> None:
+    torch.manual_seed(0)
+    theirs = TimeFirst()
+    pair = (theirs, load_torch_weights(BatchFirst(), theirs))
+    x = np.random.default_rng(0).standard_normal((3, 5, DIM))
+    ask = partial(verify, *pair, x, dtypes=("float64",), names=Given(torch_axes=(1, 0, 2)))
+    usual, turned = ask(levels=("forward", "layers")), ask(levels=("layers", "forward", "layers"))
+    assert turned.checks == usual.checks
+    assert len(turned.self_noise) == len(usual.self_noise) == 4
 
 
 class Named(NamedTuple):

@@ -265,7 +265,7 @@ def _unrecognised(checkpoint: Checkpoint, model: str | None) -> str:
         return f"{where}: no known model; but there is one with prefix={', '.join(map(repr, prefixes))}"
     known = ", ".join(known.config.__name__.removesuffix("Config") for known in MODELS)
     names = sorted(checkpoint.names)
-    wanted = "known model" if model is None else f"{model}"
+    wanted = "known model" if model is None else model
     listed = ", ".join([*map(shown, names[:_LISTED]), *(["…"] if len(names) > _LISTED else [])])
     hint = ""
     if model is None and recognise_checkpoint(checkpoint, LAYER) is not None:
