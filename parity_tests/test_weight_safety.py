@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlook_common.weights import WeightsError, atomic, convert, limits, read_arrays, write_arrays
-from outlook_common.weights.formats import sharded
+from outlook_common.weights.formats import orbax, sharded
 from outlook_common.weights.manifest import source_sha256
+from outlook_common.weights.shown import listed
 from parity_tests import fuzz_weights, kill_weights
 from parity_tests.hostile_files import (
     IN_FLAX,
@@ -137,6 +138,15 @@ def test_a_name_that_looks_like_another_is_shown_by_its_code_and_cannot_steer_th
     assert "attn.we\\u0456ght; the nearest known is attn.weight" in said
     assert "\\x1b[2Jproj.bias" in said
     assert "\x1b" not in said
+    with pytest.raises(WeightsError, match=r"at the top it has \\x1b\[2J"):
+        convert({"\x1b[2J": {}}, tmp_path / "b.npz", use_ema=True)
+
+
+def test_a_long_list_of_names_ends_in_how_many_more_there_are() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert listed("abcdefgh") == "a, b, c, d, e, f, g, h"
+    assert listed((name for name in ("a", "\x1b", *"cdefghijklmn")), most=2) == "a, \\x1b, … and 12 more"
+    assert listed("abc", most=1, between="\n") == "a\n… and 2 more"
 
 
 def test_zip_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
@@ -222,6 +232,12 @@ def zarr_with(**changes: Any) -> Parts:
 )
 def test_orbax_folders_made_to_harm_are_refused_unread(tmp_path: Path, parts: Parts, words: str) -> None:
     assert words in refused_orbax(tmp_path / "a.orbax", parts)
+
+
+def test_an_orbax_folder_of_too_many_files_says_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orbax, "_FILES", 3)
+    parts = {f"{place}": b"" for place in range(12)} | {"_METADATA": b"{}"}
+    assert "at least 13 files and folders, at most 3 are read" in refused_orbax(tmp_path / "a.orbax", parts)
 
 
 def test_an_orbax_folder_without_ocdbt_is_read(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What somebody saved, as a flat list of names: wrappers taken off, a part of it chosen."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from outlook_common.weights import limits
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.files import Contents, PathLike, open_file
+from outlook_common.weights.shown import listed
 from outlook_common.weights.source import weights_and_config
 
 Source = PathLike | Mapping[Any, Any]
@@ -93,18 +94,13 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
 def _unwrapped(contents: Mapping[Any, Any], label: str, *, use_ema: bool) -> Mapping[Any, Any]:
     if use_ema:
         if not isinstance(contents.get(EMA), Mapping):
-            raise WeightsError(f"{label}: use_ema=True, but it has no {EMA!r}; at the top it has {_listed(contents)}")
+            raise WeightsError(f"{label}: use_ema=True, but it has no {EMA!r}; at the top it has {listed(contents)}")
         contents = contents[EMA]
     while wrapper := next((key for key in _WRAPPERS if isinstance(contents.get(key), Mapping)), None):
         contents = contents[wrapper]
     if isinstance(contents.get(EMA), Mapping):
         raise WeightsError(f"{label}: it has only averaged weights, {EMA!r}; use_ema=True (--use-ema) takes them")
     return contents
-
-
-def _listed(keys: Iterable[Any], limit: int = 8) -> str:
-    names = [str(key) for key in keys]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _flat(contents: Mapping[Any, Any], label: str, above: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

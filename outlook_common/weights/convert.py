@@ -21,7 +21,7 @@ from outlook_common.weights.formats.sharded import folder_of_shards
 from outlook_common.weights.manifest import Line, manifest_of, source_sha256
 from outlook_common.weights.models import LAYER, MODELS, Recognised, recognise, recognise_as
 from outlook_common.weights.resolve import plan
-from outlook_common.weights.shown import shown
+from outlook_common.weights.shown import listed, shown
 from outlook_common.weights.stored import Computed, Stored
 from outlook_common.weights.table import FLAX, TORCH, WeightTable
 
@@ -31,9 +31,6 @@ _FORMAT_OF_NAMING = {FLAX: "flax"}
 # The metadata that are ours begin so; what else a source says of itself is kept.
 _OURS = "outlook."
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-# How many names a message shows.
-_LISTED = 8
 
 Progress = Callable[[int, int], None]
 
@@ -266,8 +263,7 @@ def _unrecognised(checkpoint: Checkpoint, model: str | None) -> str:
     known = ", ".join(known.config.__name__.removesuffix("Config") for known in MODELS)
     names = sorted(checkpoint.names)
     wanted = "known model" if model is None else model
-    listed = ", ".join([*map(shown, names[:_LISTED]), *(["…"] if len(names) > _LISTED else [])])
     hint = ""
     if model is None and recognise_checkpoint(checkpoint, LAYER) is not None:
         hint = f"; it has parts of a layer: with model={LAYER!r} (--model {LAYER}) it is said what that lacks"
-    return f"{where}: no {wanted} in its {len(names)} tensors ({listed}); known: {known}{hint}"
+    return f"{where}: no {wanted} in its {len(names)} tensors ({listed(names)}); known: {known}{hint}"

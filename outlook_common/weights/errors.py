@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from outlook_common.weights.shown import shown
+from outlook_common.weights.shown import listed
 
 Kind = Literal["missing", "unexpected", "misshapen", "duplicate", "mixed naming", "non-numeric"]
 
@@ -42,8 +42,6 @@ class WeightsError(ValueError):
         lines = [self.message]
         for kind, count in Counter(problem.kind for problem in self.problems).items():
             lines.append(f"  {kind} ({count}):")
-            details = [problem.detail for problem in self.problems if problem.kind == kind]
-            lines += [f"    {shown(detail)}" for detail in details[:_LISTED]]
-            if count > _LISTED:
-                lines.append(f"    … and {count - _LISTED} more")
+            details = (problem.detail for problem in self.problems if problem.kind == kind)
+            lines.append("    " + listed(details, _LISTED, between="\n    "))
         return "\n".join(lines)

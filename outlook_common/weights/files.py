@@ -10,7 +10,7 @@ from outlook_common.weights.atomic import replacing, sync
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats import npz, orbax, pytorch, safetensors, sharded
 from outlook_common.weights.formats.base import Contents, Format, Metadata, PathLike, Places, Tensors
-from outlook_common.weights.shown import shown
+from outlook_common.weights.shown import listed
 from outlook_common.weights.stored import Stored, same_bytes, stored
 
 __all__ = ["FORMATS", "Contents", "PathLike", "format_of", "open_file", "read_arrays", "write_arrays", "write_tensors"]
@@ -157,5 +157,5 @@ def _check_written(found: Mapping[str, Any], expected: Mapping[str, _Counted], p
     if differing or len(found) != len(expected):
         raise WeightsError(
             f"{path}: not written, what was read back differs: {len(found)} tensors of {len(expected)}, "
-            f"and other bits in {', '.join(map(shown, differing))}"
+            f"and other bits in {listed(differing)}"
         )

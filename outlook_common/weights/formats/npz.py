@@ -34,7 +34,7 @@ from outlook_common.weights.formats.base import (
     settled,
 )
 from outlook_common.weights.formats.checked import checked
-from outlook_common.weights.shown import shown
+from outlook_common.weights.shown import listed, shown
 from outlook_common.weights.stored import Computed, InFile, Stored
 
 _NOTE = "__metadata__"
@@ -65,7 +65,7 @@ def read(path: Path) -> Contents:
             found[name] = tensor.seen_as(BFLOAT16)
     if lost := sorted(name for name, tensor in found.items() if tensor.dtype.kind == "V" and name not in bfloat16):
         raise WeightsError(
-            f"{path}: {', '.join(map(shown, lost))} hold raw bytes ({found[lost[0]].dtype.str!r}): `np.savez` leaves "
+            f"{path}: {listed(lost)} hold raw bytes ({found[lost[0]].dtype.str!r}): `np.savez` leaves "
             "bfloat16 so, and which numbers they are is lost; save them with `save_weights`, or as .safetensors"
         )
     return Contents(found, note.get("metadata", {}))

@@ -28,7 +28,7 @@ from outlook_common.weights.formats.base import (
     reading,
     settled,
 )
-from outlook_common.weights.shown import shown
+from outlook_common.weights.shown import listed, shown
 from outlook_common.weights.stored import Stored
 from outlook_common.weights.table import FLAX
 
@@ -196,7 +196,7 @@ def _bytes_in(folder: Path) -> int:
                 raise ValueError(f"{shown(Path(root, name).relative_to(folder))} is a {kind}, expected files alone")
             size, count = size + status.st_size * stat.S_ISREG(status.st_mode), count + 1
         if count > _FILES:
-            raise ValueError(f"more than {_FILES} files")
+            raise ValueError(f"it has at least {count} files and folders, at most {_FILES} are read")
     return size
 
 
@@ -223,7 +223,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
             return []
 
     if empty := [name for name, tensor in tensors.items() if tensor.nbytes == 0]:
-        raise WeightsError(f"{path}: Orbax cannot save arrays without numbers: {', '.join(map(shown, empty))}")
+        raise WeightsError(f"{path}: Orbax cannot save arrays without numbers: {listed(empty)}")
     tree = _nested({tuple(name.split(".")): _Leaf(tensor) for name, tensor in tensors.items()})
     with _quietly():
         registry = type_handlers.create_type_handler_registry((_Leaf, Handler(deepcopy_host_arrays=False)))
