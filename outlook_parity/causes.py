@@ -8,6 +8,7 @@ from outlook_parity.compare import Tensors
 from outlook_parity.layers import Suspect, shown
 from outlook_parity.masks import Draw
 from outlook_parity.report import Check
+from outlook_parity.rounding import as_coarse_as, finer_products
 from outlook_parity.semantics import HARMLESS, Difference
 from outlook_parity.signatures import weight_difference
 
@@ -30,6 +31,7 @@ class Evidence:
         weights: of each twin, as given.
         draws: of each twin's last training step.
         trained: of each twin, what training in float64 gave, if it ran.
+        in_full: by precision in which products may round, the twins that show none of it.
         hint: of a weight without counterpart, what to do about it, in brackets.
         wrong_step: of a suspect, the step inside outlook attention that is wrong, None if it cannot be told.
     """
@@ -40,6 +42,7 @@ class Evidence:
     weights: Mapping[str, Tensors]
     draws: Mapping[str, Sequence[Draw]]
     trained: Mapping[str, Tensors] = field(default_factory=dict)
+    in_full: Mapping[str, list[str]] = field(default_factory=dict)
     wrong_step: Callable[[Suspect], str | None] = lambda suspect: None
     hint: Callable[[str], str] = lambda name: ""
 
@@ -78,10 +81,25 @@ def _alone(evidence: Evidence) -> Explanation | None:
     if said := [d for d in evidence.differences if d.path == first.path and d.fact not in harmless]:
         return Explanation(shown(first.path), "; ".join(map(str, said)))
     step = evidence.wrong_step(first)
-    reasons = [f"the step {step} of outlook attention" if step else first.where, first.how]
+    coarse = next((as_coarse_as(check) for check in evidence.wrong if _is_of(first, check)), "")
+    reasons = [f"the step {step} of outlook attention" if step else first.where, first.how, coarse]
     where = "; ".join(filter(None, reasons)) or "its own code gives something else"
     precision = "" if first.dtype == "float64" else f", in {first.dtype} alone"
     return Explanation(shown(first.path), f"{shown(first.path)}{precision}: {where}")
+
+
+def _is_of(suspect: Suspect, check: Check) -> bool:
+    asked = ("layers", suspect.dtype, shown(suspect.path), suspect.view)
+    return (check.level, check.dtype, check.name, check.view) == asked
+
+
+def _products(evidence: Evidence) -> Explanation | None:
+    """Return that one twin multiplies more exactly than it need, where nothing else is wrong."""
+    how = finer_products(evidence.wrong, evidence.in_full)
+    if not how:
+        return None
+    said = [difference for difference in evidence.differences if difference.fact == "precision"]
+    return Explanation(shown(said[0].path) if said else None, "; ".join([how, *map(str, said[:1])]))
 
 
 def _said(evidence: Evidence) -> Explanation | None:
@@ -100,6 +118,15 @@ def _output(evidence: Evidence) -> Explanation | None:
         if check.level == "forward" and check.note:
             return Explanation(None, f"{check.name}: {check.note}")
     return None
+
+
+def _rounding(evidence: Evidence) -> Explanation | None:
+    """Return how coarse the outputs of one twin are, where they are wrong in a lower precision alone."""
+    outputs = [check for check in evidence.wrong if check.level == "forward"]
+    if not outputs or any(check.dtype == "float64" for check in evidence.wrong):
+        return None
+    how = as_coarse_as(outputs[0])
+    return Explanation(None, f"{outputs[0].name}, in {outputs[0].dtype} alone: {how}") if how else None
 
 
 def _again(evidence: Evidence) -> Explanation | None:
@@ -168,10 +195,12 @@ def _same(after: object, before: object) -> bool:
 
 RULES: tuple[Callable[[Evidence], Explanation | None], ...] = (
     _weights,
+    _products,
     _alone,
     _draws,
     _said,
     _output,
+    _rounding,
     _again,
     _gradients,
     _training,

@@ -9,20 +9,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import ml_dtypes
 import numpy as np
 
 from outlook_parity.metrics import measure
+from outlook_parity.precisions import PRECISIONS
 from outlook_parity.report import EXCUSED, REVERSED, TWICE, Check, Noise, RowVerdict, SelfNoise, Verdict
 
 Tensors = Mapping[str, np.ndarray]
-
-DTYPES: dict[str, np.dtype] = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
 
 # max|torch - jax| / max|jax| in float64: agreement to rounding.
 RELATIVE_BOUNDS = {"forward": 1e-12, "gradients": 1e-10, "training": 1e-9}
@@ -89,7 +82,7 @@ def compare_level(
             checks.append(_compare_whole(level, dtype, pair))
             continue
         exact = None if truth is None else truth.get(pair.name)
-        least = evenly(max(LEAST_NOISE, SUM_NOISE * math.sqrt(_terms(level, pair, dtype, summed))))
+        least = sum_noise(_terms(level, pair, dtype, summed), dtype)
         jump = traced["up"][pair.name] - traced["down"][pair.name] if moved and pair.name in traced["up"] else None
         if jump is not None and exact is not None and exact.any():
             size = noise(np.asarray(jump + exact), exact, dtype)
@@ -128,9 +121,10 @@ def _terms(level: str, pair: Pair, dtype: str, summed: tuple[int, int]) -> int:
     if pair.torch is None:
         return 1
     places, numbers = summed
+    in_float32 = PRECISIONS[dtype].storage == np.float32
     if level == "gradients" and pair.name.partition(".")[0] != "input":
-        return places if dtype == "float32" or pair.torch.ndim == 1 else 1
-    if dtype != "float32":
+        return places if in_float32 or pair.torch.ndim == 1 else 1
+    if not in_float32:
         return 1
     kind = pair.name.partition(": ")[2].partition(" of ")[0]
     return {"losses": numbers, "momentum": places, "first moment": places, "second moment": 4 * places}.get(kind, 1)
@@ -143,7 +137,7 @@ def may_be_a_jump(check: Check) -> bool:
 
 def compare_dtype(who: str, asked: str, given: str, output: str = "output") -> list[Check]:
     """Return a row if an output has another dtype than the one asked for: then nothing was shown about that one."""
-    if asked == given:
+    if given == PRECISIONS[asked].storage.name:
         return []
     name = f"dtype of {who}{_which(output)}"
     return [Check("forward", asked, name, "mismatch", bound=0.0, note=f"the output is {given}")]
@@ -215,19 +209,14 @@ def self_noise(who: str, dtype: str, first: Tensors, again: Mapping[str, Tensors
                     before, after = arrays
                     error = _relative_error(after, before)
                     worst = max(worst, error if math.isfinite(error) else math.inf)
-            found.append(SelfNoise(who, dtype, how, worst, worst / epsilon(dtype)))
+            found.append(SelfNoise(who, dtype, how, worst, worst / PRECISIONS[dtype].epsilon))
     return found
 
 
 def noise(array: np.ndarray, truth: np.ndarray, dtype: str) -> Noise:
     """Return the error of `array` in units of rounding: RMS by eps * RMS(truth), maximum by eps * max|truth|."""
-    error, eps = np.asarray(np.abs(array - truth)), epsilon(dtype)
+    error, eps = np.asarray(np.abs(array - truth)), PRECISIONS[dtype].epsilon
     return Noise(rms=rms(error) / (eps * rms(truth)), max=float(error.max() / (eps * np.abs(truth).max())))
-
-
-def epsilon(dtype: str) -> float:
-    """Return the unit of rounding: the distance from 1 to the next number."""
-    return float(ml_dtypes.finfo(DTYPES[dtype]).eps)  # type: ignore[no-untyped-call]
 
 
 def rms(array: np.ndarray) -> float:
@@ -239,6 +228,12 @@ def rms(array: np.ndarray) -> float:
 def evenly(size: float) -> Noise:
     """Return a noise of this size in RMS and in the worst element."""
     return Noise(rms=size, max=size)
+
+
+def sum_noise(terms: float, dtype: str) -> Noise:
+    """Return the noise below which all counts as equally exact in a sum of so many numbers."""
+    precision = PRECISIONS[dtype]
+    return evenly(max(LEAST_NOISE, SUM_NOISE * math.sqrt(terms) * precision.sum_epsilon / precision.epsilon))
 
 
 def noise_factor(one: Noise, other: Noise, *, least: Noise = evenly(LEAST_NOISE)) -> float:  # noqa: B008
@@ -281,10 +276,13 @@ def judge(checks: Sequence[Check], expected: Iterable[tuple[str, str]]) -> tuple
     """
     if any(check.verdict == "mismatch" for check in checks):
         return "mismatch", None
-    empty = [f"{check.name} ({check.level}, {check.dtype})" for check in checks if check.verdict == "not-run"]
-    compared = {(check.level, check.dtype) for check in checks if check.verdict == "pass"}
-    vacuous = [f"{level} ({dtype})" for level, dtype in expected if (level, dtype) not in compared]
-    reasons = [f"empty: {', '.join(empty)}"] if empty else []
+    empty = [check for check in checks if check.verdict == "not-run"]
+    told = {(check.level, check.dtype) for check in checks if check.verdict in ("pass", "not-run")}
+    vacuous = [f"{level} ({dtype})" for level, dtype in expected if (level, dtype) not in told]
+    reasons = [
+        f"{why}: {', '.join(f'{row.name} ({row.level}, {row.dtype})' for row in empty if row.note == why)}"
+        for why in dict.fromkeys(row.note for row in empty)
+    ]
     reasons += [f"nothing but zeros to compare: {', '.join(vacuous)}"] if vacuous else []
     return ("not-run", "; ".join(reasons)) if reasons else ("pass", None)
 
@@ -302,8 +300,8 @@ def compare_pair(
     if pair.torch.size == 0:
         return row(verdict="not-run", note=f"empty: shape {pair.torch.shape}")
     check = _judged(row, pair.torch, pair.jax, dtype, bound, truth, least or evenly(LEAST_NOISE))
-    if dtype in DTYPES and (level == "forward" or check.verdict == "mismatch"):
-        check = replace(check, metrics=measure(pair.torch, pair.jax, DTYPES[dtype]))
+    if dtype in PRECISIONS and (level == "forward" or check.verdict == "mismatch"):
+        check = replace(check, metrics=measure(pair.torch, pair.jax, PRECISIONS[dtype]))
     return check
 
 

@@ -6,6 +6,7 @@ from outlook_parity import causes, compare
 from outlook_parity.compare import Tensors
 from outlook_parity.layers import Suspect, propagated, shown
 from outlook_parity.report import Report
+from outlook_parity.rounding import notes_on_products
 from outlook_parity.tracefile import TraceFile, environment_of, refusal
 
 
@@ -64,5 +65,6 @@ def compare_traces(one: TraceFile, other: TraceFile, truth: TraceFile | None = N
         reason=why,
         first_divergence=found_at.path,
         cause=found_at.cause,
+        notes=tuple(notes_on_products(checks)),
         environment=environment_of(traces["torch"].header) | environment_of(traces["jax"].header),
     )

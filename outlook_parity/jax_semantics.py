@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from outlook_parity.semantics import FULL_PRECISION, OWN_ATTRIBUTES, Facts, ints_of, pairs_of
+from outlook_parity.precisions import Products
+from outlook_parity.semantics import OWN_ATTRIBUTES, Facts, ints_of, pairs_of
 
 
 def _convolution(module: Any) -> dict[str, Any]:
@@ -19,14 +20,19 @@ def _convolution(module: Any) -> dict[str, Any]:
         "dilation": ints_of(module.kernel_dilation, axes),
         "groups": module.feature_group_count,
         "bias": module.use_bias,
-        "precision": _precision(module),
     }
 
 
-def _precision(module: Any) -> str:
+def _precision(module: Any, products: Products) -> str:
     asked = getattr(module, "precision", None)
-    full = asked is None or str(asked).lower() in ("highest", "float32", "precision.highest")
-    return FULL_PRECISION if full else str(asked)
+    return products if asked is None else _PRECISIONS.get(str(asked).lower(), str(asked))
+
+
+# What modules are told about their products; anything else is called what it is.
+_PRECISIONS: dict[str, Products] = {
+    **dict.fromkeys(("highest", "float32", "precision.highest"), "full"),
+    **dict.fromkeys(("high", "tensorfloat32", "precision.high"), "tf32"),
+}
 
 
 def _flax_batch_norm(module: Any) -> dict[str, Any]:
@@ -39,7 +45,7 @@ def _own_batch_norm(module: Any) -> dict[str, Any]:
 
 def _linear(module: Any) -> dict[str, Any]:
     features = getattr(module, "out_features", None) or module.features
-    said = {"bias": module.use_bias, "precision": _precision(module)}
+    said = {"bias": module.use_bias}
     return said | {"features": features} if isinstance(features, int) else said
 
 
@@ -56,8 +62,8 @@ READERS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
 }
 
 
-def attributes_of(modules: dict[str, Any]) -> Facts:
-    """Return what the modules say before anything runs."""
+def attributes_of(modules: dict[str, Any], products: Products) -> Facts:
+    """Return what the modules say before anything runs; `products` is how JAX multiplies where they do not say it."""
     facts: Facts = {}
     for path, module in modules.items():
         facts[path] = {}
@@ -65,6 +71,8 @@ def attributes_of(modules: dict[str, Any]) -> Facts:
             read = READERS.get((kind.__module__.partition(".")[0], kind.__name__))
             if read is not None:
                 facts[path] = read(module)
+                if read in (_linear, _convolution):
+                    facts[path]["precision"] = _precision(module, products)
                 break
         for fact, name in OWN_ATTRIBUTES.items():
             if isinstance(value := getattr(getattr(module, "config", None), name, None), int | float | tuple):

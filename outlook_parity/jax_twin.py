@@ -1,14 +1,12 @@
 """Run a JAX model under control and keep what it computed, as NumPy arrays in float64 under torch names.
 
-It runs on a recast copy with every global setting pinned: matrix products at full precision, the x64 mode on for
-float64 and off below. The caller's model and settings stay as they are.
+It runs on a recast copy with every global setting pinned; the caller's model and settings stay as they are.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +15,13 @@ import optax
 
 import outlook_jax.losses
 from outlook_common.weights.arrays import to_numpy
-from outlook_parity.compare import DTYPES
 from outlook_parity.jax_models import JaxModel, Values, weights_of
 from outlook_parity.jax_semantics import add_operations, attributes_of, mark
+from outlook_parity.jax_settings import jax_device, pinned
 from outlook_parity.masks import Draws
 from outlook_parity.names import Names
 from outlook_parity.optimizers import OPTIMIZERS
+from outlook_parity.precisions import PRECISIONS
 from outlook_parity.request import Inputs, Request
 from outlook_parity.semantics import Facts
 from outlook_parity.subjects import OUTPUT, Task, is_array
@@ -152,7 +151,7 @@ class JaxTwin(Twin):
                 return _outputs(model.call(parameters, buffers, _in_order(request, inputs), **watching)[0])
 
             jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
-            facts = attributes_of(seen)
+            facts = attributes_of(seen, PRECISIONS[request.dtype].products)
         add_operations(jaxpr, facts)
         if self.model.mode is not None:
             facts.setdefault(ROOT, {})["mode"] = self.model.mode
@@ -172,7 +171,7 @@ class JaxTwin(Twin):
     ) -> tuple[JaxModel, Values, Values, Values]:
         """Return the model, its parameters and buffers and the inputs, in the dtype and on the device asked for."""
         one_by_one |= training and self.model.drops  # masks are shared draw by draw
-        model = self.model.prepared(DTYPES[request.dtype], training=training, one_by_one=one_by_one)
+        model = self.model.prepared(PRECISIONS[request.dtype].storage, training=training, one_by_one=one_by_one)
 
         def rounded(name: str, value: Any) -> Any:
             recast = name not in model.rates and jnp.issubdtype(value.dtype, jnp.floating)
@@ -218,61 +217,3 @@ def _outputs(output: Any) -> Values:
 def _update(optimizer: optax.GradientTransformation, gradients: Any, state: Any, parameters: Any) -> tuple[Any, Any]:
     updates, state = optimizer.update(gradients, state, parameters)
     return optax.apply_updates(parameters, updates), state
-
-
-def jax_device(device: str) -> jax.Device:
-    """Return JAX's first device of this kind; a RuntimeError if it has none."""
-    return jax.devices(device)[0]
-
-
-def jax_absence(device: str) -> str | None:
-    """Return why JAX cannot run on this kind of device here, or None if it can."""
-    try:
-        jax_device(device)
-    except RuntimeError as error:
-        return f"JAX has no {device} here ({str(error).splitlines()[0]})"
-    return None
-
-
-@contextmanager
-def pinned(dtype: str, device: jax.Device) -> Iterator[None]:
-    """Compute with every global setting pinned, and put them back."""
-    with ExitStack() as settings:
-        settings.enter_context(jax.enable_x64(dtype == "float64"))
-        settings.enter_context(jax.default_matmul_precision("highest"))
-        settings.enter_context(jax.default_device(device))
-        settings.enter_context(jax.debug_nans(False))
-        if dtype == "float64":
-            settings.enter_context(patch.object(jax.nn, "dot_product_attention", _exact_attention))
-        yield
-
-
-_ROUNDED_ATTENTION = jax.nn.dot_product_attention
-
-
-def _exact_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    bias: Any = None,
-    mask: Any = None,
-    *,
-    scale: float | None = None,
-    is_causal: bool = False,
-    **options: Any,
-) -> Any:
-    """Do what JAX's own attention does in the dtype of its operands: JAX's rounds its softmax to float32, whatever they
-    are, and so would hide in float64 what the rounding of a lower precision hides.
-    """
-    if query.ndim != 4 or any(option is not None for option in options.values()):
-        return _ROUNDED_ATTENTION(query, key, value, bias, mask, scale=scale, is_causal=is_causal, **options)
-    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))  # of grouped queries
-    logits = jnp.einsum("BTND,BSND->BNTS", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if bias is not None:
-        logits += bias
-    if is_causal:
-        causal = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-        mask = causal if mask is None else mask & causal
-    if mask is not None:
-        logits = jnp.where(mask, logits, -0.7 * float(np.finfo(np.float32).max))  # as JAX does
-    return jnp.einsum("BNTS,BSND->BTND", jax.nn.softmax(logits, axis=-1), value)

@@ -4,7 +4,6 @@ Alone means that what a module is called with, and what each module inside gives
 of a module tells of its own code and parameters and of nothing else. The first that is wrong alone is where the bug is.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,13 +11,11 @@ import numpy as np
 
 from outlook_parity.compare import (
     FACTOR_BOUND,
-    LEAST_NOISE,
     RELATIVE_BOUNDS,
-    SUM_NOISE,
     Pair,
     Tensors,
     compare_pair,
-    evenly,
+    sum_noise,
 )
 from outlook_parity.report import PROPAGATED, Check
 from outlook_parity.request import Request
@@ -242,8 +239,7 @@ class _Rows:
             if one.size == 0 or (truth is not None and exact is None):
                 continue
             # A sum over n numbers may be added up in any order: here over those that make one of the results.
-            terms = sum(array.size for array in inputs) / one.size
-            least = evenly(max(LEAST_NOISE, SUM_NOISE * math.sqrt(terms)))
+            least = sum_noise(sum(array.size for array in inputs) / one.size, self._dtype)
             pair = Pair(shown(path), one.astype(np.float64), other.astype(np.float64))
             exact = None if exact is None else exact.astype(np.float64)
             yield compare_pair("layers", self._dtype, pair, bound=bound, truth=exact, least=least)

@@ -5,16 +5,18 @@ import math
 import ml_dtypes
 import numpy as np
 
+from outlook_parity.precisions import Precision
+
 TOP = 5
 
 
-def measure(torch: np.ndarray, jax: np.ndarray, dtype: np.dtype) -> dict[str, float]:
+def measure(torch: np.ndarray, jax: np.ndarray, precision: Precision) -> dict[str, float]:
     """Return measures of the difference between arrays of one shape; those of distances are over finite entries.
 
     Args:
         torch: in float64.
         jax: likewise.
-        dtype: that both were computed in: its units in the last place are counted.
+        precision: that both were computed in: its units in the last place are counted.
 
     Returns:
         "max", "rms": of |torch - jax|. "ulp median", "ulp 99 %", "ulp max": in units in the last place of jax's.
@@ -33,7 +35,7 @@ def measure(torch: np.ndarray, jax: np.ndarray, dtype: np.dtype) -> dict[str, fl
     if one.size:
         error = np.abs(one - other)
         with np.errstate(over="ignore"):  # a number beside a zero is infinitely many units away
-            ulps = error / unit_in_the_last_place(other, dtype)
+            ulps = error / unit_in_the_last_place(other, precision)
         measures |= {
             "max": float(error.max()),
             "rms": math.sqrt(float(np.square(error).mean())),
@@ -52,11 +54,11 @@ def measure(torch: np.ndarray, jax: np.ndarray, dtype: np.dtype) -> dict[str, fl
     return measures
 
 
-def unit_in_the_last_place(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return the distance from each number to the next larger one in size, in `dtype`."""
-    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-    _, exponent = np.frexp(np.maximum(np.abs(array), float(info.smallest_normal)))
-    return np.ldexp(float(info.eps), exponent - 1)
+def unit_in_the_last_place(array: np.ndarray, precision: Precision) -> np.ndarray:
+    """Return the distance from each number to the next larger one in size, in a precision."""
+    smallest = float(ml_dtypes.finfo(precision.storage).smallest_normal)  # type: ignore[no-untyped-call]
+    _, exponent = np.frexp(np.maximum(np.abs(array), smallest))
+    return np.ldexp(precision.epsilon, exponent - 1)
 
 
 def _alike(torch: np.ndarray, jax: np.ndarray) -> np.ndarray:

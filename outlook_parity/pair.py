@@ -1,6 +1,6 @@
 """Two models as a pair of twins: what corresponds to what in them, and what can be compared."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,20 +13,16 @@ from flax import linen, nnx
 
 from outlook_common.weights.arrays import is_floating, to_numpy
 from outlook_parity.jax_models import FunctionModel, JaxModel, Values, jax_model, shapes_of, transposed_of, weights_of
-from outlook_parity.jax_twin import JaxTwin, jax_absence, jax_device
+from outlook_parity.jax_settings import jax_absence, jax_device, jax_products, jax_products_absence
+from outlook_parity.jax_twin import JaxTwin
 from outlook_parity.names import Axes, Given, Names, derive_names, names_of_table, torch_axes_of
+from outlook_parity.precisions import PRECISIONS
 from outlook_parity.request import Inputs, Request
 from outlook_parity.subjects import OUTPUT, Subject, Task, is_array, mean_square, no_task, subject_of
 from outlook_parity.tape import fitting_axes
 from outlook_parity.theirs import blamed
-from outlook_parity.torch_twin import (
-    FunctionModule,
-    TorchTwin,
-    compared_weights,
-    torch_absence,
-    torch_device,
-    torch_leaves,
-)
+from outlook_parity.torch_settings import torch_absence, torch_device, torch_products, torch_products_absence
+from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights, torch_leaves
 from outlook_parity.trees import named_leaves
 
 
@@ -180,6 +176,22 @@ def _derived(module: torch.nn.Module, model: JaxModel, given: Given) -> Names:
 def device_absence(device: str) -> str | None:
     """Return why runs on this kind of device are not possible here, or None if they are."""
     return jax_absence(device) or torch_absence(device)
+
+
+def products_absence(device: str, dtype: str) -> str | None:
+    """Return why products in this precision cannot be had on this kind of device, or None if they can."""
+    return jax_products_absence(device, dtype) or torch_products_absence(device, dtype)
+
+
+def products_of(dtypes: Iterable[str]) -> dict[str, str]:
+    """Return how each framework is told to compute the products of each precision that is kept in float32."""
+    states = {"torch": torch_products, "jax": jax_products}
+    return {
+        f"{twin} products in {dtype}": state(dtype)
+        for dtype in dtypes
+        if PRECISIONS[dtype].storage == np.float32
+        for twin, state in states.items()
+    }
 
 
 def device_names(device: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from rich.text import Text
 Verdict = Literal["pass", "mismatch", "not-run"]
 RowVerdict = Literal["pass", "zero", "skipped", "mismatch", "not-run"]
 
-JSON_VERSION = 3
+JSON_VERSION = 4
 
 # How many of the differences that change no number are printed.
 NOTES = 5
@@ -50,7 +50,7 @@ class Check:
     Attributes:
         level: "weights", "forward", "layers", "gradients", "training"; "again" of the same copies of the twins called
             once more; or "self-check" of what the verifier itself does.
-        dtype: what the twins computed in; "as given" for weights.
+        dtype: the precision that the twins computed in; "as given" for weights.
         name: the tensor under its torch name; of layers the module's path.
         verdict: "zero" if it is exactly zero in both twins: no difference, but no evidence either; "skipped" if only
             one twin has such a module, which is no difference either.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from outlook_common.weights.arrays import is_floating
-from outlook_parity.compare import DTYPES, epsilon
+from outlook_parity.precisions import PRECISIONS, STORAGES
 
 # What a model is called with, by name, in the order of its arguments.
 Inputs = Mapping[str, np.ndarray]
@@ -36,8 +36,8 @@ def inputs_of(given: Any) -> dict[str, np.ndarray]:
         named = {INPUT: next(iter(named.values()))}
     arrays = {name: np.asarray(value) for name, value in named.items()}
     for name, array in arrays.items():
-        if array.dtype not in DTYPES.values() and array.dtype.kind not in "iub":
-            floating = ", ".join(DTYPES)
+        if array.dtype not in STORAGES and array.dtype.kind not in "iub":
+            floating = ", ".join(dtype.name for dtype in STORAGES)
             raise TypeError(f"{name} must be floating-point numbers ({floating}), integers or bool, got {array.dtype}")
     return {name: array.astype(np.float64) if is_floating(array) else array for name, array in arrays.items()}
 
@@ -75,15 +75,15 @@ def places_and_size(inputs: Inputs) -> tuple[int, int]:
 class Request:
     """What a twin is asked to compute.
 
-    Weights, inputs, targets and cotangents are first rounded to `rounded_to`: so a run in float64 gives the exact
-    answer to what one in a lower precision was asked.
+    Weights, inputs, targets and cotangents are first rounded to the dtype that numbers are kept in in `rounded_to`: so
+    a run in float64 gives the exact answer to what one in a lower precision was asked.
 
     Attributes:
         inputs: as the JAX twin takes them.
-        dtype: of the computation.
+        dtype: the precision of the computation.
         device: "cpu", "gpu" or "tpu".
         seed: of the cotangent, of the training's target and of the dropout masks.
-        rounded_to: a dtype.
+        rounded_to: a precision.
         steps: of training, per optimizer.
         moved: by how many units of rounding of `rounded_to` inputs and weights are moved, each up or down at random.
     """
@@ -103,7 +103,7 @@ class Request:
         values = round_to(values, self.rounded_to)
         if self.moved:
             signs = np.random.default_rng([self.seed, *name.encode()]).choice([-1.0, 1.0], values.shape)
-            values = values.astype(np.float64) * (1 + self.moved * epsilon(self.rounded_to) * signs)
+            values = values.astype(np.float64) * (1 + self.moved * PRECISIONS[self.rounded_to].epsilon * signs)
         return round_to(values, self.dtype)
 
     def rounded_inputs(self, inputs: Inputs | None = None) -> dict[str, np.ndarray]:
@@ -121,8 +121,8 @@ class Request:
 
 
 def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return `array` in `dtype`; half precisions are rounded by way of float32, alike everywhere."""
+    """Return `array` as it is kept in a precision; half precisions are rounded by way of float32, alike everywhere."""
     with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN are found where the results are compared
         if dtype != "float64":
             array = array.astype(np.float32)
-        return array.astype(DTYPES[dtype])
+        return array.astype(PRECISIONS[dtype].storage)

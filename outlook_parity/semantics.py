@@ -26,11 +26,9 @@ class Difference:
         return f"{self.kind} {self.fact} {values}, at {self.path or '(model)'}"
 
 
-# Facts that change no number in float64 and in the modes that the verifier sets itself.
+# Facts that change no number in float64 and in the modes that the verifier sets itself. The precision is that of
+# products of float32: as the verifier pins both frameworks, unless a module says otherwise.
 HARMLESS = ("mode", "precision")
-
-# Of float32 products, as the verifier pins both frameworks unless a module says otherwise.
-FULL_PRECISION = "full"
 
 
 def differences(torch: Facts, jax: Facts, kinds: Mapping[str, str]) -> list[Difference]:

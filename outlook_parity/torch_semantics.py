@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from outlook_parity.semantics import FULL_PRECISION, OWN_ATTRIBUTES, Facts, ints_of, pairs_of
+from outlook_parity.precisions import Products
+from outlook_parity.semantics import OWN_ATTRIBUTES, Facts, ints_of, pairs_of
 
 
 def _convolution(module: Any) -> dict[str, Any]:
@@ -19,11 +20,11 @@ def _convolution(module: Any) -> dict[str, Any]:
         "dilation": ints_of(module.dilation, axes),
         "groups": module.groups,
         "bias": module.bias is not None,
-        "precision": FULL_PRECISION,
     }
 
 
 # What modules of each type say, the first that fits.
+_CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 READERS: list[tuple[tuple[type, ...], Callable[[Any], dict[str, Any]]]] = [
     ((torch.nn.LayerNorm,), lambda module: {"eps": float(module.eps)}),
     ((torch.nn.GroupNorm,), lambda module: {"eps": float(module.eps), "groups": module.num_groups}),
@@ -31,14 +32,10 @@ READERS: list[tuple[tuple[type, ...], Callable[[Any], dict[str, Any]]]] = [
         (torch.nn.modules.batchnorm._BatchNorm,),
         lambda module: {"eps": float(module.eps), "momentum": float(module.momentum or 0.0)},
     ),
-    ((torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d), _convolution),
+    (_CONVOLUTIONS, _convolution),
     (
         (torch.nn.Linear,),
-        lambda module: {
-            "bias": module.bias is not None,
-            "features": module.out_features,
-            "precision": FULL_PRECISION,
-        },
+        lambda module: {"bias": module.bias is not None, "features": module.out_features},
     ),
     ((torch.nn.modules.dropout._DropoutNd,), lambda module: {"dropout rate": float(module.p)}),
 ]
@@ -49,12 +46,14 @@ def kinds_of(model: torch.nn.Module) -> dict[str, str]:
     return {path: type(module).__name__ for path, module in model.named_modules()}
 
 
-def attributes_of(model: torch.nn.Module) -> Facts:
-    """Return what the modules say before anything runs."""
+def attributes_of(model: torch.nn.Module, products: Products) -> Facts:
+    """Return what the modules say before anything runs; in which precision they multiply PyTorch's switches say."""
     facts: Facts = {}
     for path, module in model.named_modules():
         read = next((read for types, read in READERS if isinstance(module, types)), None)
         facts[path] = {} if read is None else read(module)
+        if isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS)):
+            facts[path]["precision"] = products
         for fact, name in OWN_ATTRIBUTES.items():
             if isinstance(value := getattr(getattr(module, "config", None), name, None), int | float | tuple):
                 facts[path][fact] = value

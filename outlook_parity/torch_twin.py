@@ -1,13 +1,11 @@
 """Run a PyTorch model under control and keep what it computed, as NumPy arrays in float64.
 
-It runs on a recast copy with every global setting pinned: matrix products at full precision (no TF32), no autocast. The
-caller's model and settings stay as they are.
+It runs on a recast copy with every global setting pinned; the caller's model and settings stay as they are.
 """
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from operator import attrgetter
 from typing import Any
 from unittest.mock import patch
 
@@ -20,11 +18,13 @@ from outlook_common.weights.arrays import to_numpy, to_tensor
 from outlook_parity.masks import Draws
 from outlook_parity.names import TorchLeaf
 from outlook_parity.optimizers import OPTIMIZERS
+from outlook_parity.precisions import PRECISIONS
 from outlook_parity.request import Inputs, Request, round_to
 from outlook_parity.semantics import Facts
 from outlook_parity.subjects import OUTPUT, Task, is_array
 from outlook_parity.tape import ROOT, Arrays, Tape
 from outlook_parity.torch_semantics import attributes_of, kinds_of, listening
+from outlook_parity.torch_settings import pinned, torch_device
 from outlook_parity.trees import leaves, named_leaves, replaced
 from outlook_parity.twin import Run, Training, Twin, called_again, prefixed
 from outlook_torch.blocks import DropPath
@@ -64,7 +64,7 @@ class TorchTwin(Twin):
     def run(self, request: Request, *, gradients: bool = True, again: bool = False) -> Run:
         """See `Twin`."""
         place = torch_device(request.device)
-        with pinned(place):
+        with pinned(request.dtype, place):
             model = self._recast(request, place).eval()
             parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
             inputs = self._inputs(request, place)
@@ -89,7 +89,7 @@ class TorchTwin(Twin):
     def watch(self, request: Request, tape: Tape | None) -> dict[str, np.ndarray]:
         """See `Twin`."""
         place = torch_device(request.device)
-        with pinned(place), torch.no_grad():
+        with pinned(request.dtype, place), torch.no_grad():
             model = self._recast(request, place).eval()
             with watched(model, tape or Tape(known=())):
                 return _wide_all(self._outputs(model(*self._inputs(request, place).values())))
@@ -99,7 +99,7 @@ class TorchTwin(Twin):
         place = torch_device(request.device)
         trained: dict[str, np.ndarray] = {}
         draws = Draws(request.seed)
-        with pinned(place):
+        with pinned(request.dtype, place):
             inputs = list(self._inputs(request, place).values())
             for name, make in OPTIMIZERS.items():
                 model = self._recast(request, place).train().requires_grad_()
@@ -134,9 +134,9 @@ class TorchTwin(Twin):
     def describe(self, request: Request) -> Facts:
         """See `Twin`."""
         place = torch_device("cpu")
-        with pinned(place), torch.no_grad():
+        with pinned(request.dtype, place), torch.no_grad():
             model = self._recast(request, place).eval()
-            facts = attributes_of(model)
+            facts = attributes_of(model, PRECISIONS[request.dtype].products)
             with listening(model, facts):
                 model(*self._inputs(request, place).values())
         facts[ROOT]["mode"] = "training" if self.model.training else "eval"
@@ -146,7 +146,7 @@ class TorchTwin(Twin):
     def module(self, request: Request, path: str) -> Iterator[Any]:
         """Enter where the module with this path can be called, in eval mode; None if there is none."""
         place = torch_device(request.device)
-        with pinned(place):
+        with pinned(request.dtype, place):
             yield dict(self._recast(request, place).eval().named_modules()).get(path)
 
     def _weights_of(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -154,7 +154,7 @@ class TorchTwin(Twin):
         return {n: wide(tensor) for n, tensor in weights_of(model).items() if compared is None or n in compared}
 
     def _recast(self, request: Request, place: torch.device) -> torch.nn.Module:
-        model = _copied(self.model).to(device=place, dtype=getattr(torch, request.dtype))
+        model = _copied(self.model).to(device=place, dtype=getattr(torch, PRECISIONS[request.dtype].storage.name))
         given = weights_of(self.model)
         with torch.no_grad():
             # From the given values, not from the recast copy: each is rounded once, and alike in both twins.
@@ -357,16 +357,6 @@ def shared_masks(model: torch.nn.Module, draws: Draws) -> Iterator[None]:
             handle.remove()
 
 
-def torch_device(device: str) -> torch.device:
-    """Return PyTorch's device of this kind. It has none for TPUs: there its twin runs on the CPU."""
-    return torch.device("cuda" if device == "gpu" else "cpu")
-
-
-def torch_absence(device: str) -> str | None:
-    """Return why PyTorch cannot run on this kind of device here, or None if it can."""
-    return "PyTorch has no CUDA device here" if device == "gpu" and not torch.cuda.is_available() else None
-
-
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters and buffers by name."""
     return dict([*model.named_parameters(), *model.named_buffers()])
@@ -387,35 +377,3 @@ def torch_leaves(model: torch.nn.Module) -> dict[str, TorchLeaf]:
 def wide(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor as a NumPy array in float64."""
     return to_numpy(tensor.double())
-
-
-# Where PyTorch keeps the precision of its float32 products; set one by one, for a mixture of them cannot be read
-# through the older, global switches.
-_PRECISION_SWITCHES = attrgetter("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
-
-
-@contextmanager
-def pinned(device: torch.device) -> Iterator[None]:
-    """Compute with every global setting pinned, and put them back."""
-    switches = _PRECISION_SWITCHES(torch.backends)
-    precisions = [switch.fp32_precision for switch in switches]
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)  # it computes whole encoder layers without calling their modules
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        # On CUDA this would demand an environment variable; rounding is measured there, not equality.
-        torch.use_deterministic_algorithms(device.type == "cpu")
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for switch, precision in zip(switches, precisions, strict=True):
-            switch.fp32_precision = precision
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from outlook_parity.precisions import PRECISIONS
 from outlook_parity.tape import Arrays, Key
 
 # Name of a weight -> the type of its module, and its shape.
@@ -30,8 +31,8 @@ class Header:
 
     Attributes:
         framework: "torch" or "jax".
-        dtype: of the computation.
-        rounded_to: what inputs and weights were rounded to first.
+        dtype: the precision of the computation.
+        rounded_to: the precision that inputs and weights were rounded to first.
         device: "cpu", "gpu" or "tpu".
         seed: of the cotangent.
         inputs: name -> hash of the rounded inputs, as the JAX twin takes them.
@@ -145,12 +146,16 @@ def refusal(one: TraceFile, other: TraceFile, truth: TraceFile | None) -> str | 
     if truth is None:
         how = f"--dtype float64 --rounded-to {ours.rounded_to}"
         return f"in {ours.dtype} a truth is needed: write one with `outlook trace {how}`, and give it with --truth"
-    if (truth.header.dtype, truth.header.rounded_to) != ("float64", ours.rounded_to):
+    if truth.header.dtype != "float64" or _storage(truth.header.rounded_to) != _storage(ours.rounded_to):
         return (
             f"the truth must be in float64 of numbers rounded to {ours.rounded_to}, "
             f"it is in {truth.header.dtype} of {truth.header.rounded_to}"
         )
     return None
+
+
+def _storage(precision: str) -> np.dtype:
+    return PRECISIONS[precision].storage
 
 
 def _other(one: Mapping[str, str], other: Mapping[str, str]) -> str:

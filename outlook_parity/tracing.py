@@ -9,10 +9,10 @@ import numpy as np
 
 from outlook_common.extras import require
 from outlook_common.weights.arrays import is_floating
-from outlook_parity.compare import DTYPES
 from outlook_parity.compare import refusal as refusal_of_inputs
 from outlook_parity.models import Options, make
 from outlook_parity.names import Given, Names, TorchLeaf, derive_names, names_of_table, read_given, torch_axes_of
+from outlook_parity.precisions import PRECISIONS
 from outlook_parity.request import Request, inputs_of, places_and_size, round_to
 from outlook_parity.subjects import no_task, subject_of
 from outlook_parity.tape import Tape
@@ -52,8 +52,8 @@ def write_trace(asked: Asked, out: Path) -> str | None:
         OSError: a file cannot be read or written.
     """
     for what, given, known in (
-        ("dtype", asked.dtype, DTYPES),
-        ("dtype", asked.rounded_to, DTYPES),
+        ("dtype", asked.dtype, PRECISIONS),
+        ("dtype", asked.rounded_to, PRECISIONS),
         ("device", asked.device, DEVICES),
     ):
         if given not in known:
@@ -62,7 +62,8 @@ def write_trace(asked: Asked, out: Path) -> str | None:
     model, inputs, config = _subject(asked)
     if reason := refusal_of_inputs(inputs):
         raise ValueError(f"these inputs tell nothing: {reason}")
-    if reason := _ABSENCE[asked.framework](asked.device):
+    absence, products = _SETTINGS[asked.framework]()
+    if reason := absence(asked.device, asked.dtype):
         return reason
     twin, leaves, modules = _TWINS[asked.framework](asked, model, inputs, config)
     request = Request(inputs, asked.dtype, asked.device, asked.seed, asked.rounded_to)
@@ -80,7 +81,7 @@ def write_trace(asked: Asked, out: Path) -> str | None:
         inputs={name: digest(_rounded(array, asked)) for name, array in inputs.items()},
         weights={name: digest(_rounded(array, asked)) for name, array in twin.weights().items()},
         summed=places_and_size(inputs),
-        environment={**versions(), "device": asked.device, "float32 products": "full precision (TF32 off)"},
+        environment={**versions(), "device": asked.device, "products": products(asked.dtype)},
         leaves=leaves,
         modules=modules,
         output_dtypes=dict(ran.dtypes),
@@ -159,17 +160,21 @@ def _jax(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any) -
     return JaxTwin(twin, names, no_task), {}, []
 
 
-def _torch_absence(device: str) -> str | None:
-    from outlook_parity.torch_twin import torch_absence
-
-    return torch_absence(device)
+# Of a device and a precision why there is none, None if there is; and how products are computed in a precision.
+Settings = tuple[Callable[[str, str], str | None], Callable[[str], str]]
 
 
-def _jax_absence(device: str) -> str | None:
-    from outlook_parity.jax_twin import jax_absence
+def _torch_settings() -> Settings:
+    from outlook_parity.torch_settings import torch_absence, torch_products, torch_products_absence
 
-    return jax_absence(device)
+    return lambda device, dtype: torch_absence(device) or torch_products_absence(device, dtype), torch_products
+
+
+def _jax_settings() -> Settings:
+    from outlook_parity.jax_settings import jax_absence, jax_products, jax_products_absence
+
+    return lambda device, dtype: jax_absence(device) or jax_products_absence(device, dtype), jax_products
 
 
 _TWINS: dict[str, Callable[..., Made]] = {"torch": _torch, "jax": _jax}
-_ABSENCE = {"torch": _torch_absence, "jax": _jax_absence}
+_SETTINGS: dict[str, Callable[[], Settings]] = {"torch": _torch_settings, "jax": _jax_settings}

@@ -13,12 +13,14 @@ import numpy as np
 
 from outlook_common.extras import require
 from outlook_parity import causes, compare
-from outlook_parity.compare import DTYPES, Tensors
-from outlook_parity.layers import Suspect, verify_layers
+from outlook_parity.compare import Tensors
+from outlook_parity.layers import MODEL, Suspect, verify_layers
 from outlook_parity.masks import Draw
 from outlook_parity.names import Given
+from outlook_parity.precisions import PRECISIONS
 from outlook_parity.report import Check, Report, SelfNoise, notes_on
 from outlook_parity.request import Inputs, Request, inputs_of, places_and_size
+from outlook_parity.rounding import notes_on_products, unrounded
 from outlook_parity.semantics import Difference, differences
 from outlook_parity.twin import Run
 
@@ -71,7 +73,8 @@ def verify(
             times random cotangents, with respect to inputs and every parameter), "training" (losses, and every
             parameter, buffer and state of the optimizer after the last step, of SGD with momentum and of AdamW). None
             for all that the pair allows; what was left out is among the notes.
-        dtypes: of "float64", "float32", "bfloat16", "float16".
+        dtypes: the precisions, of "float64", "float32", "tf32", "bfloat16", "float16". In "tf32" numbers are float32,
+            and products may round what they multiply to TF32, which some GPUs do; elsewhere it does not run.
         training_dtypes: those of `dtypes` to train in, which takes the longest; None for all.
         device: "cpu", "gpu" or "tpu", for the lower precisions; PyTorch's part of a TPU run is on the CPU.
         seed: of the cotangent and of what is trained on.
@@ -82,8 +85,8 @@ def verify(
             how many there are.
 
     Returns:
-        The report. Its verdict is "not-run" if the device is absent or the inputs can tell nothing. NaN, Inf, missing
-        tensors and empty comparisons never pass.
+        The report. Its verdict is "not-run" if the device is absent, or has no TF32 and that was asked for, or if the
+        inputs can tell nothing. NaN, Inf, missing tensors and empty comparisons never pass.
 
     Raises:
         ValueError: a level, dtype or device is unknown, or none is given, or a level cannot be had of plain functions;
@@ -94,7 +97,7 @@ def verify(
     _check_request(levels, dtypes, training_dtypes, device, steps)
     for module, extra in (("torch", "torch"), ("jax", "jax"), ("flax", "jax"), ("optax", "parity")):
         require(module, extra=extra, needed_by="outlook_parity.verify")
-    from outlook_parity.pair import device_absence, device_names, make_pair
+    from outlook_parity.pair import device_absence, device_names, make_pair, products_absence, products_of
 
     inputs = inputs_of(inputs)
     reason = compare.refusal(inputs) or device_absence(device)
@@ -112,12 +115,18 @@ def verify(
     levels = [level for level in LEVELS if level in levels]  # each once, in whatever order they are asked for
     trained = dtypes if training_dtypes is None else training_dtypes
     asked = [(level, dtype) for dtype in dtypes for level in levels if level != "training" or dtype in trained]
-    passes = dict.fromkeys((dtype, LEVELS[level]) for level, dtype in asked)
+    absent = {dtype: why for dtype in dtypes if (why := products_absence(device, dtype))}
+    passes = dict.fromkeys((dtype, LEVELS[level]) for level, dtype in asked if dtype not in absent)
     step = _steps(progress, total=sum(_RUNS[which](dtype) for dtype, which in passes))
     session = _Session(pair, inputs, levels, device=device, seed=seed, steps=steps, step=step)
     session.checks += compare.compare_weights(session.weights["torch"], session.weights["jax"], pair.names.expected)
     for dtype, which in passes:
         session.run(which, dtype)
+    session.checks += [
+        Check(level, dtype, MODEL, "not-run", bound=0.0, note=absent[dtype])
+        for level, dtype in asked
+        if dtype in absent
+    ]
     step("")
 
     verdict, reason = compare.judge(
@@ -132,10 +141,10 @@ def verify(
         first_divergence=found.path,
         cause=found.cause,
         differences=tuple(map(str, said)),
-        notes=(*notes_on(session.self_noise), *notes),
+        notes=(*notes_on(session.self_noise), *notes_on_products(session.checks), *notes),
         self_noise=tuple(session.self_noise),
         curves=session.curves,
-        environment=versions() | device_names(device),
+        environment=versions() | device_names(device) | products_of(dtypes),
     )
 
 
@@ -159,6 +168,7 @@ class _Session:
         self.self_noise: list[SelfNoise] = []
         self._again: list[Check] = []
         self._first: dict[str, dict[str, Run]] = {}  # per dtype, of each twin, as a user computes it
+        self._ran: dict[str, None] = {}  # in which precisions, in order
         self._suspects: list[Suspect] = []
         self._inputs_of: dict[tuple[str, str], np.ndarray] = {}  # by dtype and suspect's path, as JAX takes them
         self._draws: dict[str, Sequence[Draw]] = {}
@@ -168,7 +178,8 @@ class _Session:
         self._whole: set[str] = set()  # the outputs that are whole numbers
 
     def run(self, which: str, dtype: str) -> None:
-        """Run one pass in one dtype."""
+        """Run one pass in one precision."""
+        self._ran[dtype] = None
         if which == "layers":
             self._layers(dtype)
             return
@@ -268,9 +279,13 @@ class _Session:
 
     def differences(self) -> list[Difference]:
         """Return what the models say differently about themselves."""
-        request = self._request("float32", "float32", device="cpu")
-        torch, jax = self._pair.torch.describe(request), self._pair.jax.describe(request)
-        return differences(torch, jax, self._pair.torch.kinds())
+        found: dict[str, Difference] = {}
+        # As told to compute products in full, and to compute them in TF32 where that was asked for.
+        for dtype in dict.fromkeys(("float32", *(d for d in self._ran if PRECISIONS[d].products != "full"))):
+            request = self._request(dtype, dtype, device="cpu")
+            torch, jax = self._pair.torch.describe(request), self._pair.jax.describe(request)
+            found |= {str(said): said for said in differences(torch, jax, self._pair.torch.kinds())}
+        return list(found.values())
 
     def explanation(self, said: list[Difference]) -> causes.Explanation:
         """Return where the twins first go different ways, and why, as far as that is known."""
@@ -278,7 +293,15 @@ class _Session:
         suspects = sorted(self._suspects, key=lambda suspect: suspect.dtype != TRUTH)
         return causes.explain(
             causes.Evidence(
-                wrong, suspects, said, self.weights, self._draws, self._trained, self._wrong_step, self._pair.names.hint
+                wrong,
+                suspects,
+                said,
+                self.weights,
+                self._draws,
+                self._trained,
+                unrounded(self.checks),
+                self._wrong_step,
+                self._pair.names.hint,
             )
         )
 
@@ -311,7 +334,7 @@ def _check_request(
         raise ValueError(f"steps must be at least 1, got {steps}")
     for what, asked, known in (
         ("level", tuple(LEVELS) if levels is None else levels, LEVELS),
-        ("dtype", dtypes, DTYPES),
+        ("dtype", dtypes, PRECISIONS),
         ("device", [device], DEVICES),
     ):
         if not asked or isinstance(asked, str):

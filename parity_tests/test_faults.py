@@ -394,14 +394,14 @@ FAULTS = [
         "torch: bfloat16 inside float32",
         replaced(TORCH_OP, "_unfold", _bfloat16_inside_torch),
         MODEL,
-        "in float32 alone",
+        "torch errs as bfloat16 would",
         dtype="float32",
     ),
     Fault(
         "jax: bfloat16 inside float32",
         replaced(JAX_OP, "_unfold", _bfloat16_inside_jax),
         MODEL,
-        "in float32 alone",
+        "jax errs as bfloat16 would",
         dtype="float32",
     ),
     Fault(
@@ -431,8 +431,14 @@ FAULTS = [
     Fault("jax: windows one pixel off", replaced(JAX_OP, "_unfold", _off_by_one_jax), MODEL, "aggregate"),
     Fault("torch: no pooling, every other pixel", replaced(TORCH_LAYER, "average_pool", _subsampled), MODEL, "pool"),
     Fault("jax: no pooling, every other pixel", replaced(JAX_LAYER, "average_pool", _subsampled), MODEL, "pool"),
-    Fault("torch: TF32 left on", _tf32_torch, "v", "in float32 alone", dtype="float32"),
-    Fault("jax: TF32 left on", _tf32_jax, "v", "in float32 alone", dtype="float32"),
+    Fault(
+        "torch: TF32 left on",
+        _tf32_torch,
+        "v",
+        "in float32 alone: torch errs as tf32 or float16 would",
+        dtype="float32",
+    ),
+    Fault("jax: TF32 left on", _tf32_jax, "v", "in float32 alone: jax errs as tf32 or float16 would", dtype="float32"),
     Fault("torch: overflow of float16", _half_torch, "attn", "Inf", dtype="float32"),
     Fault("jax: overflow of float16", _half_jax, "attn", "Inf", dtype="float32"),
 ]

@@ -62,7 +62,7 @@ def test_the_json_is_as_the_published_schema_says(report: Report) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"version": 2}, {"verdict": "ok"}, {"checks": [{"level": "forward"}]}, {"surprise": 1}, {"environment": None}],
+    [{"version": 3}, {"verdict": "ok"}, {"checks": [{"level": "forward"}]}, {"surprise": 1}, {"environment": None}],
     ids=str,
 )
 def test_the_schema_refuses_what_no_report_is(change: dict[str, Any]) -> None:

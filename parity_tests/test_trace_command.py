@@ -70,7 +70,8 @@ def test_output_gradients_and_modules_are_compared(traces: dict[str, Path]) -> N
     assert {("forward", "output"), ("gradients", "input"), ("gradients", "proj.bias"), ("layers", "attn")} <= names
     assert report.environment["torch: device"] == "cpu"
     assert report.environment["jax: device"] == "cpu"
-    assert report.environment["torch: float32 products"] == report.environment["jax: float32 products"]
+    assert report.environment["torch: products"] == "cuda.matmul ieee, cudnn.conv ieee, cudnn.rnn ieee"
+    assert report.environment["jax: products"] == "jax_default_matmul_precision highest"
 
 
 def changed(trace: TraceFile, what: str) -> TraceFile:

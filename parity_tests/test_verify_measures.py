@@ -1,11 +1,11 @@
 """What is measured and told of two arrays, and the ways in which other checkers are known to pass what is wrong."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from outlook_parity import compare
 from outlook_parity.metrics import measure, unit_in_the_last_place
+from outlook_parity.precisions import PRECISIONS
 from outlook_parity.signatures import how_they_differ, weight_difference
 
 DRAWN = np.random.default_rng(0).standard_normal((6, 6))
@@ -56,24 +56,25 @@ def test_distances_are_counted_in_units_in_the_last_place_of_the_dtype() -> None
     for name in ("float64", "float32", "float16"):
         dtype = np.dtype(name)
         numbers = np.abs(DRAWN).astype(dtype)
-        unit = unit_in_the_last_place(numbers.astype(np.float64), dtype)
+        unit = unit_in_the_last_place(numbers.astype(np.float64), PRECISIONS[name])
         assert np.array_equal(unit, np.spacing(numbers).astype(np.float64))
-    bfloat16 = np.dtype(ml_dtypes.bfloat16)
-    assert unit_in_the_last_place(np.array([1.0, 3.0]), bfloat16).tolist() == [2**-7, 2**-6]
+    for name, bits in (("bfloat16", 7), ("tf32", 10)):
+        unit = unit_in_the_last_place(np.array([1.0, 3.0]), PRECISIONS[name])
+        assert unit.tolist() == [2.0**-bits, 2.0 ** (1 - bits)]
     next_one = np.nextafter(DRAWN.astype(np.float32), np.inf).astype(np.float64)
-    measured = measure(next_one, DRAWN.astype(np.float32).astype(np.float64), np.dtype(np.float32))
+    measured = measure(next_one, DRAWN.astype(np.float32).astype(np.float64), PRECISIONS["float32"])
     assert measured["ulp max"] <= 1.0
     assert measured["ulp median"] == 1.0
 
 
 def test_a_number_beside_a_zero_is_infinitely_many_units_away() -> None:
-    assert measure(DRAWN, np.zeros((6, 6)), np.dtype(np.float64))["ulp max"] == np.inf
+    assert measure(DRAWN, np.zeros((6, 6)), PRECISIONS["float64"])["ulp max"] == np.inf
 
 
 def test_measures_of_a_known_difference() -> None:
     other = DRAWN.copy()
     other[2] = other[2][::-1]
-    measured = measure(DRAWN, other, np.dtype(np.float64))
+    measured = measure(DRAWN, other, PRECISIONS["float64"])
     assert measured["max"] == np.abs(DRAWN - other).max()
     assert measured["rms"] == pytest.approx(np.sqrt(np.mean((DRAWN - other) ** 2)))
     assert measured["top 1 flips"] == 1
@@ -85,7 +86,7 @@ def test_measures_of_a_known_difference() -> None:
 
 def test_nan_and_infinity_are_counted_and_told_apart() -> None:
     torch, jax = np.array([1.0, np.nan, np.inf, 2.0]), np.array([1.0, np.nan, -np.inf, np.nan])
-    measured = measure(torch, jax, np.dtype(np.float64))
+    measured = measure(torch, jax, PRECISIONS["float64"])
     assert (measured["not finite torch"], measured["not finite jax"], measured["not finite apart"]) == (2, 3, 2)
     assert measured["max"] == 0.0
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 import outlook_jax.batch_norm
 from outlook_parity import jax_semantics, semantics, torch_semantics
+from outlook_parity.precisions import Products
 from outlook_parity.semantics import Difference
 
 
@@ -50,8 +51,11 @@ OTHER = {
 }
 
 
-def differences(torch_module: torch.nn.Module, jax_module: Any) -> list[Difference]:
-    facts = torch_semantics.attributes_of(torch_module), jax_semantics.attributes_of({"": jax_module})
+def differences(torch_module: torch.nn.Module, jax_module: Any, products: Products = "full") -> list[Difference]:
+    facts = (
+        torch_semantics.attributes_of(torch_module, products),
+        jax_semantics.attributes_of({"": jax_module}, products),
+    )
     assert facts[0][""], "nothing is known of this module"
     assert facts[1][""], "nothing is known of this module"
     return semantics.differences(*facts, torch_semantics.kinds_of(torch_module))
@@ -72,6 +76,23 @@ def test_a_difference_is_told_in_words() -> None:
     assert str(difference) == "LayerNorm eps 1e-06 in jax, 1e-05 in torch, at (model)"
     (difference,) = differences(*OTHER["momentum"])
     assert str(difference) == "BatchNorm2d momentum 0.01 in jax, 0.1 in torch, at (model)"
+
+
+@pytest.mark.parametrize(
+    ("asked", "products", "said"),
+    [
+        (None, "tf32", []),
+        ("tensorfloat32", "tf32", []),
+        (jax.lax.Precision.HIGHEST, "full", []),
+        ("highest", "tf32", ["Linear precision full in jax, tf32 in torch, at (model)"]),
+        ("high", "full", ["Linear precision tf32 in jax, full in torch, at (model)"]),
+    ],
+)
+def test_a_module_told_another_precision_than_the_one_asked_for_is_named(
+    asked: Any, products: Products, said: list[str]
+) -> None:
+    twins = torch.nn.Linear(4, 3), nnx.Linear(4, 3, precision=asked, rngs=rngs())
+    assert [str(difference) for difference in differences(*twins, products)] == said
 
 
 def facts_of(function: Any, x: np.ndarray) -> dict[str, Any]:

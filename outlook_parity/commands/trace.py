@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from outlook_parity.precisions import IN_WORDS
+
 NOT_RUN = 3
 
 
@@ -29,7 +31,7 @@ def trace(
     map_file: Annotated[
         Path | None, typer.Option("--map", help="TOML: what corresponds to what, where the names do not say it.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16.")] = "float64",
+    dtype: Annotated[str, typer.Option(help=f"{IN_WORDS}.")] = "float64",
     rounded_to: Annotated[
         str | None, typer.Option(help="Round inputs and weights to this first: for a truth.", show_default="the dtype")
     ] = None,
@@ -40,7 +42,7 @@ def trace(
 ) -> None:
     """Write what one twin computes to a file; only its own framework is needed.
 
-    Exit codes: 0 written, 2 error, 3 no such device here.
+    Exit codes: 0 written, 2 error, 3 no such device here, or none with TF32.
     """
     from outlook_parity.tracing import Asked, write_trace
 

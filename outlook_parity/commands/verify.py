@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from outlook_common.config import VOLO_VARIANTS
 from outlook_parity.models import LAYER, Model, Options, make
 from outlook_parity.names import read_given
+from outlook_parity.precisions import IN_WORDS
 from outlook_parity.theirs import build, read_inputs
 
 EXIT_CODES = {"pass": 0, "mismatch": 1, "not-run": 3}
@@ -32,9 +33,7 @@ def verify(
     ] = None,
     prefix: Annotated[str, typer.Option(help="Where in the file the model lies: network.0.0.attn")] = "",
     device: Annotated[str, typer.Option(help="Where the lower precisions run: cpu, gpu or tpu.")] = "cpu",
-    dtype: Annotated[
-        list[str] | None, typer.Option(help="float64, float32, bfloat16 or float16; repeat it for several.")
-    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help=f"{IN_WORDS}; repeat it for several.")] = None,
     level: Annotated[
         list[str] | None, typer.Option(help="forward, layers, gradients or training; repeat it for several.")
     ] = None,
@@ -87,7 +86,7 @@ def verify(
 
     With --torch, --jax and --inputs any two models are verified: see docs/port-a-model.md.
 
-    Exit codes: 0 pass, 1 mismatch, 2 error, 3 asked for and not run (no such device).
+    Exit codes: 0 pass, 1 mismatch, 2 error, 3 asked for and not run (no such device, or none with TF32).
     """
     dtypes = dtype or ["float64", "float32"]
     options = Options(model, weights, prefix, seed, num_heads, kernel_size, stride, padding)
