@@ -10,6 +10,7 @@ Letters, throughout the project:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import SupportsIndex
 
 IntOrPair = int | tuple[int, int]
 
@@ -77,7 +78,7 @@ def window_grid(map_size: tuple[int, int], kernel_size: IntOrPair, stride: IntOr
             differ from the ceil(H/S) places whose weights are predicted; the message says which padding would fit.
     """
     grid = WindowGrid(
-        map_size=to_pair("the map's size", map_size, minimum=1),
+        map_size=_size_of_map(map_size),
         kernel_size=to_pair("kernel_size", kernel_size, minimum=1),
         stride=to_pair("stride", stride, minimum=1),
         padding=to_pair("padding", padding, minimum=0),
@@ -85,6 +86,12 @@ def window_grid(map_size: tuple[int, int], kernel_size: IntOrPair, stride: IntOr
     for axis in (0, 1):
         _check_axis(axis, grid.map_size[axis], grid.kernel_size[axis], grid.stride[axis], grid.padding[axis])
     return grid
+
+
+def _size_of_map(size: tuple[int, int]) -> tuple[int, int]:
+    # Under torch.export, torch.jit.trace and jax.export sizes of arrays may be symbols, which have no value yet.
+    symbols = any(isinstance(n, SupportsIndex) and not isinstance(n, Integral) for n in size)
+    return size if symbols else to_pair("the map's size", size, minimum=1)
 
 
 def _windows_that_fit(map_size: int, kernel_size: int, stride: int, padding: int) -> int:

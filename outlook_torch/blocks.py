@@ -248,7 +248,8 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B H W C"]:
         """Return one vector per patch, channels last."""
         # Channels last in memory from here on, so that no later layer has to copy its input or to add unlike layouts.
-        images = images.contiguous(memory_format=torch.channels_last)
+        # Not by contiguous(memory_format=…), which torch.func.vmap does not know.
+        images = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self.proj(self.conv(images)).permute(0, 2, 3, 1)
 
 

@@ -307,7 +307,8 @@ class VOLO(nn.Module):
         x = x.flatten(1, 2)
         if self.post_network is not None:
             assert self.cls_token is not None
-            token = self.cls_token.to(x.dtype).expand(len(x), -1, -1)
+            # Not len(x), which torch.export takes for a constant.
+            token = self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1)
             x = self._run_blocks(self.post_network, torch.cat([token, x], dim=1))
         return self.norm(x)
 

@@ -1,4 +1,4 @@
-"""The PyTorch twin under torch.compile and torch.export; in a process of its own, for compilers can crash."""
+"""The PyTorch twin compiled, exported and traced; in a process of its own, for compilers can crash."""
 
 import subprocess
 import sys
@@ -61,6 +61,47 @@ for batch in (2, 5):
     assert_same(program.module()(x), eager(x))
 """
 
+EXPORT_OF_ANY_SIZE = """
+eager = layer().eval()
+sizes = {0: Dim("batch"), 1: Dim("rows", min=2), 2: Dim("columns", min=2)}
+program = torch.export.export(eager, (torch.randn(2, 8, 8, 24),), dynamic_shapes=(sizes,))
+for shape in ((2, 8, 8, 24), (3, 7, 12, 24)):
+    x = torch.randn(shape)
+    assert_same(program.module()(x), eager(x))
+"""
+
+SMALL_VOLO = """
+from outlook_common import VOLOConfig
+
+volo = outlook_torch.VOLO(
+    VOLOConfig(
+        layers=(1, 1), img_size=32, patch_size=4, num_classes=7, stem_hidden_dim=6, embed_dims=(12, 24),
+        num_heads=(2, 4), downsamples=(True, False), outlook_attention=(True, False),
+    )
+).eval()
+images = torch.randn(2, 3, 32, 32)
+"""
+
+EXPORT_OF_A_MODEL = (
+    SMALL_VOLO
+    + """
+program = torch.export.export(volo, (images,), dynamic_shapes=({0: Dim("batch")},))
+for batch in (2, 5):
+    images = torch.randn(batch, 3, 32, 32)
+    assert_same(program.module()(images), volo(images))
+"""
+)
+
+TRACE = (
+    SMALL_VOLO
+    + """
+traced = torch.jit.trace(volo, images)
+for batch in (2, 5):
+    images = torch.randn(batch, 3, 32, 32)
+    assert_same(traced(images), volo(images))
+"""
+)
+
 
 @pytest.mark.parametrize(
     "script",
@@ -68,6 +109,9 @@ for batch in (2, 5):
         pytest.param(FORWARD_WITHOUT_GRADIENTS, id="forward-without-gradients"),
         pytest.param(TRAINING, id="training-and-autocast-without-recompiles"),
         pytest.param(EXPORT, id="export-with-a-dynamic-batch"),
+        pytest.param(EXPORT_OF_ANY_SIZE, id="export-with-maps-of-any-size"),
+        pytest.param(EXPORT_OF_A_MODEL, id="export-of-a-model-with-a-dynamic-batch"),
+        pytest.param(TRACE, id="torch.jit.trace-of-a-model"),
     ],
 )
 def test_compiled_equals_eager(script: str) -> None:
