@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from outlook_common.geometry import IntOrPair, to_pair, window_grid
 from outlook_common.nearest import nearest
@@ -124,9 +124,11 @@ class Part:
     stage: int
 
 
-@dataclass(frozen=True)
-class FeatureInfo:
-    """One intermediate: its channels, how many pixels one of its places stands for, and the module that gives it."""
+class FeatureInfo(TypedDict):
+    """One intermediate: its channels, how many pixels one of its places stands for, and the module that gives it.
+
+    A dictionary, as timm's are, so that what is written for timm's models reads it.
+    """
 
     num_chs: int
     reduction: int
@@ -302,7 +304,8 @@ class VOLOConfig:
             if part.kind == "downsample":
                 reduction *= DOWNSAMPLE
             else:
-                features.append(FeatureInfo(self.embed_dims[part.stage], reduction, f"network.{index}"))
+                channels = self.embed_dims[part.stage]
+                features.append(FeatureInfo(num_chs=channels, reduction=reduction, module=f"network.{index}"))
         return tuple(features)
 
     def _check_choices(self) -> None:

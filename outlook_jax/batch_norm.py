@@ -59,6 +59,15 @@ class BatchNorm(nnx.Module):
         scale = lax.rsqrt(variance.astype(wide) + self.epsilon) * self.scale[...].astype(wide)
         return ((x - mean.astype(wide)) * scale + self.bias[...].astype(wide)).astype(dtype)
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Do for `nnx.view` what `nnx.BatchNorm` does.
+
+        Args:
+            use_running_average: True normalises by the running statistics; None leaves it as it is.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
     def _batch_statistics(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
         values = x.size // x.shape[-1]
         if values < 2:

@@ -261,10 +261,11 @@ def test_five_training_steps_leave_equal_losses_and_weights(
 
 
 @pytest.mark.parametrize("name", VOLO_VARIANTS)
-def test_names_shapes_and_order_of_the_weights_are_timms(name: str) -> None:
+def test_features_and_names_shapes_and_order_of_the_weights_are_timms(name: str) -> None:
     with torch.device("meta"):
-        truth = timm.create_model(name).state_dict()
-        ours = outlook_torch.volo(name)
+        oracle, ours = timm.create_model(name), outlook_torch.volo(name)
+    truth = oracle.state_dict()
+    assert list(ours.feature_info) == oracle.feature_info
     assert [(key, value.shape) for key, value in ours.state_dict().items()] == [
         (key, value.shape) for key, value in truth.items()
     ]
@@ -333,7 +334,7 @@ def test_intermediates_of_the_twins_are_equal_in_either_layout() -> None:
         assert relative_error(np.asarray(early_maps[0]), truth_maps[0].numpy()) <= FORWARD
         truth, truth_maps = model.forward_intermediates(x, 1, norm=True)
     info = model.feature_info[-1]
-    assert truth_maps[0].shape == (2, info.num_chs, 32 // info.reduction, 32 // info.reduction)
+    assert truth_maps[0].shape == (2, info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
     assert relative_error(np.asarray(features), truth.numpy()) <= FORWARD
     assert relative_error(np.asarray(alone[0]), truth_maps[0].numpy()) <= FORWARD
     np.testing.assert_array_equal(maps[0], last(np.asarray(alone[0])))
@@ -426,6 +427,16 @@ def test_evaluation_draws_nothing_and_changes_nothing() -> None:
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(twin, nnx.Not(nnx.RngKey)))
     for name, array in outlook_torch.export_weights(model).items():
         np.testing.assert_array_equal(array, weights[name])
+
+
+def test_a_view_for_evaluation_computes_what_evaluation_does_and_leaves_the_model_in_training() -> None:
+    config = small_config(**RATES | {"drop_path_rate": 0.0})
+    twin, images = jax_volo(config, draw_weights(config)), last(draw_images(config))
+    view = nnx.view(twin, deterministic=True, use_running_average=True)
+    logits = jax_logits(view, images)
+    assert not twin.patch_embed.conv[1].use_running_average
+    twin.eval()
+    np.testing.assert_array_equal(logits, jax_logits(twin, images))
 
 
 @pytest.fixture(scope="module")
