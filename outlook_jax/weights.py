@@ -42,7 +42,7 @@ def load_weights(model: nnx.Module, source: Source, *, prefix: str = "", use_ema
     for path, variable in nnx.to_flat_state(nnx.state(model, WEIGHTS)):
         entry, old = entries[path_name(path)], variable.get_value()
         array = contiguous(cast(entry.to_flax(arrays[entry.torch]), old.dtype.name))
-        loaded.append((path, variable.replace(jax.device_put(array, old.sharding))))
+        loaded.append((path, variable.replace(_put_like(array, old))))
     nnx.update(model, nnx.from_flat_state(loaded))
 
 
@@ -123,7 +123,7 @@ def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
     for kind, entry, at, variable in slots:
         old = variable.get_value()
         array = contiguous(cast(entry.to_flax(training.moments[kind][entry.torch]), old.dtype.name))
-        loaded.append((at, variable.replace(jax.device_put(array, old.sharding))))
+        loaded.append((at, variable.replace(_put_like(array, old))))
     for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
         if at[-1] in _COUNTS and variable.get_value().shape == ():
             loaded.append((at, variable.replace(jnp.asarray(training.step, variable.get_value().dtype))))
@@ -154,6 +154,12 @@ def _trained(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> set[str]:
     entries = _table(model).names(FLAX)
     flat = nnx.to_flat_state(nnx.state(model, optimizer.wrt))
     return {entries[path_name(path)].torch for path, _ in flat}
+
+
+def _put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """Return `array` where `old` is; if nobody said where that should be, JAX may go on moving it."""
+    said = old.sharding if getattr(old, "committed", True) else None
+    return jax.device_put(array, said)
 
 
 def _table(model: nnx.Module) -> WeightTable:

@@ -1,0 +1,24 @@
+"""docs/how-to.md: every block runs as printed, one after the other."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "how-to.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def test_every_block_runs_on_four_devices(tmp_path: Path) -> None:
+    assert len(BLOCKS) >= 10
+    (tmp_path / "page.py").write_text("\n".join(BLOCKS))
+    done = subprocess.run(
+        [sys.executable, "page.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    )
+    assert done.returncode == 0, done.stderr
