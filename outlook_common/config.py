@@ -458,17 +458,26 @@ def volo_variant(name: str) -> VOLOVariant:
     return VOLO_VARIANTS[name]
 
 
+# What timm's `create_model` takes and a configuration does not have.
+_ELSEWHERE = {
+    "pretrained": "from_pretrained(name) makes a model with its released weights",
+    "checkpoint_path": "from_pretrained(path) makes a model with the weights of a file",
+    "features_only": "forward_intermediates gives the maps of any model, and num_classes=0 leaves out the heads",
+}
+
+
 def volo_config(name: str, **overrides: Any) -> VOLOConfig:
     """Return the configuration of a released variant with some fields changed.
 
     Raises:
-        TypeError: an override is not a field; the message says the nearest one.
+        TypeError: an override is not a field; the message says the nearest one, or what does that here.
         ValueError: the variant is unknown, or the fields do not fit each other.
     """
     config = volo_variant(name).config
     known = [field.name for field in dataclass_fields(VOLOConfig)]
     for override in overrides:
         if override not in known:
-            close = nearest(override, known, cutoff=0.0)
-            raise TypeError(f"{override!r} is not a field of VOLOConfig; did you mean {close!r}?")
+            close = nearest(override, known)
+            hint = _ELSEWHERE.get(override) or (f"did you mean {close!r}?" if close else f"known: {', '.join(known)}")
+            raise TypeError(f"{override!r} is not a field of VOLOConfig; {hint}")
     return replace(config, **overrides)

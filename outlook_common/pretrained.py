@@ -84,6 +84,7 @@ def prepare(
         UserWarning: heads are left out or start with fresh weights; it names them.
     """
     access = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    source = _place_of(source)
     file, config_file = weights_and_config(source, **access)
     checkpoint = replace(open_checkpoint(file, prefix=prefix, use_ema=use_ema), label=str(source))
     described = {} if config_file is None else _read_config(config_file, checkpoint)
@@ -107,6 +108,12 @@ def prepare(
         counts = f"its weights are for {classes} classes, the model for {config.num_classes}"
         warnings.warn(f"{source}: {counts}: {adapted.change}", UserWarning, stacklevel=3)
     return Pretrained(str(source), name, config, adapted.arrays, adapted.fresh, described.get("pretrained_cfg") or {})
+
+
+def _place_of(source: PathLike) -> PathLike:
+    """Return where the weights of a released variant are, if `source` is its name alone and no file or folder's."""
+    released = isinstance(source, str) and source in VOLO_VARIANTS and not Path(source).exists()
+    return VOLO_VARIANTS[str(source)].hub_id if released else source
 
 
 def _read_config(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -61,20 +61,18 @@ def accelerate(model: Model, *, implementation: ImplementationRequest = None) ->
 
 
 def restore(model: Model) -> Model:
-    """Undo `accelerate`: the layers that it replaced are back, with the weights as they are now.
+    """Undo `accelerate`: the layers that it replaced are back, with weights and parts as they are now.
 
     Raises:
         ValueError: nothing in the model was accelerated.
     """
-    if (original := _replaced_by(model)) is not None:
-        return original  # type: ignore[return-value]
+    if _replaced_by(model) is not None:
+        return _original_of(model)  # type: ignore[return-value]
     accelerated = [(parent, name, child) for parent, name, child in _children(model) if _replaced_by(child) is not None]
     if not accelerated:
         raise ValueError(f"{type(model).__name__} has no layer that accelerate() put there")
     for parent, name, child in accelerated:
-        original = _replaced_by(child)
-        assert original is not None
-        setattr(parent, name, original.train(child.training))
+        setattr(parent, name, _original_of(child))
     return model
 
 
@@ -114,6 +112,19 @@ def _twin_of(module: nn.Module, implementation: ImplementationRequest) -> Outloo
     twin.__dict__["_replaced"] = module
     twin.training = module.training
     return twin
+
+
+def _original_of(twin: nn.Module) -> nn.Module:
+    """Return the layer that `twin` replaced, in its mode and with the parts that it has now: they may be others."""
+    original = _replaced_by(twin)
+    assert original is not None
+    for name in PARTS:
+        setattr(original, name, getattr(twin, name))
+    for name, part in original.named_children():
+        if name not in PARTS:  # the pool, which the twin has not
+            part.train(twin.training)
+    original.training = twin.training
+    return original
 
 
 def _replaced_by(module: nn.Module) -> nn.Module | None:

@@ -34,7 +34,8 @@ def from_pretrained(
     image size; everything else must fit.
 
     Args:
-        source: a Hub id ("timm/volo_d1_224.sail_in1k", also with "@revision"), a folder with such files, or a file.
+        source: a Hub id ("timm/volo_d1_224.sail_in1k", also with "@revision"), a folder with such files, or a file; or
+            the name of a released variant, for its released weights.
         variant: the released variant; None means what the source's config.json says, else what its tensors show.
         num_classes: None means that of the weights, 0 a model without heads.
         img_size: in pixels; None means the variant's if one is given, else that of the weights.

@@ -68,6 +68,19 @@ def test_restore_brings_back_the_layers_with_the_weights_as_they_are_now(images:
     torch.testing.assert_close(model(images), changed, rtol=1e-12, atol=1e-12)
 
 
+def test_restore_keeps_parts_that_were_put_in_and_the_mode_of_each(images: torch.Tensor) -> None:
+    model = accelerate(tiny().double())
+    layer = model.network[0][0].attn
+    layer.v = nn.Linear(24, 24, bias=False, dtype=torch.float64)  # as what adapts or quantizes models does
+    model.eval()
+    layer.attn_drop.train()
+    expected = model(images)
+    restored = restore(model).network[0][0].attn
+    assert restored.v is layer.v
+    assert [name for name, module in restored.named_modules() if module.training] == ["attn_drop"]
+    torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_a_copy_of_an_accelerated_model_has_its_own_weights(images: torch.Tensor) -> None:
     model = accelerate(tiny().double().eval())
     twin = copy.deepcopy(model)

@@ -158,6 +158,17 @@ def test_what_the_hub_refuses_is_the_same_one_line_in_both_twins(hub: Server, tw
 
 
 @both_twins
+def test_the_name_of_a_variant_means_its_released_weights_unless_something_here_has_that_name(
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: str
+) -> None:
+    with one_line("timm/volo_d1_224.sail_in1k: no such repository"):
+        TWINS[twin].from_pretrained("volo_d1_224")
+    folder(tmp_path / "volo_d1_224", WEIGHTS)
+    monkeypatch.chdir(tmp_path)
+    assert_loaded(twin, TWINS[twin].from_pretrained("volo_d1_224", **exact(twin)), WEIGHTS)
+
+
+@both_twins
 def test_load_weights_takes_a_hub_id(hub: Server, tmp_path: Path, twin: str) -> None:
     made = TWINS[twin].from_pretrained(folder(tmp_path / "other", weights(config(), 9)), **exact(twin))
     TWINS[twin].load_weights(made, "org/model@main")

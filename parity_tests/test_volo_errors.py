@@ -76,6 +76,16 @@ NAMES = {
         TypeError,
         "'num_class' is not a field of VOLOConfig; did you mean 'num_classes'?",
     ),
+    "nothing_like_a_field": (
+        {"name": "volo_d1_224", "zero_init": 3},
+        TypeError,
+        "'zero_init' is not a field of VOLOConfig; known: layers, img_size, ",
+    ),
+    "timms_way_to_trained_weights": (
+        {"name": "volo_d1_224", "pretrained": True},
+        TypeError,
+        "'pretrained' is not a field of VOLOConfig; from_pretrained(name) makes a model with its released weights",
+    ),
 }
 
 
