@@ -89,7 +89,7 @@ def window_grid(map_size: tuple[int, int], kernel_size: IntOrPair, stride: IntOr
 
 
 def _size_of_map(size: tuple[int, int]) -> tuple[int, int]:
-    # Under torch.export, torch.jit.trace and jax.export sizes of arrays may be symbols, which have no value yet.
+    # Under torch.export and torch.jit.trace the sizes of a tensor may be symbols, which have no value yet.
     symbols = any(isinstance(n, SupportsIndex) and not isinstance(n, Integral) for n in size)
     return size if symbols else to_pair("the map's size", size, minimum=1)
 
