@@ -4,16 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outlook_parity.names import Given
-    from outlook_parity.report import Check, Noise, Report
+    from outlook_parity.checks import Check, Noise
+    from outlook_parity.given import Given
+    from outlook_parity.report import Report
     from outlook_parity.verification import load_torch_weights, verify
 
 __all__ = ["Check", "Given", "Noise", "Report", "load_torch_weights", "verify"]
 
 _HOMES = {
-    "Check": "report",
-    "Given": "names",
-    "Noise": "report",
+    "Check": "checks",
+    "Given": "given",
+    "Noise": "checks",
     "Report": "report",
     "load_torch_weights": "verification",
     "verify": "verification",

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from outlook_common.weights.shown import listed
+from outlook_parity.checks import Check
 from outlook_parity.compare import Tensors
 from outlook_parity.layers import Suspect, shown
 from outlook_parity.masks import Draw
-from outlook_parity.report import Check
 from outlook_parity.rounding import as_coarse_as, finer_products
 from outlook_parity.semantics import HARMLESS, Difference
 from outlook_parity.signatures import weight_difference
@@ -106,7 +107,7 @@ def _said(evidence: Evidence) -> Explanation | None:
     """Return what the models say differently, where no module was found wrong by its numbers."""
     training = any(check.level == "training" for check in evidence.wrong)
     said = [d for d in evidence.differences if d.fact not in HARMLESS and (training or d.fact not in IN_TRAINING)]
-    return Explanation(shown(said[0].path), "; ".join(map(str, said[:3]))) if said else None
+    return Explanation(shown(said[0].path), listed(said, 3, between="; ")) if said else None
 
 
 # Facts that matter in training alone.

@@ -15,7 +15,8 @@ import optax
 
 import outlook_jax.losses
 from outlook_common.weights.arrays import to_numpy
-from outlook_parity.jax_models import JaxModel, Values, weights_of
+from outlook_parity.jax_base import JaxModel, Values
+from outlook_parity.jax_models import weights_of
 from outlook_parity.jax_semantics import add_operations, attributes_of, mark
 from outlook_parity.jax_settings import jax_device, pinned
 from outlook_parity.masks import Draws

@@ -1,16 +1,17 @@
 """The report as JUnit XML, which CI systems show: one suite per level and dtype, one case per check."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from xml.etree import ElementTree
 
-from outlook_parity.report import Check, Report, sentence
+from outlook_parity.checks import Check
 
 
-def to_junit(report: Report) -> str:
-    """Return the XML; what mismatches is a failure, what did not run is skipped."""
-    root = ElementTree.Element("testsuites", name="outlook verify", tests=str(len(report.checks)))
-    root.set("failures", str(_count(report.checks, "mismatch")))
-    groups = [(key, list(rows)) for key, rows in groupby(report.checks, key=lambda check: (check.level, check.dtype))]
+def to_junit(checks: Sequence[Check], sentence: str) -> str:
+    """Return rows and the verdict in words as XML; what mismatches is a failure, what did not run is skipped."""
+    root = ElementTree.Element("testsuites", name="outlook verify", tests=str(len(checks)))
+    root.set("failures", str(_count(checks, "mismatch")))
+    groups = [(key, list(rows)) for key, rows in groupby(checks, key=lambda check: (check.level, check.dtype))]
     for (level, dtype), rows in groups or [(("not run", ""), [])]:
         suite = ElementTree.SubElement(root, "testsuite", name=f"{level}, {dtype}", tests=str(len(rows)))
         suite.set("failures", str(_count(rows, "mismatch")))
@@ -19,8 +20,8 @@ def to_junit(report: Report) -> str:
             _case(suite, row)
         if not rows:
             case = ElementTree.SubElement(suite, "testcase", classname="outlook", name="verify")
-            ElementTree.SubElement(case, "skipped", message=sentence(report))
-    ElementTree.SubElement(root[0], "system-out").text = sentence(report)
+            ElementTree.SubElement(case, "skipped", message=sentence)
+    ElementTree.SubElement(root[0], "system-out").text = sentence
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -35,5 +36,5 @@ def _case(suite: ElementTree.Element, row: Check) -> None:
         ElementTree.SubElement(case, "skipped", message=row.note)
 
 
-def _count(rows: tuple[Check, ...] | list[Check], verdict: str) -> int:
+def _count(rows: Sequence[Check], verdict: str) -> int:
     return sum(row.verdict == verdict for row in rows)

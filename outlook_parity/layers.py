@@ -9,23 +9,26 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from outlook_parity.checks import (
+    PROPAGATED,
+    TWINS,
+    Check,
+)
 from outlook_parity.compare import (
     FACTOR_BOUND,
     RELATIVE_BOUNDS,
     Pair,
     Tensors,
     compare_pair,
-    sum_noise,
 )
-from outlook_parity.report import PROPAGATED, Check
+from outlook_parity.noises import sum_noise
+from outlook_parity.precisions import TRUTH
 from outlook_parity.request import Request
 from outlook_parity.signatures import how_they_differ
 from outlook_parity.tape import ROOT, Arrays, Key, Tape, axes_to_jax
 from outlook_parity.twin import Twin
 
-TRUTH = "float64"
 MODEL = "(model)"  # what the outermost module is called
-TWINS = ("torch", "jax")
 
 Axes = dict[tuple[Key, int], tuple[int, ...]]
 Events = Mapping[Key, Arrays]

@@ -12,17 +12,21 @@ import torch
 from flax import linen, nnx
 
 from outlook_common.weights.arrays import is_floating, to_numpy
-from outlook_parity.jax_models import FunctionModel, JaxModel, Values, jax_model, shapes_of, transposed_of, weights_of
+from outlook_parity.derive_names import derive_names
+from outlook_parity.given import Given, torch_axes_of
+from outlook_parity.jax_base import JaxModel, Values
+from outlook_parity.jax_models import FunctionModel, jax_model, shapes_of, transposed_of, weights_of
 from outlook_parity.jax_settings import jax_absence, jax_device, jax_products, jax_products_absence
 from outlook_parity.jax_twin import JaxTwin
-from outlook_parity.names import Axes, Given, Names, derive_names, names_of_table, torch_axes_of
+from outlook_parity.names import Axes, Names, names_of_table
 from outlook_parity.precisions import PRECISIONS
 from outlook_parity.request import Inputs, Request
 from outlook_parity.subjects import OUTPUT, Subject, Task, is_array, mean_square, no_task, subject_of
 from outlook_parity.tape import fitting_axes
 from outlook_parity.theirs import blamed
+from outlook_parity.torch_models import FunctionModule, compared_weights, torch_leaves, torch_module
 from outlook_parity.torch_settings import torch_absence, torch_device, torch_products, torch_products_absence
-from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights, torch_leaves
+from outlook_parity.torch_twin import TorchTwin
 from outlook_parity.trees import named_leaves
 
 
@@ -50,12 +54,9 @@ def make_pair(torch_model: Any, jax_twin_model: Any, inputs: Inputs, given: Give
         TypeError: a model is no module, no function, and no pair of a Linen module and its variables.
         ValueError: `torch_axes` has another number of axes than the inputs.
     """
-    function = not isinstance(torch_model, torch.nn.Module)
     if isinstance(torch_model, nnx.Module | linen.Module):
         raise TypeError(f"the torch model is a {type(torch_model).__name__} of Flax: are the two exchanged?")
-    if function and not callable(torch_model):
-        raise TypeError(f"the torch model must be a torch.nn.Module or a function, got {type(torch_model).__name__}")
-    module = FunctionModule(torch_model) if function else torch_model
+    module = torch_module(torch_model)
     if isinstance(jax_twin_model, torch.nn.Module):
         raise TypeError(f"the JAX model is a {type(jax_twin_model).__name__} of PyTorch: are the two exchanged?")
     model = jax_model(jax_twin_model)
@@ -70,7 +71,7 @@ def make_pair(torch_model: Any, jax_twin_model: Any, inputs: Inputs, given: Give
     out_axes = {} if subject else _out_axes(module, model, inputs, axes, given)
     task = _task(subject, config, inputs, lambda: _out_shapes(model, inputs))
     refused = {}
-    if function or isinstance(model, FunctionModel):
+    if isinstance(module, FunctionModule) or isinstance(model, FunctionModel):
         refused = dict.fromkeys(("layers", "training"), "a plain function has no modules and no weights")
     elif model.own_dropout:
         refused = {"training": f"{model.own_dropout} draws dropout of its own, which the twins cannot share"}

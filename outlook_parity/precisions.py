@@ -55,6 +55,9 @@ PRECISIONS: dict[str, Precision] = {
     "float16": _dtype(np.dtype(np.float16)),
 }
 
+# In which the truth is computed, on the CPU.
+TRUTH = "float64"
+
 # The dtypes that numbers are kept in.
 STORAGES = tuple(dict.fromkeys(precision.storage for precision in PRECISIONS.values()))
 

@@ -8,8 +8,8 @@ one that counts as rounding; but it is said.
 import math
 from collections.abc import Iterable, Mapping
 
+from outlook_parity.checks import Check, Noise
 from outlook_parity.precisions import LEAST_SHOWN, MOST_SHOWN, PRECISIONS
-from outlook_parity.report import Check, Noise
 
 
 def unrounded(checks: Iterable[Check]) -> dict[str, list[str]]:

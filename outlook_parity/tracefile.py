@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from outlook_common.weights.shown import listed
 from outlook_parity.precisions import PRECISIONS
 from outlook_parity.tape import Arrays, Key
 
@@ -159,8 +160,7 @@ def _storage(precision: str) -> np.dtype:
 
 
 def _other(one: Mapping[str, str], other: Mapping[str, str]) -> str:
-    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return listed((name for name in {**one, **other} if one.get(name) != other.get(name)), 5)
 
 
 def environment_of(header: Header) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import numpy as np
 from outlook_common.extras import require
 from outlook_common.weights.arrays import is_floating
 from outlook_parity.compare import refusal as refusal_of_inputs
+from outlook_parity.derive_names import TorchLeaf, derive_names
+from outlook_parity.given import Given, permutation, read_given, torch_axes_of
 from outlook_parity.models import Options, make
-from outlook_parity.names import Given, Names, TorchLeaf, derive_names, names_of_table, read_given, torch_axes_of
+from outlook_parity.names import Names, names_of_table
 from outlook_parity.precisions import PRECISIONS
 from outlook_parity.request import Request, inputs_of, places_and_size, round_to
 from outlook_parity.subjects import no_task, subject_of
@@ -114,26 +116,24 @@ Made = tuple[Twin, Leaves, list[str]]
 
 
 def _torch(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
-    import torch
+    from outlook_parity.torch_models import compared_weights, torch_leaves, torch_module
+    from outlook_parity.torch_twin import TorchTwin
 
-    from outlook_parity.torch_twin import FunctionModule, TorchTwin, compared_weights, torch_leaves
-
-    module = model if isinstance(model, torch.nn.Module) else FunctionModule(model)
+    module = torch_module(model)
     subject = None if config is None else subject_of(config)
     given = _given(asked)
     if asked.torch_axes is not None:
-        given = replace(given, torch_axes=_numbers(asked.torch_axes))
+        given = replace(given, torch_axes=permutation(_numbers(asked.torch_axes), "--torch-axes"))
     axes = torch_axes_of(given, inputs, subject.torch_axes if subject else None)
     twin = TorchTwin(module, axes, no_task, given.out_axes, None if subject else compared_weights(module))
     leaves = {name: (leaf.kind, leaf.shape) for name, leaf in torch_leaves(module).items()}
     return twin, leaves, [path for path, _ in module.named_modules()]
 
 
-def _numbers(axes: str) -> tuple[int, ...]:
-    numbers = axes.replace(" ", "").split(",")
-    if sorted(numbers) != sorted(map(str, range(len(numbers)))):
-        raise ValueError(f"--torch-axes must be a permutation of 0, 1, …, as in 0,3,1,2; got {axes!r}")
-    return tuple(map(int, numbers))
+def _numbers(axes: str) -> list[int | str]:
+    """Return what stands between the commas, as numbers where they are some."""
+    parts = map(str.strip, axes.split(","))
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def _given(asked: Asked) -> Given:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from outlook_common.weights.arrays import is_floating
+from outlook_parity.checks import REVERSED, TWICE
 from outlook_parity.compare import Tensors
 from outlook_parity.masks import Draw
-from outlook_parity.report import REVERSED, TWICE
 from outlook_parity.request import Inputs, Request, batch_of, batch_reversed, scattered
 from outlook_parity.semantics import Facts
 from outlook_parity.tape import Tape

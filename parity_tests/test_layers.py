@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from outlook_parity import Report, tape
+from outlook_parity.checks import PROPAGATED
+from outlook_parity.given import Given
 from outlook_parity.layers import MODEL
-from outlook_parity.names import Given
 from outlook_parity.pair import make_pair
-from outlook_parity.report import PROPAGATED
 from outlook_parity.request import Request
 from outlook_parity.tape import Key, Tape
 from parity_tests.small_twins import check, quick_compilation, small_images, small_volo, wrong

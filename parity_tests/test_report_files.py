@@ -3,16 +3,19 @@
 import json
 import re
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
 import pytest
+from rich.console import Console
 
 from outlook_parity import Check, Noise, Report
+from outlook_parity.checks import EXCUSED, SelfNoise
 from outlook_parity.pytest_plugin import short
-from outlook_parity.report import SelfNoise
+from outlook_parity.table import show
 from parity_tests import browser
 
 SCHEMA = json.loads(files("outlook_parity").joinpath("report.schema.json").read_text())
@@ -32,6 +35,8 @@ WRONG = Report(
         Check("forward", "float32", "output", "pass", 8.0, 1.5, NOISE, NOISE),
         Check("gradients", "float64", "v.weight", "pass", 1e-10, 2e-16),
         Check("gradients", "float64", "proj.weight", "mismatch", 1e-10, None, note="missing in jax"),
+        Check("gradients", "float64", "k.bias", "pass", 1e-10, 1.0, note=EXCUSED, excused=True),
+        Check("gradients", "float64", "q.bias", "pass", 1e-10, 3e-16, note="a note that excuses nothing"),
         Check("gradients", "float32", "v.weight", "pass", 8.0, 1.5, NOISE, NOISE),
         Check("layers", "float64", "drop", "skipped", 0.0, note="called 0 times in torch"),
         *(layer("stem", view) for view in ("propagated", "torch", "jax")),
@@ -121,12 +126,27 @@ def test_the_page_opens_in_a_browser_and_a_failing_module_can_be_chosen(tmp_path
             assert page.text("#module h3") == "blocks.0.norm"
             assert page.text("#module td.mismatch") == "mismatch"
             assert page.run("return document.querySelectorAll('#charts svg').length") == 3
+            # Of the gradients in float64 those that were measured and are not excused.
+            assert page.run("return document.querySelector('#charts figure').querySelectorAll('circle').length") == 2
             page.click("summary")
             page.run(
                 "const f = document.getElementById('filter'); f.value = 'gradients float64';"
                 "f.dispatchEvent(new Event('input'))"
             )
-            assert page.run("return document.querySelectorAll('#rows tr').length") == 3  # the head, and two
+            assert page.run("return document.querySelectorAll('#rows tr').length") == 5  # the head, and four
             assert page.run("return document.documentElement.scrollWidth") <= width
             assert len(page.picture()) > 10_000
         assert page.errors() == []
+
+
+def test_an_excused_row_is_not_the_largest_error_of_a_report_that_passes() -> None:
+    rows = [row for row in WRONG.checks if row.verdict == "pass" and row.dtype == "float64"]
+    assert max(row.measured or 0.0 for row in rows) == 1.0
+    assert "largest relative error 1.0e-15" in str(Report("pass", tuple(rows)))
+
+
+def test_notes_that_are_left_out_on_a_terminal_are_counted() -> None:
+    console = Console(width=120, record=True, file=StringIO())
+    differences = tuple(f"LayerNorm eps 1e-06 in jax, 1e-05 in torch, at blocks.{n}" for n in range(8))
+    show(Report("pass", differences=differences), console)
+    assert "note: … and 3 more such differences" in console.export_text()

@@ -13,6 +13,7 @@ from flax import nnx
 import outlook_jax
 from outlook_parity import Check, Noise, Report, compare
 from outlook_parity import verify as verify_levels
+from outlook_parity.noises import noise_factor, noise_of, rms
 from parity_tests.small_twins import quick_compilation
 from parity_tests.twins import layer_pair
 
@@ -261,15 +262,15 @@ def test_a_pair_with_another_shape_or_no_elements_never_passes() -> None:
 def test_noise_is_counted_in_units_of_rounding() -> None:
     truth = draw(100, 100)
     rounded = truth.astype(np.float32).astype(np.float64)
-    noise = compare.noise(rounded, truth, "float32")
+    noise = noise_of(rounded, truth, "float32")
     assert 0.1 < noise.rms < 0.5
-    assert compare.noise(truth + 3 * 2.0**-23 * compare.rms(truth), truth, "float32").rms == pytest.approx(3)
+    assert noise_of(truth + 3 * 2.0**-23 * rms(truth), truth, "float32").rms == pytest.approx(3)
 
 
 def test_lucky_rounding_is_no_difference_but_a_large_factor_is() -> None:
-    assert compare.noise_factor(Noise(0.001, 0.0), Noise(0.9, 0.99)) == 1.0
-    assert compare.noise_factor(Noise(2.0, 30.0), Noise(2.0, 3.0)) == 10.0
-    assert compare.noise_factor(Noise(2.0, 3.0), Noise(10.0, 3.0)) == 5.0
+    assert noise_factor(Noise(0.001, 0.0), Noise(0.9, 0.99)) == 1.0
+    assert noise_factor(Noise(2.0, 30.0), Noise(2.0, 3.0)) == 10.0
+    assert noise_factor(Noise(2.0, 3.0), Noise(10.0, 3.0)) == 5.0
 
 
 def test_a_report_says_its_verdict_in_words() -> None:

@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 import outlook_jax.batch_norm
-from outlook_parity import jax_semantics, semantics, torch_semantics
+from outlook_parity import causes, jax_semantics, semantics, torch_semantics
 from outlook_parity.precisions import Products
 from outlook_parity.semantics import Difference
 
@@ -152,3 +152,11 @@ def test_functions_that_a_torch_model_calls_are_heard() -> None:
     with torch_semantics.listening(model, facts):
         model(torch.ones(1, 2, 8, 8))
     assert facts == {"": {"GELU": "tanh", "eps": 1e-3, "interpolation": "bicubic, without antialiasing"}}
+
+
+def test_a_cause_of_many_differences_says_how_many_are_left_out() -> None:
+    said = [Difference(f"blocks.{n}", "LayerNorm", "eps", 1e-5, 1e-6) for n in range(5)]
+    found = causes.explain(causes.Evidence([], [], said, {"torch": {}, "jax": {}}, {}))
+    assert found.path == "blocks.0"
+    assert str(found.cause).count("LayerNorm eps") == 3
+    assert str(found.cause).endswith("at blocks.2; … and 2 more")

@@ -20,6 +20,7 @@ from outlook_parity import Check, Noise, Report, compare, verify
 from outlook_parity.cli import app
 from outlook_parity.jax_settings import jax_products_absence
 from outlook_parity.jax_settings import pinned as jax_pinned
+from outlook_parity.noises import rms
 from outlook_parity.precisions import PRECISIONS, absence_of_products
 from outlook_parity.rounding import as_coarse_as
 from outlook_parity.torch_settings import pinned as torch_pinned
@@ -58,8 +59,9 @@ def wrong(report: Report) -> list[Check]:
 
 
 def test_where_no_device_has_tf32_it_is_not_run_and_the_rest_is() -> None:
-    report = check(pair({}), "float64", "tf32", levels=("forward", "gradients"))
+    report = check(pair({}), "float64", "tf32", "tf32", levels=("forward", "gradients"))
     assert report.verdict == "not-run"
+    assert [row.level for row in report.checks if row.verdict == "not-run"] == ["forward", "gradients"]
     assert str(report.reason).startswith(ABSENT)
     rows = {(row.level, row.dtype): row for row in report.checks}
     for level in ("forward", "gradients"):
@@ -135,7 +137,7 @@ def test_sums_are_in_float32_and_excuse_nothing_at_the_rounding_of_tf32() -> Non
     """Of a million places in float32 errors of 250 units are excused: as many units of TF32 are a fault."""
     truth = draw(50)
     for dtype, verdict in (("float32", "pass"), ("tf32", "mismatch")):
-        off = truth + 100 * PRECISIONS[dtype].epsilon * compare.rms(truth) * draw(50, seed=6)
+        off = truth + 100 * PRECISIONS[dtype].epsilon * rms(truth) * draw(50, seed=6)
         traced = {"torch": {"bias": off}, "jax": {"bias": truth}, "truth": {"bias": truth}}
         (row,) = compare.compare_level("gradients", dtype, traced, (10**6, 10**6))
         assert row.verdict == verdict

@@ -17,7 +17,8 @@ import outlook_jax.linen
 import outlook_torch
 from outlook_parity import Given, Report, load_torch_weights, verify
 from outlook_parity.cli import app
-from outlook_parity.names import TorchLeaf, derive_names, read_given
+from outlook_parity.derive_names import TorchLeaf, derive_names
+from outlook_parity.given import read_given
 from parity_tests.small_twins import quick_compilation
 from parity_tests.their_twins import NAMES, linen_vit, nnx_vit, torch_vit, vit_images
 
@@ -214,6 +215,7 @@ def test_a_map_says_what_corresponds_where_the_names_do_not(tmp_path: Path) -> N
         ("[modules]\na = 3", "must be a str"),
         ("torch_axes = [0, 0, 1]", "permutation"),
         ("[axes]\nkernel = [1, 2]", "permutation"),
+        ('torch_axes = ["0", "1"]', "permutation"),
         ("modules", "map.toml"),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 
 from outlook_common.weights import table_for
 from outlook_parity import Report
+from outlook_parity.given import Given
 from outlook_parity.jax_twin import JaxTwin
-from outlook_parity.names import Given
 from outlook_parity.optimizers import OPTIMIZERS
 from outlook_parity.pair import make_pair
 from outlook_parity.request import Request

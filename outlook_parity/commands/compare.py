@@ -27,7 +27,7 @@ def compare(
     Exit codes: 0 pass, 1 mismatch, 2 error, 3 nothing to compare.
     """
     from outlook_parity.compare_traces import compare_traces
-    from outlook_parity.report import show
+    from outlook_parity.table import show
     from outlook_parity.tracefile import read
 
     report = compare_traces(read(one), read(other), None if truth is None else read(truth))

@@ -16,7 +16,7 @@ from outlook_common.config import VOLO_VARIANTS
 from outlook_common.weights import Conversion
 from outlook_common.weights import convert as convert_weights
 from outlook_common.weights.models import LAYER
-from outlook_common.weights.shown import shown
+from outlook_common.weights.shown import listed, shown
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", re.IGNORECASE)
@@ -82,9 +82,8 @@ def convert(
     console.print(_table(done))
     for what, names in (("missing", done.missing), ("ignored", done.ignored)):
         if names:
-            more = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
-            listed = ", ".join([*map(shown, names[:_LISTED]), *more])
-            console.print(f"[yellow]{what} ({len(names)}):[/] {escape(listed)}", highlight=False, soft_wrap=True)
+            left_out = escape(listed(names, _LISTED))
+            console.print(f"[yellow]{what} ({len(names)}):[/] {left_out}", highlight=False, soft_wrap=True)
     for line in done.manifest or ():
         typer.echo(shown(line))
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from outlook_common.config import VOLO_VARIANTS
+from outlook_parity.given import read_given
 from outlook_parity.models import LAYER, Model, Options, make
-from outlook_parity.names import read_given
 from outlook_parity.precisions import IN_WORDS
 from outlook_parity.theirs import build, read_inputs
 
@@ -96,7 +96,7 @@ def verify(
     if names is not None and torch_factory is None:
         raise ValueError("--map tells about twins of your own: --torch, --jax and --inputs are not given")
     with _progress(console) as on_step:
-        from outlook_parity.report import show
+        from outlook_parity.table import show
         from outlook_parity.verification import verify as verify_models
 
         made = _theirs(torch_factory, jax_factory, inputs) or make(options)
@@ -153,8 +153,8 @@ def _theirs(torch_factory: str | None, jax_factory: str | None, inputs: Path | N
 
 
 def _plot(path: Path, made: Model, report: Any, device: str, seed: int) -> None:
-    from outlook_parity import compare
-    from outlook_parity.names import Given
+    from outlook_parity.given import Given
+    from outlook_parity.noises import rms
     from outlook_parity.pair import make_pair
     from outlook_parity.plot import save_model_plot, save_plot
     from outlook_parity.request import Request, inputs_of
@@ -165,7 +165,7 @@ def _plot(path: Path, made: Model, report: Any, device: str, seed: int) -> None:
     request = Request(inputs, "float32", device, seed, rounded_to="float32")
     pair = make_pair(made.torch_model, made.jax_model, inputs, Given())
     outputs = [twin.run(request, gradients=False).outputs["output"][0] for twin in (pair.torch, pair.jax)]
-    unit = np.finfo(np.float32).eps * compare.rms(outputs[0])
+    unit = np.finfo(np.float32).eps * rms(outputs[0])
     return save_plot(path, made.photo, np.abs(outputs[1] - outputs[0]) / unit, report)
 
 

@@ -1,0 +1,141 @@
+"""Every call of a JAX module written to a tape, and replaced by what the tape plays."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from outlook_common.weights.arrays import to_numpy
+from outlook_jax.blocks import DropPath
+from outlook_parity.jax_masks import dropped, dropped_in_linen, drops_by_itself
+from outlook_parity.masks import Draws
+from outlook_parity.request import round_to
+from outlook_parity.tape import Arrays, Tape
+from outlook_parity.trees import leaves, replaced
+
+# Of the path of a module and the module: a context that its calls run in.
+Around = Callable[[str, Any], AbstractContextManager[Any]]
+
+
+def modules_of(module: nnx.Module) -> dict[str, Any]:
+    """Return all modules of an NNX module by path, joined by "."."""
+    return {".".join(map(str, path)): part for path, part in nnx.iter_modules(module)}
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _arrays(tree: Any) -> Arrays:
+    return [to_numpy(leaf) for leaf in leaves(tree, _is_floating)]
+
+
+def _traced(tree: Any) -> bool:
+    """Whether this is inside a transformation, a scan or remat say, where arrays have no values yet."""
+    return any(True for _ in leaves(tree, lambda leaf: isinstance(leaf, jax.core.Tracer)))
+
+
+def _replaced(tree: Any, given: Arrays | None) -> Any:
+    if given is None:
+        return tree
+    new = {
+        id(leaf): jax.device_put(round_to(array, leaf.dtype.name), leaf.sharding)
+        for leaf, array in zip(leaves(tree, _is_floating), given, strict=True)
+    }
+    return replaced(tree, _is_floating, new)
+
+
+@contextmanager
+def watched_nnx(
+    model: nnx.Module,
+    tape: Tape | None = None,
+    module_name: Callable[[str], str] = str,
+    draws: Draws | None = None,
+    around: Around | None = None,
+) -> Iterator[None]:
+    """Let a tape see every call of a module of `model`, and `draws` decide what is dropped.
+
+    Python looks up `__call__` in the class: so the classes are changed meanwhile, and other objects of them left alone.
+    """
+    if tape is None and draws is None and around is None:
+        yield
+        return
+    paths = {id(part): path for path, part in modules_of(model).items()}
+    running: list[int] = []
+
+    def watching(honest: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            path = paths.get(id(self))
+            if path is None or (running and running[-1] == id(self)):  # the latter in super().__call__
+                return honest(self, *args, **kwargs)
+            running.append(id(self))
+            try:
+                if draws is not None and isinstance(self, nnx.Dropout | DropPath):
+                    return dropped(self, draws, path, *args, **kwargs)
+                if around is not None:
+                    with around(module_name(path), self):
+                        return honest(self, *args, **kwargs)
+                if tape is None or _traced((args, kwargs)) or not tape.watches(name := module_name(path)):
+                    return honest(self, *args, **kwargs)
+                args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))
+                output = honest(self, *args, **kwargs)
+                return _replaced(output, tape.leave(_arrays(output)))
+            finally:
+                running.pop()
+
+        return call
+
+    with ExitStack() as changes:
+        for kind in {type(part) for _, part in nnx.iter_modules(model)}:
+            changes.enter_context(_method_changed(kind, watching))
+        yield
+
+
+@contextmanager
+def _method_changed(kind: type, change: Callable[[Any], Any]) -> Iterator[None]:
+    if not any("__call__" in vars(base) for base in kind.__mro__):
+        yield
+        return
+    own, honest = "__call__" in vars(kind), kind.__call__
+    kind.__call__ = change(honest)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own:
+            kind.__call__ = honest  # type: ignore[method-assign]
+        else:
+            del kind.__call__
+
+
+@contextmanager
+def watched_linen(
+    tape: Tape | None = None,
+    module_name: Callable[[str], str] = str,
+    draws: Draws | None = None,
+    around: Around | None = None,
+) -> Iterator[None]:
+    """Do for Linen what `watched_nnx` does for NNX."""
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        path = ".".join(context.module.path)
+        if draws is not None and drops_by_itself(context.module):
+            raise ValueError(f"{path} draws dropout of its own, which the twins cannot share: leave out the training")
+        if draws is not None and isinstance(context.module, linen.Dropout):
+            return dropped_in_linen(context.module, draws, path, *args, **kwargs)
+        if around is not None:
+            with around(module_name(path), context.module):
+                return call(*args, **kwargs)
+        if tape is None or _traced((args, kwargs)) or not tape.watches(name := module_name(path)):
+            return call(*args, **kwargs)
+        args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))
+        output = call(*args, **kwargs)
+        return _replaced(output, tape.leave(_arrays(output)))
+
+    with linen.intercept_methods(intercept):
+        yield

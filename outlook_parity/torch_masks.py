@@ -1,0 +1,85 @@
+"""What a PyTorch model drops, decided by masks that both twins share."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from outlook_common.weights.arrays import to_tensor
+from outlook_parity.masks import Draws
+
+# As they are before anything is put in their place.
+_RANDOM: dict[str, Callable[..., Any]] = {
+    "dropout": torch.nn.functional.dropout,
+    "attention": torch.nn.functional.scaled_dot_product_attention,
+    "rand": torch.rand,
+}
+
+
+class _Masks(TorchFunctionMode):
+    """Answers whoever asks PyTorch for dropout, or for uniform random numbers, from `draws`."""
+
+    def __init__(self, draws: Draws, where: Callable[[], str]) -> None:
+        super().__init__()
+        self._draws, self._where = draws, where
+        self._replacements: dict[Any, Callable[..., Any]] = {
+            _RANDOM["dropout"]: self._dropout,
+            _RANDOM["attention"]: self._attention,
+            _RANDOM["rand"]: self._rand,
+        }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._replacements.get(func, func)(*args, **(kwargs or {}))
+
+    def inside_functions(self) -> AbstractContextManager[Any]:
+        """Return a context in which PyTorch's own functions, multi-head attention above all, ask here too."""
+        return patch.multiple(torch.nn.functional, dropout=self._dropout, scaled_dot_product_attention=self._attention)
+
+    def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        if not training or p == 0:
+            return x
+        return x * to_tensor(self._draws.mask(tuple(x.shape), p, self._where())).to(x.device, x.dtype)
+
+    def _attention(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if dropout_p == 0 or attn_mask is not None or is_causal:
+            return _RANDOM["attention"](q, k, v, attn_mask, dropout_p, is_causal, **kwargs)
+        scale = kwargs.get("scale") or q.shape[-1] ** -0.5
+        weights = (q @ k.transpose(-1, -2) * scale).softmax(dim=-1)
+        return self._dropout(weights, dropout_p) @ v
+
+    def _rand(self, *shape: Any, device: Any = None, dtype: Any = None, **kwargs: Any) -> torch.Tensor:
+        sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return to_tensor(self._draws.uniform(sizes, self._where())).to(device, dtype)
+
+
+@contextmanager
+def shared_masks(model: torch.nn.Module, draws: Draws) -> Iterator[None]:
+    """Let what the model drops be decided by `draws`."""
+    inside: list[str] = []
+
+    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+        inside.pop()
+
+    handles = []
+    for path, module in model.named_modules():
+        enter = module.register_forward_pre_hook(lambda module, args, path=path: inside.append(path))
+        handles += [enter, module.register_forward_hook(leave)]
+    try:
+        masks = _Masks(draws, lambda: inside[-1] if inside else "")
+        with masks, masks.inside_functions():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,61 @@
+"""Every call of a PyTorch module written to a tape, and replaced by what the tape plays."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from outlook_common.weights.arrays import to_numpy, to_tensor
+from outlook_parity.request import round_to
+from outlook_parity.tape import Arrays, Tape
+from outlook_parity.torch_models import dtype_of
+from outlook_parity.trees import leaves, replaced
+
+
+@contextmanager
+def watched(model: torch.nn.Module, tape: Tape) -> Iterator[None]:
+    """Write every call of a module to the tape, and replace it by what the tape plays."""
+    handles = []
+    for path, module in model.named_modules():
+        if not tape.watches(path):
+            continue
+
+        def before(module: torch.nn.Module, args: Any, kwargs: Any, path: str = path) -> Any:
+            given = tape.enter(path, _arrays((args, kwargs)))
+            return None if given is None else _replaced((args, kwargs), given)
+
+        def after(module: torch.nn.Module, args: Any, output: Any) -> Any:
+            # Flax's attention does not give its weights, PyTorch's does.
+            attention = isinstance(module, torch.nn.MultiheadAttention)
+            told, rest = (output[0], output[1:]) if attention else (output, None)
+            given = tape.leave(_arrays(told))
+            if given is None:
+                return None
+            return _replaced(told, given) if rest is None else (_replaced(told, given), *rest)
+
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def _arrays(tree: Any) -> Arrays:
+    # Copies: what a module changes in place afterwards must not change what was written down.
+    return [to_numpy(leaf).copy() for leaf in leaves(tree, _is_floating)]
+
+
+def _replaced(tree: Any, given: Arrays) -> Any:
+    found = leaves(tree, _is_floating)
+    new = {
+        id(leaf): to_tensor(round_to(array, dtype_of(leaf))).to(leaf.device)
+        for leaf, array in zip(found, given, strict=True)
+    }
+    return replaced(tree, _is_floating, new)
