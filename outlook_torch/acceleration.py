@@ -30,7 +30,8 @@ def accelerate(model: Model, *, implementation: ImplementationRequest = None) ->
     """Replace the outlook attention of timm or of the original VOLO by this package's, in place.
 
     Parameters, dropouts and hooks are shared, not copied: names in `state_dict()`, optimizers and checkpoints stay
-    valid. Logits are the same to rounding. Copies of the model (`copy.deepcopy`) stay accelerated.
+    valid. Logits are the same to rounding. Copies of the model (`copy.deepcopy`) stay accelerated. Layers with parts of
+    other kinds, as adapters and quantization put there, stay as they are: adapt or quantize afterwards.
 
     Args:
         model: anything that contains such layers.
@@ -52,10 +53,12 @@ def accelerate(model: Model, *, implementation: ImplementationRequest = None) ->
             replaced += 1
     if not replaced:
         ours = sum(isinstance(child, OutlookAttention) for _, _, child in found)
-        parts = ", ".join((*PARTS, *NUMBERS))
+        others = sum(_is_named_so(child) for _, _, child in found)
+        parts = ", ".join(f"{name} ({kind.__name__})" for name, kind in PARTS.items())
         raise ValueError(
             f"{type(model).__name__} has no outlook attention to replace among its {len(found)} modules ({ours} are of "
-            f"this package already); looked for modules of a class named OutlookAttention with {parts}"
+            f"this package already, {others} of that name have other parts: adapt or quantize after accelerate, not "
+            f"before); looked for modules of a class named OutlookAttention with {parts}, {', '.join(NUMBERS)}"
         )
     return model
 
@@ -81,8 +84,12 @@ def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     yield from [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
 
 
+def _is_named_so(module: nn.Module) -> bool:
+    return type(module).__name__ == "OutlookAttention" and not isinstance(module, OutlookAttention)
+
+
 def _is_foreign(module: nn.Module) -> bool:
-    if isinstance(module, OutlookAttention) or type(module).__name__ != "OutlookAttention":
+    if not _is_named_so(module):
         return False
     parts = all(isinstance(getattr(module, name, None), kind) for name, kind in PARTS.items())
     return parts and all(hasattr(module, name) for name in NUMBERS)

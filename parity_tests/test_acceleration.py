@@ -30,6 +30,13 @@ def layers(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
     return [module for module in model.modules() if type(module) is kind]
 
 
+def adapted(model: nn.Module) -> nn.Module:
+    """Wrap the value projections, as adapters of low rank do."""
+    for layer in layers(model, timm_volo.OutlookAttention):
+        layer.v = nn.Sequential(layer.v)
+    return model
+
+
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -116,11 +123,16 @@ def test_a_layer_alone_is_replaced_and_restored() -> None:
 @pytest.mark.parametrize(
     ("change", "make", "words"),
     [
-        (accelerate, lambda: nn.Sequential(nn.Linear(2, 2)), "among its 1 modules \\(0 are of this package already\\)"),
+        (
+            accelerate,
+            lambda: nn.Sequential(nn.Linear(2, 2)),
+            "among its 1 modules \\(0 are of this package already, 0 ",
+        ),
+        (accelerate, lambda: adapted(tiny()), "2 of that name have other parts: adapt or quantize after accelerate"),
         (accelerate, lambda: outlook_torch.OutlookAttention(4), "this package already"),
         (restore, lambda: nn.Sequential(nn.Linear(2, 2)), "no layer that accelerate"),
     ],
-    ids=["no-layer", "our-own-layer", "nothing-to-restore"],
+    ids=["no-layer", "adapted-layers", "our-own-layer", "nothing-to-restore"],
 )
 def test_a_model_without_such_a_layer_is_an_error(
     change: Callable[[nn.Module], nn.Module], make: Callable[[], nn.Module], words: str
