@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from outlook_common.weights.shown import listed
-from outlook_parity.checks import Check
+from outlook_parity.checks import TWINS, Check
 from outlook_parity.compare import Tensors
-from outlook_parity.layers import Suspect, shown
+from outlook_parity.layers import Suspect, shown_path
 from outlook_parity.masks import Draw
 from outlook_parity.rounding import as_coarse_as, finer_products
 from outlook_parity.semantics import HARMLESS, Difference
@@ -80,17 +80,17 @@ def _alone(evidence: Evidence) -> Explanation | None:
     first = evidence.suspects[0]
     harmless = HARMLESS if first.dtype == "float64" else ()
     if said := [d for d in evidence.differences if d.path == first.path and d.fact not in harmless]:
-        return Explanation(shown(first.path), "; ".join(map(str, said)))
+        return Explanation(shown_path(first.path), "; ".join(map(str, said)))
     step = evidence.wrong_step(first)
     coarse = next((as_coarse_as(check) for check in evidence.wrong if _is_of(first, check)), "")
     reasons = [f"the step {step} of outlook attention" if step else first.where, first.how, coarse]
     where = "; ".join(filter(None, reasons)) or "its own code gives something else"
     precision = "" if first.dtype == "float64" else f", in {first.dtype} alone"
-    return Explanation(shown(first.path), f"{shown(first.path)}{precision}: {where}")
+    return Explanation(shown_path(first.path), f"{shown_path(first.path)}{precision}: {where}")
 
 
 def _is_of(suspect: Suspect, check: Check) -> bool:
-    asked = ("layers", suspect.dtype, shown(suspect.path), suspect.view)
+    asked = ("layers", suspect.dtype, shown_path(suspect.path), suspect.view)
     return (check.level, check.dtype, check.name, check.view) == asked
 
 
@@ -100,14 +100,14 @@ def _products(evidence: Evidence) -> Explanation | None:
     if not how:
         return None
     said = [difference for difference in evidence.differences if difference.fact == "precision"]
-    return Explanation(shown(said[0].path) if said else None, "; ".join([how, *map(str, said[:1])]))
+    return Explanation(shown_path(said[0].path) if said else None, "; ".join([how, *map(str, said[:1])]))
 
 
 def _said(evidence: Evidence) -> Explanation | None:
     """Return what the models say differently, where no module was found wrong by its numbers."""
     training = any(check.level == "training" for check in evidence.wrong)
     said = [d for d in evidence.differences if d.fact not in HARMLESS and (training or d.fact not in IN_TRAINING)]
-    return Explanation(shown(said[0].path), listed(said, 3, between="; ")) if said else None
+    return Explanation(shown_path(said[0].path), listed(said, 3, between="; ")) if said else None
 
 
 # Facts that matter in training alone.
@@ -156,14 +156,14 @@ def _gradients(evidence: Evidence) -> Explanation | None:
 
 
 def _draws(evidence: Evidence) -> Explanation | None:
-    torch, jax = (evidence.draws.get(twin, ()) for twin in ("torch", "jax"))
+    torch, jax = (evidence.draws.get(twin, ()) for twin in TWINS)
     if [draw.shape for draw in torch] == [draw.shape for draw in jax]:
         return None
     other = next((n for n, (a, b) in enumerate(zip(torch, jax, strict=False)) if a.shape != b.shape), None)
     first = min(len(torch), len(jax)) if other is None else other
     where = next((drawn[first].where for drawn in (torch, jax) if first < len(drawn)), "")
     counts = f"{len(torch)} dropout masks in torch, {len(jax)} in jax"
-    return Explanation(shown(where), f"{counts}; they differ from mask {first + 1} on, in {shown(where)}")
+    return Explanation(shown_path(where), f"{counts}; they differ from mask {first + 1} on, in {shown_path(where)}")
 
 
 def _training(evidence: Evidence) -> Explanation | None:
@@ -173,7 +173,7 @@ def _training(evidence: Evidence) -> Explanation | None:
     names = [name for _, _, name in rows]
     first = names[0]
     if all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in names):
-        for twin in ("torch", "jax"):
+        for twin in TWINS:
             trained = evidence.trained.get(twin, {})
             if all(_same(trained.get(f"SGD: {name}"), evidence.weights[twin].get(name)) for name in names):
                 return Explanation(_owner(first), f"the running statistics of {twin} stay as they were (stale buffers)")
@@ -209,4 +209,4 @@ RULES: tuple[Callable[[Evidence], Explanation | None], ...] = (
 
 
 def _owner(weight: str) -> str:
-    return shown(weight.rpartition(".")[0])
+    return shown_path(weight.rpartition(".")[0])

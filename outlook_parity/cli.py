@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from outlook_parity.commands import compare, convert, inspect, predict, trace, verify
-
-ERROR = 2
+from outlook_parity.exit_codes import ERROR
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 for command in (verify.verify, trace.trace, compare.compare, convert.convert, inspect.inspect, predict.predict):

@@ -36,7 +36,7 @@ MOVED = 16.0
 
 
 @dataclass(frozen=True)
-class Pair:
+class TensorPair:
     """One tensor as either twin has it; None where a twin lacks it."""
 
     name: str
@@ -50,9 +50,9 @@ class Pair:
         return self.torch, self.jax
 
 
-def pairs(torch: Tensors, jax: Tensors, expected: Sequence[str] = ()) -> list[Pair]:
+def pairs(torch: Tensors, jax: Tensors, expected: Sequence[str] = ()) -> list[TensorPair]:
     """Return the tensors of both twins side by side, also those that only one of them has, or neither."""
-    return [Pair(name, torch.get(name), jax.get(name)) for name in dict.fromkeys([*expected, *torch, *jax])]
+    return [TensorPair(name, torch.get(name), jax.get(name)) for name in dict.fromkeys([*expected, *torch, *jax])]
 
 
 def compare_weights(torch: Tensors, jax: Tensors, expected: Sequence[str]) -> list[Check]:
@@ -89,7 +89,7 @@ def compare_level(
     return checks
 
 
-def _compare_whole(level: str, dtype: str, pair: Pair) -> Check:
+def _compare_whole(level: str, dtype: str, pair: TensorPair) -> Check:
     """Compare whole numbers, which are equal or not; in low precision rounding may decide which of two is larger."""
     check = compare_pair(level, dtype, pair, bound=0.0)
     if dtype == "float64" or check.verdict != "mismatch" or check.measured is None:
@@ -98,7 +98,7 @@ def _compare_whole(level: str, dtype: str, pair: Pair) -> Check:
     return replace(check, verdict="skipped", note=note)
 
 
-def _explained(pair: Pair, jump: np.ndarray) -> bool:
+def _explained(pair: TensorPair, jump: np.ndarray) -> bool:
     """Whether numbers differ by no more than rounding can move them, as a gradient does whose true value is zero."""
     if (arrays := pair.alike()) is None:
         return False
@@ -106,7 +106,7 @@ def _explained(pair: Pair, jump: np.ndarray) -> bool:
     return float(np.abs(torch - jax).max()) <= FACTOR_BOUND * float(np.abs(jump).max())
 
 
-def _terms(level: str, pair: Pair, dtype: str, summed: tuple[int, int]) -> int:
+def _terms(level: str, pair: TensorPair, dtype: str, summed: tuple[int, int]) -> int:
     """Return how many numbers are added up, in `dtype` itself, for one of this tensor.
 
     For a parameter's gradient (and for what optimizers keep of it, squared or not) those are the places of the map, at
@@ -180,7 +180,7 @@ def compare_again(dtype: str, again: Mapping[str, Mapping[str, Tensors | str]]) 
     return checks
 
 
-def _as_undefined(pair: Pair) -> bool:
+def _as_undefined(pair: TensorPair) -> bool:
     """Whether both are NaN or Inf at the same places, and agree elsewhere."""
     if (arrays := pair.alike()) is None:
         return False
@@ -234,7 +234,13 @@ def judge(checks: Sequence[Check], expected: Iterable[tuple[str, str]]) -> tuple
 
 
 def compare_pair(
-    level: str, dtype: str, pair: Pair, *, bound: float, truth: np.ndarray | None = None, least: Noise | None = None
+    level: str,
+    dtype: str,
+    pair: TensorPair,
+    *,
+    bound: float,
+    truth: np.ndarray | None = None,
+    least: Noise | None = None,
 ) -> Check:
     """Compare one tensor; by noise if there is a truth, where noises below `least` count as it."""
     row = partial(Check, level=level, dtype=dtype, name=pair.name, bound=bound)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from outlook_parity import causes, compare
 from outlook_parity.compare import Tensors
-from outlook_parity.layers import Suspect, propagated, shown
+from outlook_parity.layers import Suspect, propagated, shown_path
 from outlook_parity.report import Report
 from outlook_parity.rounding import notes_on_products
 from outlook_parity.tracefile import TraceFile, environment_of, refusal
@@ -57,7 +57,8 @@ def compare_traces(one: TraceFile, other: TraceFile, truth: TraceFile | None = N
     found_at = causes.Explanation(None, None)
     if first is not None:
         found_at = causes.Explanation(
-            shown(first.path), f"{shown(first.path)} is the first module whose results differ; {first.how}".rstrip("; ")
+            shown_path(first.path),
+            f"{shown_path(first.path)} is the first module whose results differ; {first.how}".rstrip("; "),
         )
     return Report(
         verdict,

@@ -17,7 +17,7 @@ from outlook_parity.checks import (
 from outlook_parity.compare import (
     FACTOR_BOUND,
     RELATIVE_BOUNDS,
-    Pair,
+    TensorPair,
     Tensors,
     compare_pair,
 )
@@ -139,7 +139,7 @@ def propagated(torch: Events, jax: Events, truth: Events | None, dtype: str) -> 
     return [*rows.rows(), *_unmatched(tapes, known, dtype)], suspects
 
 
-def shown(path: str) -> str:
+def shown_path(path: str) -> str:
     """Return a module's path as the report has it."""
     return path or MODEL
 
@@ -235,7 +235,7 @@ class _Rows:
         if ours is None or theirs is None or len(ours) != len(theirs):
             if key.side == "out":
                 note = f"{_shapes(ours)} in torch, {_shapes(theirs)} in jax"
-                yield Check("layers", self._dtype, shown(path), "mismatch", bound, note=note)
+                yield Check("layers", self._dtype, shown_path(path), "mismatch", bound, note=note)
             return
         for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             exact = None if truth is None else truth.get(key, [None] * len(ours))[index]
@@ -243,7 +243,7 @@ class _Rows:
                 continue
             # A sum over n numbers may be added up in any order: here over those that make one of the results.
             least = sum_noise(sum(array.size for array in inputs) / one.size, self._dtype)
-            pair = Pair(shown(path), one.astype(np.float64), other.astype(np.float64))
+            pair = TensorPair(shown_path(path), one.astype(np.float64), other.astype(np.float64))
             exact = None if exact is None else exact.astype(np.float64)
             yield compare_pair("layers", self._dtype, pair, bound=bound, truth=exact, least=least)
 
@@ -255,7 +255,7 @@ def _shapes(arrays: Arrays | None) -> str:
 def _where(key: Key, path: str, check: Check) -> str:
     if check.verdict != "mismatch" or key.side == "out":
         return ""
-    return f"calls {shown(key.path)} with something else"
+    return f"calls {shown_path(key.path)} with something else"
 
 
 def _badness(check: Check) -> tuple[int, float]:
@@ -272,5 +272,5 @@ def _unmatched(tapes: Mapping[str, Tape], known: Sequence[str], dtype: str) -> l
                 name: sum(key.path == path and key.side == "out" for key in tape.events) for name, tape in tapes.items()
             }
             note = ", ".join(f"called {count} times in {name}" for name, count in calls.items())
-            rows.append(Check("layers", dtype, shown(path), "skipped", 0.0, note=note))
+            rows.append(Check("layers", dtype, shown_path(path), "skipped", 0.0, note=note))
     return rows

@@ -176,15 +176,15 @@ class Session:
         suspects = sorted(self._suspects, key=lambda suspect: suspect.dtype != TRUTH)
         return causes.explain(
             causes.Evidence(
-                wrong,
-                suspects,
-                said,
-                self.weights,
-                self._draws,
-                self._trained,
-                unrounded(self.checks),
-                self._wrong_step,
-                self._pair.names.hint,
+                wrong=wrong,
+                suspects=suspects,
+                differences=said,
+                weights=self.weights,
+                draws=self._draws,
+                trained=self._trained,
+                in_full=unrounded(self.checks),
+                wrong_step=self._wrong_step,
+                hint=self._pair.names.hint,
             )
         )
 

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from outlook_common.weights.arrays import to_tensor
 from outlook_parity.masks import Draws
+from outlook_parity.torch_watching import running
 
 # As they are before anything is put in their place.
 _RANDOM: dict[str, Callable[..., Any]] = {
@@ -67,19 +68,7 @@ class _Masks(TorchFunctionMode):
 @contextmanager
 def shared_masks(model: torch.nn.Module, draws: Draws) -> Iterator[None]:
     """Let what the model drops be decided by `draws`."""
-    inside: list[str] = []
-
-    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-        inside.pop()
-
-    handles = []
-    for path, module in model.named_modules():
-        enter = module.register_forward_pre_hook(lambda module, args, path=path: inside.append(path))
-        handles += [enter, module.register_forward_hook(leave)]
-    try:
-        masks = _Masks(draws, lambda: inside[-1] if inside else "")
+    with running(model) as path:
+        masks = _Masks(draws, path)
         with masks, masks.inside_functions():
             yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -9,7 +9,6 @@ import torch
 
 from outlook_common.weights.arrays import to_numpy
 from outlook_parity.derive_names import TorchLeaf
-from outlook_parity.torch_semantics import kinds_of
 
 
 def copied(model: torch.nn.Module) -> torch.nn.Module:
@@ -51,6 +50,11 @@ def torch_module(model: Any) -> torch.nn.Module:
     if not callable(model):
         raise TypeError(f"the torch model must be a torch.nn.Module or a function, got {type(model).__name__}")
     return FunctionModule(model)
+
+
+def kinds_of(model: torch.nn.Module) -> dict[str, str]:
+    """Return the types of the modules by path."""
+    return {path: type(module).__name__ for path, module in model.named_modules()}
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from outlook_parity.precisions import Products
 from outlook_parity.semantics import OWN_ATTRIBUTES, Facts, ints_of, pairs_of
+from outlook_parity.torch_watching import running
 
 
 def _convolution(module: Any) -> dict[str, Any]:
@@ -39,11 +40,6 @@ READERS: list[tuple[tuple[type, ...], Callable[[Any], dict[str, Any]]]] = [
     ),
     ((torch.nn.modules.dropout._DropoutNd,), lambda module: {"dropout rate": float(module.p)}),
 ]
-
-
-def kinds_of(model: torch.nn.Module) -> dict[str, str]:
-    """Return the types of the modules by path."""
-    return {path: type(module).__name__ for path, module in model.named_modules()}
 
 
 def attributes_of(model: torch.nn.Module, products: Products) -> Facts:
@@ -108,22 +104,10 @@ class _Listener(TorchFunctionMode):
 @contextmanager
 def listening(model: torch.nn.Module, facts: Facts) -> Iterator[None]:
     """Add to the facts what the functions are called with that the model calls meanwhile."""
-    inside: list[str] = []
+    with running(model) as path:
 
-    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-        inside.pop()
+        def note(fact: str, value: Any) -> None:
+            facts.setdefault(path(), {})[fact] = value
 
-    handles = []
-    for path, module in model.named_modules():
-        enter = module.register_forward_pre_hook(lambda module, args, path=path: inside.append(path))
-        handles += [enter, module.register_forward_hook(leave)]
-
-    def note(fact: str, value: Any) -> None:
-        facts.setdefault(inside[-1] if inside else "", {})[fact] = value
-
-    try:
         with _Listener(note):
             yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -20,8 +20,8 @@ from outlook_parity.semantics import Facts
 from outlook_parity.subjects import OUTPUT, Task, is_array
 from outlook_parity.tape import ROOT, Tape
 from outlook_parity.torch_masks import shared_masks
-from outlook_parity.torch_models import copied, dtype_of, weights_of, wide
-from outlook_parity.torch_semantics import attributes_of, kinds_of, listening
+from outlook_parity.torch_models import copied, dtype_of, kinds_of, weights_of, wide
+from outlook_parity.torch_semantics import attributes_of, listening
 from outlook_parity.torch_settings import pinned, torch_device
 from outlook_parity.torch_watching import watched
 from outlook_parity.trees import named_leaves

@@ -1,6 +1,6 @@
-"""Every call of a PyTorch module written to a tape, and replaced by what the tape plays."""
+"""Which PyTorch module runs; every call of one written to a tape, and replaced by what the tape plays."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,9 +8,28 @@ import torch
 
 from outlook_common.weights.arrays import to_numpy, to_tensor
 from outlook_parity.request import round_to
-from outlook_parity.tape import Arrays, Tape
+from outlook_parity.tape import ROOT, Arrays, Tape
 from outlook_parity.torch_models import dtype_of
 from outlook_parity.trees import leaves, replaced
+
+
+@contextmanager
+def running(model: torch.nn.Module) -> Iterator[Callable[[], str]]:
+    """Give a function that returns the path of the module whose code runs, "" outside of all."""
+    inside: list[str] = []
+
+    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+        inside.pop()
+
+    handles = []
+    for path, module in model.named_modules():
+        enter = module.register_forward_pre_hook(lambda module, args, path=path: inside.append(path))
+        handles += [enter, module.register_forward_hook(leave)]
+    try:
+        yield lambda: inside[-1] if inside else ROOT
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

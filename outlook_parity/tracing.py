@@ -12,8 +12,8 @@ from outlook_common.weights.arrays import is_floating
 from outlook_parity.compare import refusal as refusal_of_inputs
 from outlook_parity.derive_names import TorchLeaf, derive_names
 from outlook_parity.given import Given, permutation, read_given, torch_axes_of
-from outlook_parity.models import Options, make
 from outlook_parity.names import Names, names_of_table
+from outlook_parity.ours import Options, make
 from outlook_parity.precisions import PRECISIONS
 from outlook_parity.request import Request, inputs_of, places_and_size, round_to
 from outlook_parity.subjects import no_task, subject_of

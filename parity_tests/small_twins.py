@@ -13,7 +13,7 @@ import outlook_jax
 import outlook_torch
 from outlook_common import VOLOConfig
 from outlook_parity import Report, verify
-from outlook_parity.models import draw_weights
+from outlook_parity.ours import draw_weights
 
 Models = tuple[outlook_torch.VOLO, outlook_jax.VOLO]
 

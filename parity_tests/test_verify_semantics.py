@@ -14,6 +14,7 @@ import outlook_jax.batch_norm
 from outlook_parity import causes, jax_semantics, semantics, torch_semantics
 from outlook_parity.precisions import Products
 from outlook_parity.semantics import Difference
+from outlook_parity.torch_models import kinds_of
 
 
 def rngs() -> nnx.Rngs:
@@ -58,7 +59,7 @@ def differences(torch_module: torch.nn.Module, jax_module: Any, products: Produc
     )
     assert facts[0][""], "nothing is known of this module"
     assert facts[1][""], "nothing is known of this module"
-    return semantics.differences(*facts, torch_semantics.kinds_of(torch_module))
+    return semantics.differences(*facts, kinds_of(torch_module))
 
 
 @pytest.mark.parametrize("name", SAME)

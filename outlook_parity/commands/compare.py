@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from outlook_parity.commands.verify import EXIT_CODES
+from outlook_parity.exit_codes import OF_VERDICTS
 
 
 def compare(
@@ -40,4 +40,4 @@ def compare(
         typer.echo(report.to_json())
     else:
         show(report, Console(), title=title, every_row=show_all)
-    raise typer.Exit(EXIT_CODES[report.verdict])
+    raise typer.Exit(OF_VERDICTS[report.verdict])

@@ -12,8 +12,7 @@ from rich.table import Table
 from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
 from outlook_common.weights.inspection import Difference, Inspection, Row, differences, inspect_checkpoint
 from outlook_common.weights.shown import shown
-
-MISMATCH = 1
+from outlook_parity.exit_codes import MISMATCH
 
 
 def inspect(

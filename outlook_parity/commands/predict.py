@@ -19,9 +19,8 @@ from outlook_common.config import VOLO_VARIANTS, volo_variant
 from outlook_common.extras import require
 from outlook_common.images import ImageError, load_image, preprocess
 from outlook_common.pretrained import Pretrained, prepare
+from outlook_parity.exit_codes import ERROR, MISMATCH
 from outlook_parity.predictions import FORWARDS, Prediction, predict_batch
-
-MISMATCH, ERROR = 1, 2
 
 DEFAULT_MODEL = "volo_d1_224"
 FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax")}  # and what they need, each the extra of its name

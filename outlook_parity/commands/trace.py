@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from outlook_parity.exit_codes import NOT_RUN
 from outlook_parity.precisions import IN_WORDS
-
-NOT_RUN = 3
 
 
 def trace(

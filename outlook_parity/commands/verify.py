@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from outlook_common.config import VOLO_VARIANTS
+from outlook_parity.exit_codes import OF_VERDICTS
 from outlook_parity.given import read_given
-from outlook_parity.models import LAYER, Model, Options, make
+from outlook_parity.ours import LAYER, Model, Options, make
 from outlook_parity.precisions import IN_WORDS
 from outlook_parity.theirs import build, read_inputs
 
-EXIT_CODES = {"pass": 0, "mismatch": 1, "not-run": 3}
 DEFAULT_MODEL = "volo_d1_224"
 
 
@@ -128,7 +128,7 @@ def verify(
                 Console().print(f"{kind}: {path}", highlight=False, soft_wrap=True)
         if plot is not None and report.verdict != "not-run":
             Console().print(f"picture: {plot}", highlight=False, soft_wrap=True)
-    raise typer.Exit(EXIT_CODES[report.verdict])
+    raise typer.Exit(OF_VERDICTS[report.verdict])
 
 
 def _theirs(torch_factory: str | None, jax_factory: str | None, inputs: Path | None) -> Model | None:
