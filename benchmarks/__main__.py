@@ -15,7 +15,7 @@ from parity_tests.timm_oracle import declare_missing_torchvision_operators
 LAYER_CASES = ("volo_d1", "volo_d2", "volo_d4", "seed_512", "seed_512_8_heads", "large_map", "small_map", "kernel_5")
 MEMORY_CASES = ("volo_d1", "seed_512")
 
-Rounds = Annotated[int, typer.Option(help="Rounds; every contender runs once in each.")]
+Rounds = Annotated[int, typer.Option(help="Rounds; every contender has one timed run in each.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

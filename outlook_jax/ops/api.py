@@ -1,6 +1,7 @@
 """`outlook_attention`, the op: check the operands, choose an implementation, run it."""
 
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from outlook_common.dispatch import Implementation, ImplementationRequest, choose
@@ -10,6 +11,9 @@ from outlook_jax.ops.reference import REFERENCE
 
 # From fastest to slowest: the order that `implementation=None` tries.
 IMPLEMENTATIONS: dict[str, Implementation] = {"composite": COMPOSITE, "reference": REFERENCE}
+
+# Of the result, for policies of `jax.checkpoint`.
+CHECKPOINT_NAME = "outlook_attention"
 
 
 def outlook_attention(
@@ -38,7 +42,7 @@ def outlook_attention(
 
     Returns:
         (B, H, W, N, D) in the dtype of `value`. Softmax and sums run in float32 at least, the probabilities are
-        rounded to the dtype of `value` in between.
+        rounded to the dtype of `value` in between. For policies of `jax.checkpoint` it is named "outlook_attention".
 
     Raises:
         TypeError: an operand is not float16, bfloat16, float32 or float64.
@@ -58,7 +62,9 @@ def outlook_attention(
         padding=padding,
     )
     run = choose(implementation, IMPLEMENTATIONS, value, logits, dropout_mask, grid)
-    return run(value, logits, dropout_mask, grid, precision=precision)
+    out = run(value, logits, dropout_mask, grid, precision=precision)
+    named: Array = checkpoint_name(out, CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
+    return named
 
 
 def _dtype_name(x: Array) -> str:

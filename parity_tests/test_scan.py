@@ -1,0 +1,63 @@
+"""Blocks run as one loop: what the backward pass finds kept, and what it computes again."""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import Array
+from jax.extend.core import jaxprs_in_params
+
+from outlook_jax import scan
+from outlook_jax.blocks import Outlooker, Transformer
+from outlook_jax.factory import Factory
+
+BLOCKS: dict[str, Callable[[Factory], nnx.Module]] = {
+    "outlooker": lambda make: Outlooker(16, 2, implementation="composite", make=make),
+    "transformer": lambda make: Transformer(16, 2, make=make),
+}
+
+
+def stack(kind: str, *, remat: bool = False) -> tuple[Callable[..., Array], Any, Array]:
+    """Return a function of parameters and input, and both."""
+    make = Factory(nnx.Rngs(0), deterministic=True)
+    blocks: Any = nnx.List(BLOCKS[kind](make) for _ in range(3))
+    graph, parameters, rest = nnx.split(blocks, nnx.Param, ...)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 16)), jnp.float32)
+
+    def run(parameters: Any, x: Array) -> Array:
+        return scan.run_blocks(nnx.merge(graph, parameters, rest), x, scan=True, remat=remat)
+
+    return run, parameters, x
+
+
+def primitives(program: Any) -> Iterator[str]:
+    for equation in program.eqns:
+        yield equation.primitive.name
+        for inner in jaxprs_in_params(equation.params):
+            yield from primitives(inner)
+
+
+def kept_bytes(run: Callable[..., Array], parameters: Any, x: Array) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(jax.vjp(run, parameters, x)[1]))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_training_step_keeps_the_results_of_products_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_scan", inspect.unwrap(scan._scan))  # else the cache of `jax.jit` answers
+    found, rematted = kept_bytes(*stack(kind)), kept_bytes(*stack(kind, remat=True))
+    monkeypatch.setattr(scan, "_PRODUCTS", jax.checkpoint_policies.everything_saveable)
+    assert rematted < found < 0.7 * kept_bytes(*stack(kind))
+
+
+def test_outlook_attention_is_not_computed_again_in_the_backward_pass() -> None:
+    run, *operands = stack("outlooker")
+    program = jax.make_jaxpr(jax.grad(lambda *operands: run(*operands).sum()))(*operands)
+    found = Counter(primitives(program.jaxpr))
+    # The sum itself and its transpose.
+    assert (found["outlook_mix"], found["outlook_gram"]) == (2, 1)
