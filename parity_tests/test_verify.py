@@ -13,6 +13,7 @@ from flax import nnx
 import outlook_jax
 from outlook_parity import Check, Noise, Report, compare
 from outlook_parity import verify as verify_levels
+from outlook_parity.checks import EXCUSED
 from outlook_parity.noises import noise_factor, noise_of, rms
 from parity_tests.small_twins import quick_compilation
 from parity_tests.twins import layer_pair
@@ -257,6 +258,17 @@ def test_a_pair_with_another_shape_or_no_elements_never_passes() -> None:
     ]:
         traced = {"torch": {"output": torch_array}, "jax": {"output": jax_array}}
         assert compare.compare_level("forward", "float64", traced, (2, 6))[0].verdict == verdict
+
+
+def test_what_rounding_alone_can_make_of_a_gradient_that_is_zero_is_excused_and_says_so() -> None:
+    """Both twins have nothing but rounding, and two moved truths differ by as much."""
+    traced = {twin: {"k.bias": 1e-18 * draw(5, seed=n)} for n, twin in enumerate(("torch", "jax", "up", "down"))}
+    (excused,) = compare.compare_level("gradients", "float64", traced, (1, 5))
+    assert (excused.verdict, excused.excused, excused.note) == ("pass", True, EXCUSED)
+    assert excused.measured is not None
+    assert excused.measured > excused.bound
+    (other,) = compare.compare_level("gradients", "float64", {t: traced[t] for t in ("torch", "jax")}, (1, 5))
+    assert (other.verdict, other.excused) == ("mismatch", False)
 
 
 def test_noise_is_counted_in_units_of_rounding() -> None:

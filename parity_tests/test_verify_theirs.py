@@ -215,7 +215,8 @@ def test_a_map_says_what_corresponds_where_the_names_do_not(tmp_path: Path) -> N
         ("[modules]\na = 3", "must be a str"),
         ("torch_axes = [0, 0, 1]", "permutation"),
         ("[axes]\nkernel = [1, 2]", "permutation"),
-        ('torch_axes = ["0", "1"]', "permutation"),
+        ('torch_axes = ["0", 1]', "permutation"),
+        ("torch_axes = [false, true]", "permutation"),
         ("modules", "map.toml"),
     ],
 )
