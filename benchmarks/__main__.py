@@ -82,8 +82,8 @@ def volo(rounds: Rounds = 7, batch: Batch = 8, out: Out = report.FOLDER) -> None
     }
     pairs = contenders("volo_d1_224", batch)
     timings = {
-        "forward": interleave({n: p.forward for n, p in pairs.items()}, rounds=rounds),
-        "training step": interleave({n: p.training for n, p in pairs.items() if p.training}, rounds=rounds),
+        "forward": interleave({n: p.forward for n, p in pairs.items()}, rounds=rounds, ahead=1),
+        "training step": interleave({n: p.training for n, p in pairs.items() if p.training}, rounds=rounds, ahead=1),
     }
     numbers = {"batch": batch, "compile": compiled, "volo_d1_224": timings}
     report.write(out, "volo_cpu", report.volo(compiled, timings, batch), numbers)
