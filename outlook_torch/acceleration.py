@@ -31,7 +31,8 @@ def accelerate(model: Model, *, implementation: ImplementationRequest = None) ->
 
     Parameters, dropouts and hooks are shared, not copied: names in `state_dict()`, optimizers and checkpoints stay
     valid. Logits are the same to rounding. Copies of the model (`copy.deepcopy`) stay accelerated. Layers with parts of
-    other kinds, as adapters and quantization put there, stay as they are: adapt or quantize afterwards.
+    other kinds, as adapters and quantization put there, stay as they are: adapt or quantize afterwards. So do layers
+    that are accelerated already: to change their `implementation`, `restore` the model first.
 
     Args:
         model: anything that contains such layers.
@@ -41,17 +42,19 @@ def accelerate(model: Model, *, implementation: ImplementationRequest = None) ->
         The model itself; or the new layer, if `model` is such a layer.
 
     Raises:
-        ValueError: there is no such layer in it; the message says what was looked for.
+        ValueError: there is no such layer in it, or `implementation` is unknown; the message says what was looked for.
     """
     if isinstance(model, nn.Module) and _is_foreign(model):
         return _twin_of(model, implementation)  # type: ignore[return-value]
+    if _replaced_by(model) is not None:
+        return model
     found = list(_children(model))
     replaced = 0
     for parent, name, child in found:
         if _is_foreign(child):
             setattr(parent, name, _twin_of(child, implementation))
             replaced += 1
-    if not replaced:
+    if not replaced and not any(_replaced_by(child) is not None for _, _, child in found):
         ours = sum(isinstance(child, OutlookAttention) for _, _, child in found)
         others = sum(_is_named_so(child) for _, _, child in found)
         parts = ", ".join(f"{name} ({kind.__name__})" for name, kind in PARTS.items())

@@ -117,7 +117,16 @@ def test_a_layer_alone_is_replaced_and_restored() -> None:
     assert isinstance(ours, OutlookAttention)
     assert (ours.config.attn_drop, ours.config.proj_drop) == (0.1, 0.2)
     torch.testing.assert_close(ours(x), layer(x), rtol=1e-12, atol=1e-12)
+    assert accelerate(ours) is ours
     assert restore(ours) is layer
+
+
+def test_a_second_time_nothing_changes() -> None:
+    model = accelerate(tiny())
+    before = layers(model, OutlookAttention)
+    assert accelerate(model, implementation="reference") is model
+    assert list(map(id, layers(model, OutlookAttention))) == list(map(id, before))
+    assert {layer.implementation for layer in before} == {None}
 
 
 @pytest.mark.parametrize(
