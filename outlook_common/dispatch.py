@@ -38,14 +38,7 @@ def choose(
         NotImplementedError: the one name that was asked for cannot run; the message says why.
         ExceptionGroup: none of several can run; one NotImplementedError each.
     """
-    names = tuple(implementations) if requested is None else (requested,) if isinstance(requested, str) else requested
-    if not names:
-        raise ValueError(f"implementation is an empty sequence; known: {_listed(implementations)}")
-    for name in names:
-        if name not in implementations:
-            close = nearest(name, implementations)
-            hint = f"; did you mean {close!r}?" if close else ""
-            raise ValueError(f"unknown implementation {name!r}; known: {_listed(implementations)}{hint}")
+    names = check_implementation(requested, implementations)
     refusals = []
     for name in names:
         reason = implementations[name].refusal(*args, **kwargs)
@@ -57,6 +50,21 @@ def choose(
     if len(refusals) == 1:
         raise refusals[0]
     raise ExceptionGroup("no requested implementation can run here", refusals)
+
+
+def check_implementation(
+    requested: ImplementationRequest, implementations: Mapping[str, Implementation]
+) -> Sequence[str]:
+    """Return the names to try in order; raise a ValueError if one is unknown, or if there is none."""
+    names = tuple(implementations) if requested is None else (requested,) if isinstance(requested, str) else requested
+    if not names:
+        raise ValueError(f"implementation is an empty sequence; known: {_listed(implementations)}")
+    for name in names:
+        if name not in implementations:
+            close = nearest(name, implementations)
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ValueError(f"unknown implementation {name!r}; known: {_listed(implementations)}{hint}")
+    return names
 
 
 def _listed(implementations: Mapping[str, Implementation]) -> str:

@@ -8,9 +8,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from outlook_common.config import OutlookAttentionConfig
-from outlook_common.dispatch import ImplementationRequest
+from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
-from outlook_jax.ops import outlook_attention
+from outlook_jax.ops import IMPLEMENTATIONS, outlook_attention
 
 
 class OutlookAttention(nnx.Module):
@@ -40,7 +40,8 @@ class OutlookAttention(nnx.Module):
 
     Raises:
         TypeError: a size is not an int or a pair of ints.
-        ValueError: a size is not positive, `dim` is not divisible by `num_heads`, or a rate lies outside [0, 1].
+        ValueError: a size is not positive, `dim` is not divisible by `num_heads`, a rate lies outside [0, 1], or
+            `implementation` is unknown.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class OutlookAttention(nnx.Module):
         self.config = OutlookAttentionConfig(
             dim, num_heads, kernel_size, padding, stride, qkv_bias, attn_drop, proj_drop, qk_scale
         )
+        check_implementation(implementation, IMPLEMENTATIONS)
         self.implementation = implementation
         self.precision = precision
 

@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outlook_common.config import OutlookAttentionConfig
-from outlook_common.dispatch import ImplementationRequest
+from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, window_grid
-from outlook_torch.ops import outlook_attention
+from outlook_torch.ops import IMPLEMENTATIONS, outlook_attention
 
 
 class OutlookAttention(nn.Module):
@@ -34,7 +34,8 @@ class OutlookAttention(nn.Module):
 
     Raises:
         TypeError: a size is not an int or a pair of ints.
-        ValueError: a size is not positive, `dim` is not divisible by `num_heads`, or a rate lies outside [0, 1].
+        ValueError: a size is not positive, `dim` is not divisible by `num_heads`, a rate lies outside [0, 1], or
+            `implementation` is unknown.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class OutlookAttention(nn.Module):
         self.config = OutlookAttentionConfig(
             dim, num_heads, kernel_size, padding, stride, qkv_bias, attn_drop, proj_drop, qk_scale
         )
+        check_implementation(implementation, IMPLEMENTATIONS)
         self.implementation = implementation
         self.v = nn.Linear(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
         self.attn = nn.Linear(dim, self.config.attn_features, device=device, dtype=dtype)

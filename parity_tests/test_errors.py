@@ -130,6 +130,21 @@ def test_the_layer_says_what_does_not_fit(arguments: dict, kind: type[Exception]
     assert_same_error((torch_layer, jax_layer), kind, words, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("implementation", "words"),
+    [
+        ("refrence", "unknown implementation 'refrence'; known: .*; did you mean 'reference'"),
+        (("reference", "none"), "unknown implementation 'none'; known: .*'composite', 'reference'$"),
+        ((), "implementation is an empty sequence; known: "),
+    ],
+)
+def test_an_implementation_that_does_not_exist_shows_when_the_layer_is_made(implementation: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        outlook_torch.OutlookAttention(8, implementation=implementation)
+    with pytest.raises(ValueError, match=words):
+        outlook_jax.OutlookAttention(8, implementation=implementation, rngs=nnx.Rngs(0))
+
+
 def test_the_padding_an_error_names_does_fit() -> None:
     named = 0
     for size, kernel, stride, padding in np.ndindex(9, 6, 4, 4):
