@@ -33,7 +33,7 @@ from outlook_common.weights.formats.base import (
     reading,
     settled,
 )
-from outlook_common.weights.formats.checked import checked
+from outlook_common.weights.formats.checked import CheckedFile
 from outlook_common.weights.shown import listed, shown
 from outlook_common.weights.stored import Computed, InFile, Stored
 
@@ -164,7 +164,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
         raise WeightsError(f"a tensor cannot be called {_NOTE} in .npz")
     places: dict[str, tuple[Path, int]] = {}
     # Not `np.savez`: it takes the names as keyword arguments, and "file" is its own.
-    with checked(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with CheckedFile(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, tensor, blocks in each_ahead(tensors):
             with _new_member(archive, name, tensor.dtype, tensor.shape) as member:
                 places[name] = path, file.tell()

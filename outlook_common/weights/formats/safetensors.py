@@ -26,7 +26,7 @@ from outlook_common.weights.formats.base import (
     reading,
     settled,
 )
-from outlook_common.weights.formats.checked import checked
+from outlook_common.weights.formats.checked import CheckedFile
 from outlook_common.weights.shown import shown
 from outlook_common.weights.stored import Computed, InFile, Stored
 
@@ -125,7 +125,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     """Fill a file; the header comes last, so that until then it is no checkpoint."""
     length = len(_described(tensors, provisional(metadata)))
     places: dict[str, tuple[Path, int]] = {}
-    with checked(path) as file:
+    with CheckedFile(path) as file:
         file.seek(_LENGTH_BYTES + length)
         for name, _, blocks in each_ahead(tensors):
             places[name] = path, file.tell()
