@@ -102,6 +102,21 @@ for batch in (2, 5):
 """
 )
 
+# A map that is large enough for what is fastest in eager mode.
+TRACE_OF_A_LAYER_IN_A_FILE = """
+import io
+
+eager = layer().eval()
+x = torch.randn(2, 28, 28, 24)
+file = io.BytesIO()
+torch.jit.save(torch.jit.trace(eager, x), file)
+file.seek(0)
+traced = torch.jit.load(file)
+for batch in (2, 5):
+    x = torch.randn(batch, 28, 28, 24)
+    assert_same(traced(x), eager(x))
+"""
+
 
 @pytest.mark.parametrize(
     "script",
@@ -112,6 +127,7 @@ for batch in (2, 5):
         pytest.param(EXPORT_OF_ANY_SIZE, id="export-with-maps-of-any-size"),
         pytest.param(EXPORT_OF_A_MODEL, id="export-of-a-model-with-a-dynamic-batch"),
         pytest.param(TRACE, id="torch.jit.trace-of-a-model"),
+        pytest.param(TRACE_OF_A_LAYER_IN_A_FILE, id="torch.jit.trace-of-a-layer-in-a-file"),
     ],
 )
 def test_compiled_equals_eager(script: str) -> None:

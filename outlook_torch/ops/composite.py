@@ -250,6 +250,8 @@ def _apply(function: type[_Bilinear], *args: Any) -> Tensor:
 def _refusal(*operands: Any) -> str | None:
     if torch.compiler.is_exporting():
         return "an exported program would need this package wherever it runs; the reference needs PyTorch alone"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return "a traced program with an autograd.Function in it cannot be saved; the reference has none"
     return None
 
 
