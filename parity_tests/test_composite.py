@@ -141,6 +141,15 @@ def test_more_products_than_one_loop_adds_up_give_the_same_sum_in_jax(monkeypatc
     assert relative_error(gradient(), at_once) <= 1e-14
 
 
+@pytest.mark.unchecked  # of shapes alone
+def test_symbolic_shapes_are_for_the_reference_in_jax() -> None:
+    for axes in ("batch, 56, 56, 6, 32", "2, rows, 56, 6, 32"):
+        value = jax.ShapeDtypeStruct(jax.export.symbolic_shape(axes), jnp.float32)
+        assert choose(None, JAX_IMPLEMENTATIONS, value, None, None, None) is JAX_IMPLEMENTATIONS["reference"].run
+        with pytest.raises(NotImplementedError, match=r"symbolic shape .*; the reference takes a symbolic batch$"):
+            choose("composite", JAX_IMPLEMENTATIONS, value, None, None, None)
+
+
 @pytest.mark.parametrize("name", ["mix", "gram"])
 def test_the_torch_operators_are_what_torch_expects_of_an_operator(name: str) -> None:
     case = BY_NAME["stride_not_dividing"]

@@ -352,6 +352,12 @@ _define_derivatives(
 )
 
 
+def _refusal(value: Array, *operands: Any) -> str | None:
+    if not all(isinstance(size, int) for size in value.shape):
+        return f"value has the symbolic shape {value.shape}; the reference takes a symbolic batch"
+    return None
+
+
 def _drawback(value: Array, *operands: Any) -> str | None:
     if value.size < SMALL:
         return (
@@ -361,4 +367,4 @@ def _drawback(value: Array, *operands: Any) -> str | None:
     return None
 
 
-COMPOSITE = Implementation(run=composite, refusal=lambda *operands: None, drawback=_drawback)
+COMPOSITE = Implementation(run=composite, refusal=_refusal, drawback=_drawback)
