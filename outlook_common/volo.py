@@ -1,10 +1,10 @@
 """What the twins' VOLO and its losses check and decide alike: images, mixing boxes, intermediates, parameter groups."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal
 
-from outlook_common.config import VOLOConfig, check_image_size
+from outlook_common.config import VOLOConfig, check_image_size, volo_variant
 
 Layout = Literal["NCHW", "NHWC"]
 LAYOUTS = ("NCHW", "NHWC")
@@ -21,6 +21,34 @@ GROUP_MATCHER: dict[str, Any] = {
     "blocks": [(r"^network\.(\d+)\.(\d+)", None), (r"^network\.(\d+)", (0,))],
     "blocks2": [(r"^cls_token", (0,)), (r"^post_network\.(\d+)", None), (r"^norm", (99999,))],
 }
+
+# What says how images are prepared, in timm's words.
+_PREPARATION = ("crop_pct", "crop_mode", "mean", "std", "interpolation")
+
+
+def pretrained_cfg(variant: str, config: VOLOConfig, described: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what timm reads of a model: how its images are prepared, and how its first and last layers are called.
+
+    Args:
+        variant: the released one that the model is, or was changed from.
+        config: of the model.
+        described: `pretrained_cfg` of a config.json, which goes before what the variant says.
+    """
+    released = volo_variant(variant)
+    own = {name: (described or {}).get(name) for name in _PREPARATION}
+    return {
+        "architecture": variant,
+        "num_classes": config.num_classes,
+        "input_size": (config.in_chans, *config.img_size),
+        "crop_pct": released.crop_pct,
+        "mean": released.mean,
+        "std": released.std,
+        "interpolation": released.interpolation,
+        "first_conv": "patch_embed.conv.0",
+        "classifier": ("head", "aux_head"),
+        "license": released.license,
+        **{name: tuple(said) if isinstance(said, list) else said for name, said in own.items() if said},
+    }
 
 
 def check_images(shape: Sequence[int], layout: Layout, config: VOLOConfig) -> None:
@@ -112,22 +140,36 @@ def check_repeats(rows: int, targets: int) -> int:
     return rows // targets
 
 
-def check_foldable(model: object, kind: type, *, training: bool) -> None:
+def check_foldable(model: object, kind: type, *, training: Callable[[], bool]) -> None:
     """Check that the BatchNorm of `model` can be folded into the convolutions before it.
 
+    Args:
+        model: anything.
+        kind: the twin's VOLO.
+        training: whether `model` is in training mode; asked only if it is of that kind.
+
     Raises:
-        TypeError: `model` is no VOLO of this package, of which `kind` is the class; or it is folded already.
+        TypeError: `model` is no VOLO of this package, or is folded already.
         ValueError: it is in training mode, where BatchNorm normalises by the batch.
     """
     if not isinstance(model, kind):
         raise TypeError(f"{type(model).__name__} is not a VOLO of this package: no BatchNorm to fold is known in it")
-    check_unfolded(model)
-    if training:
+    _check_not_folded(model)
+    if training():
         raise ValueError("the model is in training mode, where BatchNorm normalises by the batch: call model.eval()")
 
 
 def check_unfolded(model: object) -> None:
-    """Raise a TypeError if `fold_batch_norm` made `model`, which has no weights under the released names."""
+    """Raise a TypeError if `model` has not all weights under the released names: it is folded, or pruned."""
+    _check_not_folded(model)
+    if getattr(model, "pruned", False):
+        raise TypeError(
+            "the model was pruned by prune_intermediate_layers, so it has not all weights of the released names: load "
+            "and save weights before"
+        )
+
+
+def _check_not_folded(model: object) -> None:
     if getattr(model, "batch_norm_folded", False):
         raise TypeError(
             "the model's BatchNorm is folded into its convolutions, so it has no weights under the released names: use "

@@ -36,6 +36,15 @@ class DropPath(nnx.Module):
         kept = jax.random.bernoulli(self.rngs(), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
         return x * (kept / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Do for `nnx.view` what `nnx.Dropout` does.
+
+        Args:
+            deterministic: True returns `x` itself; None leaves it as it is.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
 
 class Mlp(nnx.Module):
     """Two linear layers with an exact GELU in between."""
@@ -131,10 +140,10 @@ class Transformer(nnx.Module):
     ) -> None:
         self.norm1 = make.layer_norm(dim)
         self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, make=make)
-        self.drop_path1 = DropPath(drop_path, make=make) if drop_path > 0 else nnx.identity
+        self.drop_path1 = DropPath(drop_path, make=make) if drop_path > 0 else unchanged
         self.norm2 = make.layer_norm(dim)
         self.mlp = Mlp(dim, mlp_ratio, make=make)
-        self.drop_path2 = DropPath(drop_path, make=make) if drop_path > 0 else nnx.identity
+        self.drop_path2 = DropPath(drop_path, make=make) if drop_path > 0 else unchanged
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Mix all places of the map, then each one's channels."""
@@ -198,7 +207,7 @@ class PatchEmbed(nnx.Module):
             return [
                 make.conv(features, hidden_dim, kernel_size, stride, kernel_size // 2, bias=False),
                 make.batch_norm(hidden_dim),
-                jax.nn.relu,
+                relu,
             ]
 
         self.conv = nnx.List(
@@ -248,3 +257,16 @@ def gelu(x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
     """Return the exact GELU, computed in float32 at least; JAX would round its constants to bfloat16."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jax.nn.gelu(x.astype(wide), approximate=False).astype(x.dtype)
+
+
+# Members of models are pickled by name, and what JAX has under the names of its own two are other objects.
+
+
+def unchanged(x: Array) -> Array:
+    """Return `x`."""
+    return x
+
+
+def relu(x: Array) -> Array:
+    """Return max(x, 0)."""
+    return jax.nn.relu(x)

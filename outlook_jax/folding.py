@@ -6,6 +6,7 @@ from jax import lax
 
 from outlook_common.volo import check_foldable
 from outlook_jax.batch_norm import BatchNorm
+from outlook_jax.blocks import unchanged
 from outlook_jax.volo import VOLO
 
 
@@ -23,16 +24,20 @@ def fold_batch_norm(model: VOLO) -> VOLO:
         TypeError: `model` is not a VOLO of this package, or is folded already.
         ValueError: `model` is in training mode.
     """
-    norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
-    check_foldable(model, VOLO, training=not all(norm.use_running_average for norm in norms))
+    check_foldable(model, VOLO, training=lambda: _is_training(model))
     folded = nnx.merge(*nnx.split(model))
     layers = list(folded.patch_embed.conv)
     for index, layer in enumerate(layers):
         if isinstance(layer, BatchNorm):
-            layers[index - 1], layers[index] = _fused(layers[index - 1], layer), nnx.identity
+            layers[index - 1], layers[index] = _fused(layers[index - 1], layer), unchanged
     folded.patch_embed.conv = nnx.List(layers)
     folded.batch_norm_folded = True
     return folded
+
+
+def _is_training(model: VOLO) -> bool:
+    norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
+    return not all(norm.use_running_average for norm in norms)
 
 
 def _fused(convolution: nnx.Conv, norm: BatchNorm) -> nnx.Conv:

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, PrecisionLike
 
-from outlook_common.dispatch import ImplementationRequest
+from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.weights.arrays import to_numpy
 from outlook_common.weights.files import PathLike
 from outlook_common.weights.volo import volo_table
+from outlook_jax.ops import IMPLEMENTATIONS
 from outlook_jax.volo import VOLO
 from outlook_jax.weights import WEIGHTS, load_weights, path_name
 
@@ -70,8 +71,9 @@ def from_pretrained(
         WeightsError: the weights do not fit, with everything that is wrong; where they are another variant's, with its
             name. Or config.json contradicts them.
         TypeError: an override is not a field.
-        ValueError: the variant is unknown, or the fields do not fit each other.
+        ValueError: the variant or `implementation` is unknown, or the fields do not fit each other.
     """
+    check_implementation(implementation, IMPLEMENTATIONS)  # before anything is read
     pretrained = prepare(
         source,
         variant=variant,

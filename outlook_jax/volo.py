@@ -1,6 +1,6 @@
 """VOLO, the whole model (sections 3 and 4.1; the training of tokens after "All Tokens Matter", Jiang et al., 2021)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from outlook_common.config import FeatureInfo, VOLOConfig, volo_config
-from outlook_common.dispatch import ImplementationRequest
+from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.interpolation import bicubic_matrix
 from outlook_common.volo import (
     GROUP_MATCHER,
@@ -24,8 +24,9 @@ from outlook_common.volo import (
     check_mix_box,
     take_indices,
 )
-from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer
+from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer, unchanged
 from outlook_jax.factory import Factory
+from outlook_jax.ops import IMPLEMENTATIONS
 from outlook_jax.scan import run_blocks
 
 
@@ -56,10 +57,12 @@ class VOLO(nnx.Module):
         deterministic: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
+        check_implementation(implementation, IMPLEMENTATIONS)
         self.config = config
         self.scan_layers = scan_layers
         self.grad_checkpointing = False
         self.batch_norm_folded = False  # see `fold_batch_norm`
+        self.pruned = False  # see `prune_intermediate_layers`
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.precision = precision
@@ -68,7 +71,8 @@ class VOLO(nnx.Module):
         make = Factory(rngs, dtype, param_dtype, precision, deterministic)
         features = config.num_features
 
-        self.pos_embed = make.param((1, *config.token_map, features))
+        # Either is None in a pruned model too.
+        self.pos_embed: nnx.Param[Array] | None = make.param((1, *config.token_map, features))
         has_class_token = config.post_layers is not None
         self.cls_token = make.param((1, 1, features)) if has_class_token else None
         self.patch_embed = PatchEmbed(
@@ -127,7 +131,7 @@ class VOLO(nnx.Module):
         self.network = nnx.List(parts[part.kind](part.stage) for part in config.network)
         self.post_network = None if config.post_layers is None else class_blocks(len(config.post_layers))
         self.aux_head = self._make_aux_head(make)
-        self.norm = make.layer_norm(features)
+        self.norm: Callable[[Array], Array] = make.layer_norm(features)
         self.head_drop = make.dropout(config.drop_rate)
         self.head = self._make_head(make)
 
@@ -139,17 +143,17 @@ class VOLO(nnx.Module):
     @property
     def num_features(self) -> int:
         """The channels that the heads see."""
-        return self.config.num_features
+        return self.feature_info[-1]["num_chs"]
 
     @property
     def head_hidden_size(self) -> int:
         """The channels of `forward_head(pre_logits=True)`: those of the tokens."""
-        return self.config.num_features
+        return self.num_features
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """What `forward_intermediates` gives for each stage."""
-        return self.config.feature_info
+        return self.config.feature_info[: len(self._stage_ends())]
 
     def __call__(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B *tokens classes"]:
         """Return the logits: the class token's, plus half the largest over the tokens with the auxiliary head.
@@ -248,7 +252,7 @@ class VOLO(nnx.Module):
             ValueError: as for the model itself; or `indices` or `output_fmt` is unknown.
         """
         check_layout(output_fmt)
-        ends = [index for index, part in enumerate(self.config.network) if part.kind != "downsample"]
+        ends = self._stage_ends()
         taken = {ends[index] for index in take_indices(len(ends), indices)}
         x, intermediates = self._embed(images), []
         stop = max(taken) if stop_early else len(self.network) - 1
@@ -263,6 +267,46 @@ class VOLO(nnx.Module):
             return intermediates
         last = index == len(self.network) - 1
         return self._tokens_to_features(x) if last else x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop, in place, what `forward_intermediates` does not need for these stages, as timm does.
+
+        The parts behind the last stage asked for go; then the heads go too, and without the third part, before which
+        `pos_embed` is added, that and the norm. What remains neither loads nor saves weights any more.
+
+        Args:
+            indices: of the stages; None for all, an int for the last n.
+            prune_norm: whether the final norm goes in any case.
+            prune_head: whether the class token, its blocks and both heads go in any case.
+
+        Returns:
+            The stages asked for, counted from the first: -1 would now mean another one.
+
+        Raises:
+            ValueError: `indices` is unknown.
+        """
+        ends = self._stage_ends()
+        taken = take_indices(len(ends), indices)
+        stop = ends[max(taken)]
+        incomplete = stop < len(self.network) - 1
+        self.pruned = self.pruned or incomplete or prune_norm
+        self.network = nnx.List(list(self.network)[: stop + 1])
+        if stop < 2:  # pos_embed is added later, and the norm is for the channels there
+            del self.pos_embed  # NNX keeps what once held arrays from ever holding none
+            self.pos_embed = None
+        if prune_norm or stop < 2:
+            del self.norm
+            self.norm = unchanged
+        if prune_head or incomplete:
+            self.config = replace(
+                self.config, num_classes=0, global_pool="", post_layers=None, use_aux_head=False, use_mix_token=False
+            )
+            del self.cls_token, self.post_network, self.aux_head, self.head
+            self.cls_token = self.post_network = self.aux_head = None
+            self.head = unchanged
+        return list(taken)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, *, rngs: nnx.Rngs) -> None:
         """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool` None leaves it as it is."""
@@ -280,6 +324,15 @@ class VOLO(nnx.Module):
         """Recompute each block in the backward pass instead of keeping what it computed."""
         self.grad_checkpointing = enable
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Do for `nnx.view` what `nnx.Dropout` does.
+
+        Args:
+            deterministic: True makes `forward_train` return what the model itself does; None leaves it as it is.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that should not decay."""
         return set(NO_WEIGHT_DECAY)
@@ -287,6 +340,11 @@ class VOLO(nnx.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return which parameters belong together for layer-wise learning rates; timm's `coarse` changes nothing."""
         return dict(GROUP_MATCHER)
+
+    def _stage_ends(self) -> list[int]:
+        """Return where in `network` each stage is."""
+        parts = self.config.network[: len(self.network)]
+        return [index for index, part in enumerate(parts) if part.kind != "downsample"]
 
     def _embed(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B H W C"]:
         check_images(images.shape, "NHWC", self.config)
@@ -304,6 +362,7 @@ class VOLO(nnx.Module):
         return self._run_blocks(part, x) if isinstance(part, nnx.List) else part(x)
 
     def _pos_embed(self, size: Sequence[int]) -> Float[Array, "1 H W C"]:
+        assert self.pos_embed is not None
         if self.pos_embed.shape[1:3] == tuple(size):
             return self.pos_embed[...]
         rows, columns = (
@@ -328,7 +387,7 @@ class VOLO(nnx.Module):
         return {"token": lambda: x[:, 0], "avg": lambda: x.mean(axis=1), "": lambda: x}[self.config.global_pool]()
 
     def _make_head(self, make: Factory) -> Any:
-        return make.linear(self.num_features, self.num_classes) if self.num_classes > 0 else nnx.identity
+        return make.linear(self.num_features, self.num_classes) if self.num_classes > 0 else unchanged
 
     def _make_aux_head(self, make: Factory) -> Any:
         return self._make_head(make) if self.config.use_aux_head and self.num_classes > 0 else None
@@ -371,7 +430,8 @@ def volo(
 
     Raises:
         TypeError: an override is not a field.
-        ValueError: the variant is unknown, or the fields do not fit each other; the message says the nearest name.
+        ValueError: the variant or `implementation` is unknown, or the fields do not fit each other; the message says
+            the nearest name.
     """
     return VOLO(
         volo_config(name, **overrides),

@@ -23,7 +23,7 @@ def fold_batch_norm(model: VOLO) -> VOLO:
         TypeError: `model` is not a VOLO of this package, or is folded already.
         ValueError: `model` is in training mode.
     """
-    check_foldable(model, VOLO, training=model.training)
+    check_foldable(model, VOLO, training=lambda: model.training)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     folded = copy.deepcopy(model, shared)
     layers = folded.patch_embed.conv

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from outlook_common.dispatch import ImplementationRequest
+from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
+from outlook_common.volo import pretrained_cfg
 from outlook_common.weights.files import PathLike
 from outlook_torch.blocks import Device, Dtype
+from outlook_torch.ops import IMPLEMENTATIONS
 from outlook_torch.volo import VOLO
 from outlook_torch.weights import export_weights, load_weights
 
@@ -58,8 +60,9 @@ def from_pretrained(
         WeightsError: the weights do not fit, with everything that is wrong; where they are another variant's, with its
             name. Or config.json contradicts them.
         TypeError: an override is not a field.
-        ValueError: the variant is unknown, or the fields do not fit each other.
+        ValueError: the variant or `implementation` is unknown, or the fields do not fit each other.
     """
+    check_implementation(implementation, IMPLEMENTATIONS)  # before anything is read
     pretrained = prepare(
         source,
         variant=variant,
@@ -85,6 +88,7 @@ def build(
 ) -> VOLO:
     """Make the model that was prepared, in evaluation mode."""
     model = VOLO(pretrained.config, implementation=implementation, device=device, dtype=dtype)
+    model.pretrained_cfg = pretrained_cfg(pretrained.variant, pretrained.config, pretrained.described)
     drawn = export_weights(model) if pretrained.fresh else {}
     load_weights(model, pretrained.arrays | {name: drawn[name] for name in pretrained.fresh})
     return model.eval()

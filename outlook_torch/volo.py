@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from outlook_common.config import FeatureInfo, VOLOConfig, volo_config
-from outlook_common.dispatch import ImplementationRequest
+from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.interpolation import bicubic_matrix
 from outlook_common.volo import (
     GROUP_MATCHER,
@@ -20,9 +20,11 @@ from outlook_common.volo import (
     check_images,
     check_layout,
     check_mix_box,
+    pretrained_cfg,
     take_indices,
 )
 from outlook_torch.blocks import EPSILON, ClassBlock, Device, Downsample, Dtype, Outlooker, PatchEmbed, Transformer
+from outlook_torch.ops import IMPLEMENTATIONS
 
 # Standard deviation of the initial linear weights, pos_embed and cls_token.
 INIT_STD = 0.02
@@ -47,13 +49,17 @@ class VOLO(nn.Module):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
+        check_implementation(implementation, IMPLEMENTATIONS)
         self.config = config
         self.grad_checkpointing = False
         self.batch_norm_folded = False  # see `fold_batch_norm`
+        self.pruned = False  # see `prune_intermediate_layers`
+        self.pretrained_cfg: dict[str, Any] = {}  # for `timm.data`; known of models that were made by a name
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         features = config.num_features
 
-        self.pos_embed = nn.Parameter(torch.empty(1, *config.token_map, features, **factory))
+        # Either is None in a pruned model too.
+        self.pos_embed: nn.Parameter | None = nn.Parameter(torch.empty(1, *config.token_map, features, **factory))
         has_class_token = config.post_layers is not None
         self.cls_token = nn.Parameter(torch.empty(1, 1, features, **factory)) if has_class_token else None
         self.patch_embed = PatchEmbed(
@@ -116,7 +122,7 @@ class VOLO(nn.Module):
         self.network = nn.ModuleList(parts[part.kind](part.stage) for part in config.network)
         self.post_network = None if config.post_layers is None else class_blocks(len(config.post_layers))
         self.aux_head = self._make_aux_head(**factory)
-        self.norm = nn.LayerNorm(features, eps=EPSILON, **factory)
+        self.norm: nn.Module = nn.LayerNorm(features, eps=EPSILON, **factory)
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = self._make_head(**factory)
         self._initialize()
@@ -129,17 +135,17 @@ class VOLO(nn.Module):
     @property
     def num_features(self) -> int:
         """The channels that the heads see."""
-        return self.config.num_features
+        return self.feature_info[-1]["num_chs"]
 
     @property
     def head_hidden_size(self) -> int:
         """The channels of `forward_head(pre_logits=True)`: those of the tokens."""
-        return self.config.num_features
+        return self.num_features
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """What `forward_intermediates` gives for each stage."""
-        return self.config.feature_info
+        return self.config.feature_info[: len(self._stage_ends())]
 
     def forward(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B *tokens classes"]:
         """Return the logits: the class token's, plus half the largest over the tokens with the auxiliary head.
@@ -237,7 +243,7 @@ class VOLO(nn.Module):
             ValueError: as for the model itself; or `indices` or `output_fmt` is unknown.
         """
         check_layout(output_fmt)
-        ends = [index for index, part in enumerate(self.config.network) if part.kind != "downsample"]
+        ends = self._stage_ends()
         taken = {ends[index] for index in take_indices(len(ends), indices)}
         x, intermediates = self._embed(images), []
         stop = max(taken) if stop_early else len(self.network) - 1
@@ -253,11 +259,49 @@ class VOLO(nn.Module):
         last = index == len(self.network) - 1
         return self._tokens_to_features(x) if last else x, intermediates
 
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop, in place, what `forward_intermediates` does not need for these stages, as timm does.
+
+        The parts behind the last stage asked for go; then the heads go too, and without the third part, before which
+        `pos_embed` is added, that and the norm. What remains neither loads nor saves weights any more.
+
+        Args:
+            indices: of the stages; None for all, an int for the last n.
+            prune_norm: whether the final norm goes in any case.
+            prune_head: whether the class token, its blocks and both heads go in any case.
+
+        Returns:
+            The stages asked for, counted from the first: -1 would now mean another one.
+
+        Raises:
+            ValueError: `indices` is unknown.
+        """
+        ends = self._stage_ends()
+        taken = take_indices(len(ends), indices)
+        stop = ends[max(taken)]
+        incomplete = stop < len(self.network) - 1
+        self.pruned = self.pruned or incomplete or prune_norm
+        self.network = self.network[: stop + 1]
+        if stop < 2:  # pos_embed is added later, and the norm is for the channels there
+            self.pos_embed = None
+        if prune_norm or stop < 2:
+            self.norm = nn.Identity()
+        if prune_head or incomplete:
+            self.config = replace(
+                self.config, num_classes=0, global_pool="", post_layers=None, use_aux_head=False, use_mix_token=False
+            )
+            self.cls_token = self.post_network = self.aux_head = None
+            self.head = nn.Identity()
+        return list(taken)
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool` None leaves it as it is."""
         pool = self.config.global_pool if global_pool is None else global_pool
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
-        factory: dict[str, Any] = {"device": self.pos_embed.device, "dtype": self.pos_embed.dtype}
+        weight = self.patch_embed.proj.weight
+        factory: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         self.aux_head, self.head = self._make_aux_head(**factory), self._make_head(**factory)
         for head in (self.head, self.aux_head):
             if head is not None:
@@ -279,6 +323,11 @@ class VOLO(nn.Module):
         """Return which parameters belong together for layer-wise learning rates; timm's `coarse` changes nothing."""
         return dict(GROUP_MATCHER)
 
+    def _stage_ends(self) -> list[int]:
+        """Return where in `network` each stage is."""
+        parts = self.config.network[: len(self.network)]
+        return [index for index, part in enumerate(parts) if part.kind != "downsample"]
+
     def _embed(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B H W C"]:
         check_images(images.shape, "NCHW", self.config)
         return self.patch_embed(images)
@@ -295,6 +344,7 @@ class VOLO(nn.Module):
         return self._run_blocks(part, x) if isinstance(part, nn.Sequential) else part(x)
 
     def _pos_embed(self, size: Sequence[int]) -> Float[Tensor, "1 H W C"]:
+        assert self.pos_embed is not None
         if self.pos_embed.shape[1:3] == tuple(size):
             return self.pos_embed
         rows, columns = (
@@ -373,6 +423,9 @@ def volo(
 
     Raises:
         TypeError: an override is not a field.
-        ValueError: the variant is unknown, or the fields do not fit each other; the message says the nearest name.
+        ValueError: the variant or `implementation` is unknown, or the fields do not fit each other; the message says
+            the nearest name.
     """
-    return VOLO(volo_config(name, **overrides), implementation=implementation, device=device, dtype=dtype)
+    model = VOLO(volo_config(name, **overrides), implementation=implementation, device=device, dtype=dtype)
+    model.pretrained_cfg = pretrained_cfg(name, model.config)
+    return model

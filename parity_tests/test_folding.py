@@ -59,6 +59,8 @@ def test_a_model_in_training_mode_or_of_another_kind_is_refused(twin: str) -> No
     model = made(twin)
     with pytest.raises(TypeError, match=r"^(Sequential|List) is not a VOLO of this package"):
         TWINS[twin].fold_batch_norm(model.patch_embed.conv)
+    with pytest.raises(TypeError, match=r"^int is not a VOLO of this package"):
+        TWINS[twin].fold_batch_norm(3)
     with pytest.raises(TypeError, match="is folded into its convolutions"):
         TWINS[twin].fold_batch_norm(TWINS[twin].fold_batch_norm(model))
     model.train()

@@ -389,7 +389,13 @@ def test_images_are_prepared_as_config_json_says_and_else_as_the_variants_are(tm
     plain = prepared(model).preprocessing
     assert (plain.size, plain.crop_pct, plain.mean) == ((SIDE, SIDE), variant.crop_pct, variant.mean)
     described = {"crop_pct": 0.5, "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "interpolation": "bilinear"}
-    own = prepared(folder(tmp_path / "own", WEIGHTS, pretrained_cfg=described)).preprocessing
+    described_so = folder(tmp_path / "own", WEIGHTS, pretrained_cfg=described)
+    own = prepared(described_so).preprocessing
+    timms = outlook_torch.from_pretrained(described_so, dtype=torch.float64).pretrained_cfg
+    assert {name: timms[name] for name in ("input_size", *described)} == {
+        "input_size": (3, *own.size),
+        **{name: getattr(own, name) for name in described},
+    }
     assert (own.crop_pct, own.mean, own.std) == (0.5, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     assert own.interpolation == "bilinear"
     squash = folder(tmp_path / "squash", WEIGHTS, pretrained_cfg={"crop_mode": "squash"})

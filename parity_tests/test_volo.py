@@ -1,5 +1,7 @@
 """VOLO: both twins against timm's, forward, gradients, training steps; what timm's users expect; errors."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 import timm.models.volo
 import torch
 from flax import nnx
+from timm.data import resolve_model_data_config
+from timm.models._features import FeatureGetterNet
 
 import outlook_jax
 import outlook_torch
@@ -266,6 +270,8 @@ def test_features_and_names_shapes_and_order_of_the_weights_are_timms(name: str)
         oracle, ours = timm.create_model(name), outlook_torch.volo(name)
     truth = oracle.state_dict()
     assert list(ours.feature_info) == oracle.feature_info
+    assert resolve_model_data_config(ours) == resolve_model_data_config(oracle)
+    assert {key: oracle.pretrained_cfg[key] for key in ours.pretrained_cfg} == ours.pretrained_cfg
     assert [(key, value.shape) for key, value in ours.state_dict().items()] == [
         (key, value.shape) for key, value in truth.items()
     ]
@@ -338,6 +344,64 @@ def test_intermediates_of_the_twins_are_equal_in_either_layout() -> None:
     assert relative_error(np.asarray(features), truth.numpy()) <= FORWARD
     assert relative_error(np.asarray(alone[0]), truth_maps[0].numpy()) <= FORWARD
     np.testing.assert_array_equal(maps[0], last(np.asarray(alone[0])))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("indices", [(0, 2), (1,), (0,), (-1,), 3], ids=str)
+def test_pruned_to_some_stages_the_maps_are_those_of_timms_wrapper(indices: Any, norm: bool) -> None:
+    config = small_config(**FOUR_STAGES)
+    weights, images = draw_weights(config), torch.from_numpy(draw_images(config))
+    oracle = FeatureGetterNet(timm_volo(config, weights).eval(), indices, norm=norm)
+    ours = FeatureGetterNet(torch_volo(config, weights).eval(), indices, norm=norm)
+    assert ours.out_indices == oracle.out_indices
+    assert ours.feature_info.channels() == oracle.feature_info.channels()
+    assert ours.feature_info.reduction() == oracle.feature_info.reduction()
+    assert [*ours.model.state_dict()] == [*oracle.model.state_dict()]
+    assert ours.model.num_features == ours.model.head_hidden_size == oracle.model.num_features
+    with torch.no_grad():
+        truth, maps = oracle(images), ours(images)
+        features = oracle.model.forward_features(images)
+        assert relative_error(ours.model.forward_features(images).flatten(1).numpy(), features.flatten(1).numpy()) < (
+            FORWARD
+        )
+    for exact, our in zip(truth, maps, strict=True):
+        assert relative_error(our.numpy(), exact.numpy()) <= FORWARD
+
+    twin = jax_volo(config, weights, deterministic=True)
+    assert twin.prune_intermediate_layers(indices, prune_norm=not norm) == ours.out_indices
+    assert twin.feature_info == ours.model.feature_info
+    variables = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(twin, (nnx.Param, nnx.BatchStat)))]
+    named = {entry.torch: entry.flax for entry in table_for(config).entries}
+    assert {named[name] for name in ours.model.state_dict()} == set(variables)
+    forward = jit(
+        lambda twin, x: twin.forward_intermediates(
+            x, ours.out_indices, norm=norm, output_fmt="NCHW", intermediates_only=True
+        )
+    )
+    for exact, our in zip(truth, forward(twin, last(images.numpy())), strict=True):
+        assert relative_error(np.asarray(our), exact.numpy()) <= FORWARD
+
+
+@pytest.mark.parametrize("prune", [{}, {"prune_norm": True, "prune_head": False}], ids=str)
+def test_pruned_models_get_new_heads_or_keep_theirs(prune: dict[str, Any]) -> None:
+    config = small_config(use_mix_token=True)
+    weights, images = draw_weights(config), draw_images(config)
+    model, twin = torch_volo(config, weights).eval(), jax_volo(config, weights, deterministic=True)
+    for each, weights_of in ((model, outlook_torch.export_weights), (twin, outlook_jax.export_weights)):
+        assert each.prune_intermediate_layers(**prune) == [1]
+        if each.pruned:
+            with pytest.raises(TypeError, match="was pruned by prune_intermediate_layers"):
+                weights_of(each)
+        else:
+            assert weights_of(each).keys() < weights.keys()
+        assert each.num_classes == (0 if prune.get("prune_head", True) else 7)
+    if prune.get("prune_head", True):
+        model.reset_classifier(5, "avg")
+        twin.reset_classifier(5, "avg", rngs=nnx.Rngs(0))
+        twin.head.kernel[...] = jnp.asarray(model.head.weight.detach().numpy().T)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images)).numpy()
+    assert relative_error(jax_logits(twin, last(images)), logits) <= FORWARD
 
 
 def test_forward_head_gives_the_pooled_features_before_the_classifier() -> None:
@@ -430,13 +494,47 @@ def test_evaluation_draws_nothing_and_changes_nothing() -> None:
 
 
 def test_a_view_for_evaluation_computes_what_evaluation_does_and_leaves_the_model_in_training() -> None:
-    config = small_config(**RATES | {"drop_path_rate": 0.0})
+    config = small_config(**RATES, use_mix_token=True)
     twin, images = jax_volo(config, draw_weights(config)), last(draw_images(config))
     view = nnx.view(twin, deterministic=True, use_running_average=True)
-    logits = jax_logits(view, images)
+    logits, trained = jax_logits(view, images), np.asarray(jit(lambda view, x: view.forward_train(x))(view, images))
     assert not twin.patch_embed.conv[1].use_running_average
+    assert not twin.deterministic
     twin.eval()
     np.testing.assert_array_equal(logits, jax_logits(twin, images))
+    np.testing.assert_array_equal(trained, logits)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [lambda twin: pickle.loads(pickle.dumps(twin)), copy.deepcopy, nnx.clone],
+    ids=["pickle", "deepcopy", "clone"],
+)
+@pytest.mark.parametrize("overrides", [RATES, {"num_classes": 0}], ids=["rates", "no_classes"])
+def test_copies_of_the_jax_twin_are_equal_and_draw_the_same(
+    copied: Callable[[Any], Any], overrides: dict[str, Any]
+) -> None:
+    config = small_config(**overrides)
+    twin, images = jax_volo(config, draw_weights(config)), last(draw_images(config, batch=4))
+    other = copied(twin)
+    assert other is not twin
+    assert nnx.graphdef(other) == nnx.graphdef(twin)
+    np.testing.assert_array_equal(jax_logits(other, images), jax_logits(twin, images))
+    twin.eval()
+    folded = outlook_jax.fold_batch_norm(twin)
+    np.testing.assert_array_equal(jax_logits(copied(folded), images), jax_logits(folded, images))
+
+
+@pytest.mark.unchecked  # a symbol is no int
+def test_the_jax_twin_is_exported_for_any_batch() -> None:
+    config = small_config()
+    twin = jax_volo(config, draw_weights(config), deterministic=True)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.float64)
+    exported = jax.export.export(jax.jit(lambda images: twin(images)))(shape)
+    for size in (1, 5):
+        images = last(draw_images(config, batch=size))
+        assert relative_error(np.asarray(exported.call(images)), jax_logits(twin, images)) <= FORWARD
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,24 @@ def test_intermediates_that_do_not_exist(twins: Any, request_: dict[str, Any], m
     ours = words(lambda: model.forward_intermediates(torch.zeros(1, 3, 32, 16, device="meta"), **request_))
     assert ours == words(lambda: twin.forward_intermediates(jnp.zeros((1, 32, 16, 3)), **request_))
     assert ours == (ValueError, message)
+    if "indices" in request_:
+        assert ours == words(lambda: model.prune_intermediate_layers(**request_))
+        assert ours == words(lambda: twin.prune_intermediate_layers(**request_))
+
+
+@pytest.mark.parametrize("outlook", [True, False])
+def test_an_implementation_that_does_not_exist_shows_when_the_model_is_made(outlook: bool) -> None:
+    config = small_config(outlook_attention=(outlook, False), out_stride=2)
+    for kind, words_ in (
+        words(lambda: outlook_torch.VOLO(config, implementation="composit", device="meta")),
+        words(lambda: outlook_jax.VOLO(config, implementation="composit", rngs=nnx.Rngs(0))),
+        words(lambda: outlook_torch.from_pretrained("missing.safetensors", implementation="composit")),
+        words(lambda: outlook_jax.from_pretrained("missing.safetensors", implementation="composit")),
+    ):
+        assert kind is ValueError
+        assert re.fullmatch(
+            r"unknown implementation 'composit'; known: .*'composite', 'reference'; did you mean 'composite'\?", words_
+        )
 
 
 BOXES = {
