@@ -25,10 +25,12 @@ from outlook_common.weights.arrays import DTYPES
 from outlook_common.weights.checkpoint import open_checkpoint
 from outlook_common.weights.convert import renamed
 from outlook_common.weights.formats.sharded import INDEX
-from outlook_common.weights.inspection import differences
+from outlook_common.weights.inspection import differences, inspect_checkpoint
 from outlook_common.weights.models import recognise_as
-from outlook_common.weights.resolve import resolve
+from outlook_common.weights.resolve import resolve, resolve_checkpoint
 from outlook_common.weights.stored import stored
+from outlook_jax.weights import WEIGHTS as NNX_WEIGHTS
+from outlook_jax.weights import path_name
 from parity_tests.hub_server import Repository, serve, use_hub
 from parity_tests.test_weights import (
     CONFIG,
@@ -43,6 +45,7 @@ from parity_tests.test_weights import (
     layer_bits,
     layer_weights,
 )
+from parity_tests.volo_models import draw_weights, small_config
 
 FORMATS = (".safetensors", ".npz", ".pth", ".orbax", ".shards")
 LAYER_SHARD = 2000  # bytes: several shards
@@ -192,6 +195,31 @@ def test_what_orbax_saved_of_the_twin_is_read(tmp_path: Path, save: str) -> None
             saver.save(tmp_path / "a", state if save == "state" else nnx.to_pure_dict(state))
     convert(tmp_path / "a", tmp_path / "b.npz", to="torch")
     assert_same_bits(read_arrays(tmp_path / "b.npz"), WEIGHTS)
+
+
+@pytest.mark.parametrize("pure", [False, True])
+def test_an_orbax_folder_of_a_whole_state_is_read_and_what_is_no_weight_is_listed(tmp_path: Path, pure: bool) -> None:
+    config = small_config(layers=(1, 1), drop_path_rate=0.1, attn_drop_rate=0.1)
+    drawn = draw_weights(config).items()
+    weights = {name: array.astype(np.float32) if array.ndim else array for name, array in drawn}
+    model = outlook_jax.VOLO(config, rngs=nnx.Rngs(0))
+    outlook_jax.load_weights(model, weights)
+    state = nnx.state(model)
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "a", nnx.to_pure_dict(state) if pure else state)
+    variables = nnx.to_flat_state(state)
+    others = {path_name(path) for path, variable in variables if not isinstance(variable, NNX_WEIGHTS)}
+    assert {"rngs.key", "network.2.0.drop_path1.rate", "network.0.0.attn.attn_drop.rngs.count"} <= others
+    checkpoint = open_checkpoint(tmp_path / "a")
+    assert set(checkpoint.not_weights) == others
+    assert set(inspect_checkpoint(checkpoint).not_weights) == others
+    assert set(checkpoint.below("network.0.0.attn").not_weights) == {
+        name.removeprefix("network.0.0.attn.") for name in others if name.startswith("network.0.0.attn.")
+    }
+    assert_same_bits(resolve_checkpoint(checkpoint, table_for(config)), weights)
+    fresh = outlook_jax.VOLO(config, rngs=nnx.Rngs(1))
+    outlook_jax.load_weights(fresh, tmp_path / "a")
+    assert_same_bits(outlook_jax.export_weights(fresh), weights)
 
 
 def test_folder_with_several_steps_names_them(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files of weights: every bit comes back, writing is all or nothing, and nothing in a file is executed."""
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import os
@@ -8,7 +9,9 @@ import pickle
 import stat
 import subprocess
 import sys
+import types
 import warnings
+import zipfile
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -17,13 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+import timm.utils
 import torch
 
 import outlook_jax
 import outlook_torch
 from outlook_common.weights import WeightsError, convert, read_arrays, write_arrays
 from outlook_common.weights import files as weight_files
-from outlook_common.weights.arrays import DTYPES, to_numpy
+from outlook_common.weights.arrays import DTYPES, NotNumbers, to_numpy
 from outlook_common.weights.convert import renamed
 from outlook_common.weights.formats import checked
 from outlook_common.weights.stored import stored
@@ -127,6 +131,7 @@ def test_convert_says_what_it_found_and_wrote(tmp_path: Path) -> None:
         "dtypes": {"float32": 6},
         "source_sha256": hashlib.sha256((tmp_path / "model.npz").read_bytes()).hexdigest(),
         "missing": (),
+        "not_weights": (),
         "ignored": (),
         "manifest": None,
     }
@@ -284,9 +289,120 @@ def test_pickle_inside_npz_is_refused_and_does_not_run(tmp_path: Path) -> None:
 
 
 def test_blocked_global_of_a_harmless_checkpoint_is_named(tmp_path: Path) -> None:
-    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1e-3)}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"it refers to argparse\.Namespace"):
+    torch.save({"state_dict": {}, "args": types.SimpleNamespace(lr=1e-3)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"it refers to types\.SimpleNamespace"):
         read_arrays(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("metric", [73.2, np.float64(73.2), np.float32(73.2), np.int64(3)])
+def test_checkpoint_of_timms_own_training_is_read(tmp_path: Path, metric: Any) -> None:
+    model = outlook_torch.OutlookAttention(6, 2, qkv_bias=True)
+    averaged = timm.utils.ModelEmaV3(model)
+    saver = timm.utils.CheckpointSaver(
+        model,
+        torch.optim.AdamW(model.parameters()),
+        args=argparse.Namespace(model="volo_d1_224", lr=1e-3, betas=[0.9, 0.999]),
+        model_ema=averaged,
+        amp_scaler=timm.utils.NativeScaler(device="cpu"),
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    with torch.no_grad():
+        model.proj.bias += 1
+    saver.save_checkpoint(0, metric=metric)
+    path = tmp_path / "last.pth.tar"
+    held = read_arrays(path)
+    assert (held["metric"], type(held["args"])) == (metric, NotNumbers)
+    for use_ema, source in ((False, model), (True, averaged.module)):
+        convert(path, tmp_path / "b.npz", to="torch", use_ema=use_ema)
+        found = read_arrays(tmp_path / "b.npz")
+        for name, tensor in source.state_dict().items():
+            assert np.array_equal(found[name], tensor.numpy()), name
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize("scalar", [np.datetime64("2026-01-01"), np.str_("a"), np.longdouble(1)])
+def test_numpy_scalar_that_is_no_number_says_how_to_get_rid_of_it(tmp_path: Path, scalar: Any) -> None:
+    torch.save({"metric": scalar}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"convert it with \.item\(\) before it is saved"):
+        read_arrays(tmp_path / "a.pth")
+
+
+def test_big_endian_numpy_scalar_keeps_its_value(tmp_path: Path) -> None:
+    torch.save({"metric": np.dtype(">f8").type(2.5)}, tmp_path / "a.pth")
+    pickled = pickle_with(scalar_opcodes(b"f8", b">", np.array(2.5, ">f8").tobytes()))
+    write_pickle(tmp_path / "b.pth", pickled)
+    assert [read_arrays(tmp_path / f"{name}.pth")["metric"] for name in "ab"] == [2.5, 2.5]
+
+
+def pickle_with(value: bytes) -> bytes:
+    """Return the pickle of {"metric": value}."""
+    return b"\x80\x02}(X\x06\0\0\0metric" + value + b"u."
+
+
+def scalar_opcodes(code: bytes, order: bytes, data: bytes) -> bytes:
+    def text(value: bytes) -> bytes:
+        return b"X" + len(value.decode("latin1").encode()).to_bytes(4, "little") + value.decode("latin1").encode()
+
+    dtype = b"cnumpy\ndtype\n(" + text(code) + b"\x89\x88tR(K\x03" + text(order) + b"NNNK\0K\0K\0tb"
+    return (
+        b"cnumpy._core.multiarray\nscalar\n(" + dtype + b"c_codecs\nencode\n(" + text(data) + text(b"latin1") + b"tRtR"
+    )
+
+
+def write_pickle(path: Path, contents: bytes) -> None:
+    """Write what `torch.save` would, with this pickle in it."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, contents if name.endswith("data.pkl") else member)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        # An object of Python's would be an address taken for one.
+        (scalar_opcodes(b"O8", b"|", bytes(8)), "a NumPy scalar that is no number"),
+        (scalar_opcodes(b"f8", b"<", bytes(7)), "a NumPy scalar of 7 bytes"),
+        (scalar_opcodes(b"f8", b"x", bytes(8)), "a NumPy scalar of unknown byte order"),
+        (b"cnumpy._core.multiarray\n_reconstruct\n)R", r"refers to numpy\._core\.multiarray\._reconstruct"),
+        (b"cargparse\nNamespace\n(K\x01tR", "takes no arguments"),
+        (b"cargparse\nNamespace\n)R}X\x01\0\0\0acos\nsystem\nsb", r"os\.system|os whose module"),
+        (b"cargparse\nNamespace\n)\x81}X\x01\0\0\0acposix\nmkdir\nX\x01\0\0\0b\x85Rsb", "posix"),
+        (b"cargparse\nArgumentParser\n)R", r"refers to argparse\.ArgumentParser"),
+    ],
+)
+def test_what_stands_in_for_harmless_classes_opens_no_other_way(tmp_path: Path, value: bytes, words: str) -> None:
+    write_pickle(tmp_path / "a.pth", pickle_with(value))
+    with pytest.raises(WeightsError, match=words):
+        read_arrays(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("kind", [b"argparse\nNamespace", b"torch.storage\nTypedStorage", b"collections\nOrderedDict"])
+@pytest.mark.parametrize("twice", [False, True])  # the second half of a state is set by setattr
+def test_attributes_that_a_file_gives_to_its_objects_are_not_heeded(tmp_path: Path, kind: bytes, twice: bool) -> None:
+    """With `__array_interface__` anything at all would be an array: of this process's memory."""
+    secret = np.arange(36, dtype=np.float32)
+    interface = {"data": (secret.ctypes.data, True), "shape": (6, 6), "typestr": "<f4", "version": 3}
+    given = {"__array_interface__": interface}
+    state = pickle.dumps((None, given) if twice else given, 2)[2:-1]
+    write_pickle(tmp_path / "a.pth", pickle_with(b"c" + kind + b"\n)\x81" + state + b"b"))
+    with contextlib.suppress(WeightsError):  # OrderedDict has no second half
+        value = read_arrays(tmp_path / "a.pth")["metric"]
+        assert not hasattr(value, "__array_interface__")
+        with pytest.raises(TypeError):
+            to_numpy(value)
+
+
+def test_lightnings_file_is_one_of_pytorchs(tmp_path: Path) -> None:
+    weights = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
+    found = {"epoch": 3, "state_dict": {f"model.{name}": tensor for name, tensor in weights.items()}}
+    torch.save(found, tmp_path / "a.ckpt")
+    for prefix in ("", "model"):
+        convert(tmp_path / "a.ckpt", tmp_path / "b.npz", to="torch", prefix=prefix)
+        assert_same_bits(read_arrays(tmp_path / "b.npz"), WEIGHTS)
 
 
 def test_torch_file_that_is_no_state_dict_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import pickle
 from collections.abc import Callable
+from inspect import unwrap
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,18 +16,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models.volo import OutlookAttention as TimmOutlookAttention
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
 import outlook_jax
 import outlook_torch
 from outlook_common import OutlookAttentionConfig
-from outlook_common.weights import Entry, WeightsError, WeightTable, resolve, table_for
+from outlook_common.weights import (
+    Entry,
+    WeightsError,
+    WeightTable,
+    convert,
+    read_arrays,
+    resolve,
+    table_for,
+    write_arrays,
+)
 from outlook_common.weights.arrays import BFLOAT16, DTYPES, to_numpy, to_tensor
+from outlook_common.weights.checkpoint import open_checkpoint
 from outlook_common.weights.convert import renamed
 from outlook_common.weights.errors import Kind
 from outlook_common.weights.models import recognise
 from outlook_common.weights.resolve import naming_of
 from outlook_common.weights.table import linear_entries
+from outlook_jax.weights import path_name
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 DIM, HEADS = 6, 2
@@ -353,6 +369,49 @@ def test_model_of_another_package_is_named(twin: str) -> None:
     stranger = nn.Linear(2, 2) if twin == "torch" else nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="no weight table for Linear"):
         package.load_weights(stranger, WEIGHTS)
+
+
+def test_timms_model_is_named_with_what_it_takes() -> None:
+    with pytest.raises(TypeError, match="OutlookAttention, a class of timm's: its own load_state_dict"):
+        outlook_torch.load_weights(TimmOutlookAttention(DIM, HEADS), WEIGHTS)
+
+
+def test_a_model_as_source_says_what_to_give_instead() -> None:
+    for source, instead in ((torch_layer(), r"model\.state_dict\(\)"), (jax_layer(), r"nnx\.state\(model\)")):
+        with pytest.raises(TypeError, match=f"OutlookAttention is no source of weights: of a model give {instead}"):
+            unwrap(open_checkpoint)(source)  # without the tests' own checks of types
+    with pytest.raises(TypeError, match="list is no source of weights: give a path"):
+        unwrap(open_checkpoint)([1])
+
+
+def test_export_of_a_model_in_parts_says_how_to_gather_it(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        layer = torch_layer()
+        fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(TypeError, match=r"a DTensor, of which this process has a part: .* get_model_state_dict"):
+            outlook_torch.export_weights(layer)
+        whole = get_model_state_dict(layer, options=StateDictOptions(full_state_dict=True))
+        outlook_torch.load_weights(torch_layer(), whole)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("given", ["state", "flat", "npz"])
+def test_a_whole_state_of_nnx_loads_without_its_random_streams(tmp_path: Path, given: str) -> None:
+    layer = outlook_jax.OutlookAttention(DIM, HEADS, qkv_bias=True, attn_drop=0.1, proj_drop=0.1, rngs=nnx.Rngs(0))
+    outlook_jax.load_weights(layer, WEIGHTS)
+    flat = {path_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(layer))}
+    flat = {name: jax.random.key_data(array) if name.endswith(".key") else array for name, array in flat.items()}
+    source: Any = {"state": nnx.state(layer), "flat": flat, "npz": tmp_path / "a.npz"}[given]
+    write_arrays(tmp_path / "a.npz", flat)
+    streams = {f"{drop}.rngs.{name}" for drop in ("attn_drop", "proj_drop") for name in ("count", "key")}
+    found = convert(source, tmp_path / "b.npz", to="torch")
+    assert (set(found.not_weights), found.ignored, found.tensors) == (streams, (), len(WEIGHTS))
+    assert_same_bits(read_arrays(tmp_path / "b.npz"), WEIGHTS)
+    outlook_torch.load_weights(torch_layer(), source)
+    with pytest.raises(WeightsError, match=r"unexpected \(1\):\n +rngs\.state"):
+        convert({**WEIGHTS, "rngs.state": np.zeros(2)}, tmp_path / "b.npz")
 
 
 class ExternalOutlookAttention(nn.Module):

@@ -1,5 +1,6 @@
 """Anybody's arrays as NumPy's and back, bit for bit."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import ml_dtypes
@@ -16,6 +17,13 @@ DTYPES = {
 }
 
 
+@dataclass(frozen=True)
+class NotNumbers:
+    """Stands for something in a file that is no array of numbers; `dtype` says what it is."""
+
+    dtype: str
+
+
 def to_numpy(value: Any) -> np.ndarray:
     """Return a NumPy, PyTorch or JAX array, or a number, as a NumPy array in this machine's byte order.
 
@@ -24,6 +32,8 @@ def to_numpy(value: Any) -> np.ndarray:
     Raises:
         TypeError: it is not made of numbers, or its dtype is not one of `DTYPES`; the message says what it is.
     """
+    if isinstance(value, NotNumbers):
+        raise TypeError(f"{value.dtype} is no array of numbers")
     if hasattr(value, "detach"):
         value = _from_tensor(value)
     try:
@@ -85,6 +95,13 @@ def to_tensor(array: np.ndarray) -> "torch.Tensor":
 
 def _from_tensor(tensor: Any) -> np.ndarray:
     import torch  # whoever made the tensor has imported it already
+
+    if hasattr(tensor, "full_tensor"):  # what FSDP and tensor parallelism make of parameters
+        raise TypeError(
+            "a DTensor, of which this process has a part: on every process, get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict gives whole "
+            "tensors, which load_weights and write_arrays take"
+        )
 
     try:
         tensor = tensor.detach().cpu()

@@ -1,5 +1,7 @@
 """What somebody saved, as a flat list of names: wrappers taken off, a part of it chosen."""
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +19,10 @@ EMA = "state_dict_ema"
 _PREFIX_STEPS = 12
 # Keys whose value is the checkpoint proper; what lies beside them (optimizer, epoch) is not weights.
 _WRAPPERS = ("state_dict", "model")
-# What every name begins with, if any does: DataParallel, torch.compile, and the collections of Flax Linen.
-_COMMON = (("module.",), ("_orig_mod.",), ("params.", "batch_stats."))
+# What every name begins with, if any does: DataParallel, torch.compile, Lightning, and the collections of Flax Linen.
+_COMMON = (("module.",), ("_orig_mod.",), ("model.",), ("params.", "batch_stats."))
+# What NNX keeps in the modules of this package beside their weights: random streams, rates of stochastic depth.
+_NOT_WEIGHTS = re.compile(r"(?:.+\.)?(?:rngs\.(?:count|key)|drop_path[12]\.rate)")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Checkpoint:
         prefix: which part was chosen; "" for all.
         items: (name, value) of that part, without the prefix; a name may come twice.
         everything: likewise of every part, with their prefixes.
+        not_weights: names in the chosen part that are known to be none, a model's random streams and rates of
+            stochastic depth; they are in no items.
         metadata: what the file says of itself.
         file: where it was read from, None for a mapping.
     """
@@ -40,6 +46,8 @@ class Checkpoint:
     everything: tuple[tuple[str, Any], ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     file: Path | None = None
+    not_weights: tuple[str, ...] = ()
+    everywhere_not_weights: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def names(self) -> frozenset[str]:
@@ -50,7 +58,8 @@ class Checkpoint:
         """Return the part below a prefix, of everything."""
         start = f"{prefix}." if prefix else ""
         part = tuple((name[len(start) :], value) for name, value in self.everything if name.startswith(start))
-        return replace(self, prefix=prefix, items=part)
+        none = tuple(name[len(start) :] for name in self.everywhere_not_weights if name.startswith(start))
+        return replace(self, prefix=prefix, items=part, not_weights=none)
 
     def prefixes_where(self, holds: Callable[[Mapping[str, Any]], bool]) -> list[str]:
         """Return the prefixes for which `holds` is true of what lies below them, {name without the prefix: value}.
@@ -80,15 +89,28 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
         WeightsError: the file cannot be read, or has no averaged weights where they are asked for, or has only those.
         OSError: the file cannot be opened, or cannot be had from the Hub (`HubError`).
         ImportError: reading the file needs PyTorch, which is not installed.
+        TypeError: the source is something else, a model for instance; the message says what to give instead.
     """
+    prefix = prefix.replace("/", ".").strip(".")
     if isinstance(source, Mapping):
         label, file, contents = "the given weights", None, Contents(source)
+    elif not isinstance(source, str | os.PathLike):
+        raise TypeError(f"{type(source).__name__} is no source of weights: {_instead_of(source)}")
     else:
         label, file = str(source), weights_and_config(source)[0]
         contents = open_file(file)
-    items = tuple(_without_common(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label))))
-    checkpoint = Checkpoint(label, "", items, items, contents.metadata, file)
-    return checkpoint.below(prefix.replace("/", ".").strip("."))
+    flat = _without_common(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label)), prefix)
+    items = tuple(item for item in flat if not _NOT_WEIGHTS.fullmatch(item[0]))
+    none = tuple(name for name, _ in flat if _NOT_WEIGHTS.fullmatch(name))
+    return Checkpoint(label, "", items, items, contents.metadata, file, none, none).below(prefix)
+
+
+def _instead_of(source: Any) -> str:
+    if hasattr(source, "state_dict"):
+        return "of a model give model.state_dict()"
+    if any(kind.__module__.startswith("flax.nnx") for kind in type(source).__mro__):
+        return "of a model give nnx.state(model)"
+    return "give a path, a Hub id or a mapping of arrays"
 
 
 def _unwrapped(contents: Mapping[Any, Any], label: str, *, use_ema: bool) -> Mapping[Any, Any]:
@@ -115,8 +137,10 @@ def _flat(contents: Mapping[Any, Any], label: str, above: str = "", depth: int =
             yield name, value
 
 
-def _without_common(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+def _without_common(items: list[tuple[str, Any]], prefix: str) -> list[tuple[str, Any]]:
     for starts in _COMMON:
+        if f"{prefix}.".startswith(starts):
+            return items  # somebody counts on it
         while items and all(name.startswith(starts) for name, _ in items):
             lengths = {start: len(start) for start in starts}
             items = [

@@ -51,6 +51,7 @@ class Conversion:
         tensors: how many were written.
         dtypes: dtype -> how many tensors have it.
         missing: what the model has and the source has not, allowed by `allow_missing`.
+        not_weights: names in the source of a model's random streams and rates of stochastic depth, left out.
         ignored: what the source has and the model has not, ignored by `ignore_unexpected`.
         manifest: a line per tensor that was written; None unless asked for.
     """
@@ -66,6 +67,7 @@ class Conversion:
     tensors: int
     dtypes: dict[str, int]
     missing: tuple[str, ...]
+    not_weights: tuple[str, ...]
     ignored: tuple[str, ...]
     manifest: tuple[Line, ...] | None
 
@@ -151,6 +153,7 @@ def convert(
         tensors=len(written),
         dtypes=dict(Counter(tensor.dtype.name for tensor in written.values())),
         missing=planned.missing,
+        not_weights=checkpoint.not_weights,
         ignored=planned.unexpected,
         manifest=manifest_of(tensors) if manifest else None,
     )

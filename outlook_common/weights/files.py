@@ -26,6 +26,7 @@ FORMATS: dict[str, Format] = {
     ".pt": pytorch.FORMAT,
     ".pth.tar": pytorch.FORMAT,
     ".bin": pytorch.FORMAT,
+    ".ckpt": pytorch.FORMAT,  # of Lightning's
     ".orbax": orbax.FORMAT,
 }
 

@@ -51,6 +51,7 @@ class Inspection:
         prefixes: under which it has known models.
         metadata: what the file says of itself.
         rows: the tensors.
+        not_weights: names of a model's random streams and rates of stochastic depth, which are left out.
     """
 
     label: str
@@ -62,6 +63,7 @@ class Inspection:
     prefixes: tuple[str, ...]
     metadata: dict[str, str]
     rows: tuple[Row, ...]
+    not_weights: tuple[str, ...]
 
     @property
     def manifest(self) -> tuple[Line, ...]:
@@ -88,6 +90,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         tuple(recognisable_prefixes(checkpoint)),
         dict(checkpoint.metadata),
         rows,
+        checkpoint.not_weights,
     )
 
 

@@ -48,7 +48,14 @@ def table_for(config: Any) -> WeightTable:
         if isinstance(config, model.config):
             return model.table(config)
     known = ", ".join(model.config.__name__ for model in MODELS)
-    raise TypeError(f"no weight table for {type(config).__name__}; known: {known}")
+    hint = ""
+    if hasattr(config, "load_state_dict"):
+        package = type(config).__module__.partition(".")[0]
+        hint = (
+            f", a class of {package}'s: its own load_state_dict takes what export_weights gives of a model of ours, "
+            f"as tensors, and accelerate puts our layer into it"
+        )
+    raise TypeError(f"no weight table for {type(config).__name__}{hint}; known: {known}")
 
 
 def recognise(shapes: Shapes) -> Recognised | None:

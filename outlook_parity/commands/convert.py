@@ -58,7 +58,7 @@ def convert(
     """Convert weights between PyTorch and Flax, bit by bit; everything wrong with them is reported at once.
 
     DST, if it exists, is replaced, once the new file has been read back equal. Formats: .safetensors, .npz, .pth, .pt,
-    .pth.tar, .bin (these need PyTorch) and .orbax, a folder (needs JAX).
+    .pth.tar, .bin, .ckpt (these need PyTorch) and .orbax, a folder (needs JAX).
     """
     with _progress() as progress:
         done = convert_weights(
@@ -80,7 +80,7 @@ def convert(
         return
     console = Console()
     console.print(_table(done))
-    for what, names in (("missing", done.missing), ("ignored", done.ignored)):
+    for what, names in (("missing", done.missing), ("not weights", done.not_weights), ("ignored", done.ignored)):
         if names:
             left_out = escape(listed(names, _LISTED))
             console.print(f"[yellow]{what} ({len(names)}):[/] {left_out}", highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
 from outlook_common.weights.inspection import Difference, Inspection, Row, differences, inspect_checkpoint
-from outlook_common.weights.shown import shown
+from outlook_common.weights.shown import listed, shown
 from outlook_parity.exit_codes import MISMATCH
 
 
@@ -59,6 +59,7 @@ def _to_dict(found: Inspection) -> dict[str, Any]:
         "naming": found.naming,
         "prefixes": found.prefixes,
         "metadata": found.metadata,
+        "not_weights": found.not_weights,
         "tensors": [_row_to_dict(row) for row in found.rows],
     }
 
@@ -82,6 +83,8 @@ def _print(found: Inspection) -> None:
     if found.sha256:
         lines["sha256 of the file"] = found.sha256
     lines["sha256 of the weights"] = found.weights_sha256
+    if found.not_weights:
+        lines[f"not weights ({len(found.not_weights)})"] = listed(found.not_weights)
     for name, text in lines.items():
         console.print(escape(f"{name}: {text}"), highlight=False, soft_wrap=True)
     console.print(_table(found))

@@ -4,20 +4,27 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from outlook_common.extras import require
 from outlook_common.weights import limits
-from outlook_common.weights.arrays import to_tensor
+from outlook_common.weights.arrays import NotNumbers, to_tensor
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats.base import Contents, Format, Metadata, Places, Tensors, check_names, reading
+from outlook_common.weights.formats.stand_ins import SCALARS, STAND_INS
 from outlook_common.weights.shown import shown
 from outlook_common.weights.table import TORCH
 
 if TYPE_CHECKING:
     import torch
+
+# What is handed on as it is; none of them has attributes of its own.
+_PLAIN = {bool, int, float, complex, str, bytes, type(None), *SCALARS}
+_LOADING = Lock()
 
 
 def read(path: Path) -> Contents:
@@ -29,17 +36,16 @@ def read(path: Path) -> Contents:
         elif path.stat().st_size > 0:
             _check_legacy(path)
         found = _load(path)
-        if not isinstance(found, Mapping):
+        if not isinstance(found, dict):
             raise TypeError(f"it holds {type(found).__name__}, expected a state_dict")
-        _check_values(path, found)
-    return Contents(dict(found))
+        return Contents(_plain(path, found))
 
 
 def _load(path: Path) -> Any:
     import torch
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _stand_ins():
             warnings.simplefilter("ignore")  # of pickle protocols that may not be understood: that is an error then
             # Not with mmap=True, which does not check that a tensor's numbers end where its record does.
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -50,6 +56,20 @@ def _load(path: Path) -> Any:
                 f"where you trust the file, load it with PyTorch and save its state_dict alone"
             ) from error
         raise
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Have our own code read what training scripts put beside weights; what is allowed already stays as it is."""
+    from torch import serialization
+
+    with _LOADING:  # PyTorch has one list for all threads
+        theirs = {
+            item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}"
+            for item in serialization.get_safe_globals()
+        }
+        with serialization.safe_globals([(item, name) for name, item in STAND_INS.items() if name not in theirs]):
+            yield
 
 
 def _check_archive(path: Path) -> None:
@@ -73,24 +93,47 @@ def _check_legacy(path: Path) -> None:
             raise ValueError("neither a ZIP archive nor a pickle")
 
 
-def _check_values(path: Path, found: Mapping[Any, Any]) -> None:
-    """Raise a WeightsError if mappings nest too deeply or too often, or a tensor is larger than its numbers."""
-    import torch
+def _plain(path: Path, found: dict[Any, Any]) -> dict[Any, Any]:
+    """Return what was saved as dictionaries, tensors, numbers and texts without the attributes a pickle may give them.
 
-    names, level = 0, [found]
+    With attributes of the file's choice (`__array_interface__`, `items`) an object tells NumPy to read any memory as
+    its numbers, or shows each reader something else.
+
+    Raises:
+        WeightsError: mappings nest too deeply or too often, or a tensor is larger than its numbers.
+    """
+    plain: dict[Any, Any] = {}
+    names, level = 0, [(found, plain)]
     for _ in range(limits.DEPTH):
-        names += sum(map(len, level))
+        names += sum(len(mapping) for mapping, _ in level)
         if names > limits.NAMES:
             raise WeightsError(f"{path}: more than {limits.NAMES} names")
-        for mapping in level:
-            _check_keys(path, mapping)
-            for name, value in mapping.items():
-                if isinstance(value, torch.Tensor):
-                    _check_tensor(path, name, value)
-        level = [value for mapping in level for value in mapping.values() if isinstance(value, Mapping)]
+        deeper = []
+        for mapping, copy in level:
+            _check_keys(path, dict.keys(mapping))
+            for name, value in dict.items(mapping):
+                if isinstance(value, dict):
+                    copy[name] = {}
+                    deeper.append((value, copy[name]))
+                else:
+                    copy[name] = _leaf(path, name, value)
+        level = deeper
         if not level:
-            return
+            return plain
     raise WeightsError(f"{path}: mappings nest more than {limits.DEPTH} deep")
+
+
+def _leaf(path: Path, name: Any, value: Any) -> Any:
+    import torch
+
+    if type(value) in (torch.Tensor, torch.nn.Parameter):
+        _check_tensor(path, name, value)
+        return torch.Tensor.detach(value)
+    return value if _is_plain(value) else NotNumbers(type(value).__name__)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or (type(value) in (list, tuple) and all(type(item) in _PLAIN for item in value))
 
 
 def _check_keys(path: Path, keys: Iterable[Any]) -> None:
