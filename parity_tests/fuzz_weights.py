@@ -30,6 +30,18 @@ ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 OLD = {"old": np.arange(5.0)}
 
 
+# What training scripts save beside weights. PyTorch refuses it, so that here nothing takes its place.
+BESIDE_WEIGHTS = ("argparse.Namespace", "numpy.dtype", "numpy._core.multiarray.scalar")
+
+
+class Dropped:
+    """Takes whatever a pickle gives an object, and keeps none of it."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
 class HarmError(AssertionError):
     """A file that did something else than it should; the message has its number."""
 
@@ -153,10 +165,11 @@ def reference(path: Path, suffix: str) -> dict[str, np.ndarray]:
         return _by_tensorstore(path)
     import torch
 
-    found = torch.load(path, weights_only=True)
+    with torch.serialization.safe_globals([(Dropped, name) for name in BESIDE_WEIGHTS]):
+        found = torch.load(path, weights_only=True)
     while wrapper := next((key for key in ("state_dict", "model") if isinstance(found.get(key), dict)), None):
         found = found[wrapper]
-    return {name: tensor.numpy() for name, tensor in found.items()}
+    return {name: tensor.numpy() for name, tensor in found.items() if tensor != {}}  # which has no names
 
 
 def _by_tensorstore(folder: Path) -> dict[str, np.ndarray]:
@@ -178,9 +191,9 @@ def _by_tensorstore(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _in_torchs_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if arrays.keys() >= TABLE.names("torch").keys():
-        return {entry.torch: arrays[entry.torch] for entry in TABLE.entries}
-    return {entry.torch: entry.to_torch(arrays[entry.flax]) for entry in TABLE.entries}
+    if "v.weight" in arrays:
+        return {entry.torch: arrays[entry.torch] for entry in TABLE.entries if entry.torch in arrays}
+    return {entry.torch: entry.to_torch(arrays[entry.flax]) for entry in TABLE.entries if entry.flax in arrays}
 
 
 def _put(path: Path, contents: bytes | Link) -> None:

@@ -1,5 +1,6 @@
 """Files of weights that are damaged, or made to harm whoever reads them: `hostile(seed)` gives one, always the same."""
 
+import argparse
 import bz2
 import gzip
 import io
@@ -12,6 +13,7 @@ import subprocess
 import tempfile
 import zipfile
 import zlib
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy._core.multiarray import scalar
 
 from outlook_common import OutlookAttentionConfig
 from outlook_common.weights import table_for
@@ -411,6 +414,55 @@ class Rebuilt:
         return torch._utils._rebuild_tensor_v2, (self.storage, *self.arguments, False, {})
 
 
+class Built:
+    """What a call gives, and then this state, whatever class that is of."""
+
+    def __init__(self, call: Callable[..., Any], arguments: tuple[Any, ...], state: Any) -> None:
+        self.reduced = call, arguments, state
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def pickle_attributes(rng: random.Random, canary: str) -> Made:
+    """Objects that are allowed, with attributes with which they pass for arrays, mappings or tensors."""
+    import torch
+
+    address = rng.choice((0, 8, 4096, 2**47, 2**64 - 8, -1, None, "0"))
+    interface = {"data": (address, True), "shape": rng.choice(((6, 6), (2**40,))), "typestr": "<f4", "version": 3}
+    claims = {
+        "__array_interface__": interface,
+        "__array_struct__": address,
+        "__array__": rng.choice((torch.ones(6, 6), {}, None)),
+        "__dict__": {"__array_interface__": interface},
+        "__class__": rng.choice((dict, "dict", torch.Tensor)),
+        "shape": (6, 6),
+        "dtype": torch.float32,
+        "items": {},
+        "detach": None,
+        "_untyped_storage": torch.ones(36).untyped_storage(),
+    }
+    given: Any = {name: claims[name] for name in rng.sample(sorted(claims), rng.randrange(1, 5))}
+    given = rng.choice((given, (None, given), (given, given), list(given), given | {3: 4}))
+    calls = (argparse.Namespace, OrderedDict, Counter, set, torch.Size, torch.storage.TypedStorage, torch.nn.Parameter)
+    value = Built(rng.choice(calls), (), given)
+    name = rng.choice(("args", "epoch", *WEIGHTS))
+    whole = state_dict() | {name: value} if name in WEIGHTS else {"state_dict": state_dict(), name: value}
+    return ".pth", torch_file(whole, new=rng.random() < 0.7), {}
+
+
+def numpy_scalars(rng: random.Random, canary: str) -> Made:
+    """Numbers of NumPy's, as training scripts save what they measured; and what is none, objects at an address."""
+    code = rng.choice(("f8", "f8", "f4", "i8", "b1", "O8", "V8", "M8", "U2", "f16", "c16", "f8,f8", "", 8, None))
+    state = rng.choice(((3, "<", None, None, None, -1, -1, 0), (3, ">"), (3, "|"), (3, "x"), (3,), 3, (3, None), {}))
+    dtype: Any = Built(np.dtype, (code, *rng.choice(((), (False, True), (0,) * 9))), state)
+    data = rng.choice((bytes(8), bytes(8), rng.randbytes(8), bytes(4), b"", bytes(10**6), "8", None, [dtype]))
+    value = Built(scalar, rng.choice(((dtype, data), (dtype, data), (dtype,), (dtype, data, data), (code, data))), None)
+    name = rng.choice(("metric", "epoch", *WEIGHTS))
+    whole = state_dict() | {name: value} if name in WEIGHTS else {"state_dict": state_dict(), name: value}
+    return ".pth", torch_file(whole, new=rng.random() < 0.7), {}
+
+
 def torch_sizes(rng: random.Random, canary: str) -> Made:
     """Offsets, shapes and strides that reach beyond the numbers, or repeat one of them a billion times."""
     import torch
@@ -677,7 +729,7 @@ FAMILIES: tuple[Callable[[random.Random, str], Made], ...] = (
     safetensors_header, safetensors_header, safetensors_header, safetensors_names, safetensors_length, safetensors_json,
     safetensors_swapped,
     npz_header, npz_header, npz_members, npz_bomb, npz_directory, npz_directory, npz_objects, npz_big_endian,
-    pickle_bomb, pickle_bomb, pickle_opcodes, pickle_opcodes,
+    pickle_bomb, pickle_bomb, pickle_opcodes, pickle_opcodes, pickle_attributes, pickle_attributes, numpy_scalars,
     torch_sizes, torch_sizes, torch_nested, torch_values, torch_archive, shards, shards,
     orbax_damaged, orbax_damaged, orbax_damaged, orbax_metadata, orbax_metadata, orbax_arrays, orbax_arrays,
     orbax_links,
