@@ -1,6 +1,7 @@
 """What the twins' VOLO and its losses check and decide alike: images, mixing boxes, intermediates, parameter groups."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
 
@@ -119,6 +120,46 @@ def take_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[int,
     return tuple(sorted({index % stages for index in indices}))
 
 
+@dataclass(frozen=True)
+class PrunePlan:
+    """What `prune_intermediate_layers` keeps and drops.
+
+    Attributes:
+        stages: the stages asked for, counted from the first.
+        parts: how many parts of the network stay.
+        pos_embed: whether it is dropped; it is added before the third part.
+        norm: whether the final norm is dropped; it is for the channels of the third part.
+        head: whether class token, its blocks and both heads are dropped.
+        incomplete: whether weights of the released names are then missing in what remains of the network.
+    """
+
+    stages: tuple[int, ...]
+    parts: int
+    pos_embed: bool
+    norm: bool
+    head: bool
+    incomplete: bool
+
+
+def prune_plan(
+    stage_ends: Sequence[int],
+    parts: int,
+    indices: int | Sequence[int] | None,
+    *,
+    prune_norm: bool,
+    prune_head: bool,
+) -> PrunePlan:
+    """Return what goes from a network of `parts` parts, whose stages end at the parts `stage_ends`.
+
+    Raises:
+        ValueError: `indices` is unknown.
+    """
+    stages = take_indices(len(stage_ends), indices)
+    stop = stage_ends[max(stages)]
+    early, cut = stop < 2, stop < parts - 1
+    return PrunePlan(stages, stop + 1, early, prune_norm or early, prune_head or cut, cut or prune_norm)
+
+
 def check_layout(output_fmt: str) -> None:
     """Raise a ValueError unless `output_fmt` is a known layout."""
     if output_fmt not in LAYOUTS:
@@ -159,7 +200,7 @@ def check_foldable(model: object, kind: type, *, training: Callable[[], bool]) -
         raise ValueError("the model is in training mode, where BatchNorm normalises by the batch: call model.eval()")
 
 
-def check_unfolded(model: object) -> None:
+def check_complete(model: object) -> None:
     """Raise a TypeError if `model` has not all weights under the released names: it is folded, or pruned."""
     _check_not_folded(model)
     if getattr(model, "pruned", False):

@@ -22,6 +22,7 @@ from outlook_common.volo import (
     check_images,
     check_layout,
     check_mix_box,
+    prune_plan,
     take_indices,
 )
 from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer, unchanged
@@ -287,26 +288,23 @@ class VOLO(nnx.Module):
         Raises:
             ValueError: `indices` is unknown.
         """
-        ends = self._stage_ends()
-        taken = take_indices(len(ends), indices)
-        stop = ends[max(taken)]
-        incomplete = stop < len(self.network) - 1
-        self.pruned = self.pruned or incomplete or prune_norm
-        self.network = nnx.List(list(self.network)[: stop + 1])
-        if stop < 2:  # pos_embed is added later, and the norm is for the channels there
+        plan = prune_plan(self._stage_ends(), len(self.network), indices, prune_norm=prune_norm, prune_head=prune_head)
+        self.pruned = self.pruned or plan.incomplete
+        self.network = nnx.List(list(self.network)[: plan.parts])
+        if plan.pos_embed:
             del self.pos_embed  # NNX keeps what once held arrays from ever holding none
             self.pos_embed = None
-        if prune_norm or stop < 2:
+        if plan.norm:
             del self.norm
             self.norm = unchanged
-        if prune_head or incomplete:
+        if plan.head:
             self.config = replace(
                 self.config, num_classes=0, global_pool="", post_layers=None, use_aux_head=False, use_mix_token=False
             )
             del self.cls_token, self.post_network, self.aux_head, self.head
             self.cls_token = self.post_network = self.aux_head = None
             self.head = unchanged
-        return list(taken)
+        return list(plan.stages)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, *, rngs: nnx.Rngs) -> None:
         """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool` None leaves it as it is."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from outlook_common.volo import check_unfolded
+from outlook_common.volo import check_complete
 from outlook_common.weights.arrays import cast, contiguous, to_numpy
 from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.files import PathLike, write_arrays
@@ -164,5 +164,5 @@ def _put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.A
 
 def _table(model: nnx.Module) -> WeightTable:
     """Return which names the weights of `model` have."""
-    check_unfolded(model)
+    check_complete(model)
     return table_for(getattr(model, "config", model))

@@ -21,6 +21,7 @@ from outlook_common.volo import (
     check_layout,
     check_mix_box,
     pretrained_cfg,
+    prune_plan,
     take_indices,
 )
 from outlook_torch.blocks import EPSILON, ClassBlock, Device, Downsample, Dtype, Outlooker, PatchEmbed, Transformer
@@ -278,23 +279,20 @@ class VOLO(nn.Module):
         Raises:
             ValueError: `indices` is unknown.
         """
-        ends = self._stage_ends()
-        taken = take_indices(len(ends), indices)
-        stop = ends[max(taken)]
-        incomplete = stop < len(self.network) - 1
-        self.pruned = self.pruned or incomplete or prune_norm
-        self.network = self.network[: stop + 1]
-        if stop < 2:  # pos_embed is added later, and the norm is for the channels there
+        plan = prune_plan(self._stage_ends(), len(self.network), indices, prune_norm=prune_norm, prune_head=prune_head)
+        self.pruned = self.pruned or plan.incomplete
+        self.network = self.network[: plan.parts]
+        if plan.pos_embed:
             self.pos_embed = None
-        if prune_norm or stop < 2:
+        if plan.norm:
             self.norm = nn.Identity()
-        if prune_head or incomplete:
+        if plan.head:
             self.config = replace(
                 self.config, num_classes=0, global_pool="", post_layers=None, use_aux_head=False, use_mix_token=False
             )
             self.cls_token = self.post_network = self.aux_head = None
             self.head = nn.Identity()
-        return list(taken)
+        return list(plan.stages)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool` None leaves it as it is."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from outlook_common.volo import check_unfolded
+from outlook_common.volo import check_complete
 from outlook_common.weights.arrays import cast, contiguous, to_numpy, to_tensor
 from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.files import PathLike, write_arrays
@@ -157,5 +157,5 @@ def _counted(optimizer: torch.optim.Optimizer, states: Iterable[dict[str, torch.
 
 def _table(model: nn.Module) -> WeightTable:
     """Return which names the weights of `model` have."""
-    check_unfolded(model)
+    check_complete(model)
     return table_for(getattr(model, "config", model))

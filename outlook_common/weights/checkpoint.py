@@ -34,10 +34,10 @@ class Checkpoint:
         prefix: which part was chosen; "" for all.
         items: (name, value) of that part, without the prefix; a name may come twice.
         everything: likewise of every part, with their prefixes.
-        not_weights: names in the chosen part that are known to be none, a model's random streams and rates of
-            stochastic depth; they are in no items.
         metadata: what the file says of itself.
         file: where it was read from, None for a mapping.
+        none_anywhere: names of every part that are known to be no weights, a model's random streams and rates of
+            stochastic depth; they are in no items.
     """
 
     label: str
@@ -46,20 +46,24 @@ class Checkpoint:
     everything: tuple[tuple[str, Any], ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     file: Path | None = None
-    not_weights: tuple[str, ...] = ()
-    everywhere_not_weights: tuple[str, ...] = field(default=(), repr=False)
+    none_anywhere: tuple[str, ...] = ()
 
     @property
     def names(self) -> frozenset[str]:
         """The names in the chosen part."""
         return frozenset(name for name, _ in self.items)
 
+    @property
+    def not_weights(self) -> tuple[str, ...]:
+        """The names in the chosen part that are known to be no weights."""
+        start = f"{self.prefix}." if self.prefix else ""
+        return tuple(name[len(start) :] for name in self.none_anywhere if name.startswith(start))
+
     def below(self, prefix: str) -> "Checkpoint":
         """Return the part below a prefix, of everything."""
         start = f"{prefix}." if prefix else ""
         part = tuple((name[len(start) :], value) for name, value in self.everything if name.startswith(start))
-        none = tuple(name[len(start) :] for name in self.everywhere_not_weights if name.startswith(start))
-        return replace(self, prefix=prefix, items=part, not_weights=none)
+        return replace(self, prefix=prefix, items=part)
 
     def prefixes_where(self, holds: Callable[[Mapping[str, Any]], bool]) -> list[str]:
         """Return the prefixes for which `holds` is true of what lies below them, {name without the prefix: value}.
@@ -102,7 +106,7 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
     flat = _without_common(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label)), prefix)
     items = tuple(item for item in flat if not _NOT_WEIGHTS.fullmatch(item[0]))
     none = tuple(name for name, _ in flat if _NOT_WEIGHTS.fullmatch(name))
-    return Checkpoint(label, "", items, items, contents.metadata, file, none, none).below(prefix)
+    return Checkpoint(label, "", items, items, contents.metadata, file, none).below(prefix)
 
 
 def _instead_of(source: Any) -> str:

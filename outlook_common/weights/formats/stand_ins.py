@@ -11,6 +11,7 @@ import numpy as np
 # What NumPy's pickles call the dtypes of numbers; no objects, which are pickles again, no records, texts or times.
 _CODES = {f"{kind}{size}" for kind, sizes in {"f": "248", "i": "1248", "u": "1248", "b": "1"}.items() for size in sizes}
 _ORDERS = ("<", ">", "=", "|")
+_NO_NUMBER = "it has a NumPy scalar that is no number; convert it with .item() before it is saved"
 
 SCALARS = tuple(np.dtype(code).type for code in sorted(_CODES))
 
@@ -35,7 +36,7 @@ class Dtype:
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or code not in _CODES:
-            raise TypeError("it has a NumPy scalar that is no number; convert it with .item() before it is saved")
+            raise TypeError(_NO_NUMBER)
         self._code, self._order = code, "="
 
     def __setstate__(self, state: Any) -> None:
@@ -63,7 +64,7 @@ def scalar(dtype: Any, data: Any) -> Any:
         TypeError: there are no such numbers.
     """
     if not isinstance(dtype, Dtype) or not isinstance(data, bytes):
-        raise TypeError("it has a NumPy scalar that is no number; convert it with .item() before it is saved")
+        raise TypeError(_NO_NUMBER)
     return dtype.number(data)
 
 
