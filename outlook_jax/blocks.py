@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import PrecisionLike
-from jax import Array
+from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from outlook_common.config import DOWNSAMPLE, STEM_STRIDE
@@ -14,6 +15,9 @@ from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_jax.attention import OutlookAttention
 from outlook_jax.factory import Factory
+
+# What a policy of `jax.checkpoint` calls the result of self-attention and of class attention by.
+ATTENTION_NAME = "attention"
 
 
 class DropRate(nnx.Variable[Array]):
@@ -119,7 +123,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Attend from every place to every place."""
         B, H, W, C = x.shape
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(B, H * W, 3, self.num_heads, C // self.num_heads), 2, 0)
+        q, k, v = _split(self.qkv(x).reshape(B, H * W, 3 * C), 3, self.num_heads)
         out = attend(q, k, v, self.attn_drop, self.precision)
         return self.proj(out.reshape(B, H, W, C))
 
@@ -166,9 +170,9 @@ class ClassAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B 1 C"]:
         """Return what the class token, which is the first of T, takes from all tokens."""
-        B, T, C = x.shape
-        k, v = jnp.moveaxis(self.kv(x).reshape(B, T, 2, self.num_heads, C // self.num_heads), 2, 0)
-        q = self.q(x[:, :1]).reshape(B, 1, self.num_heads, C // self.num_heads)
+        B, _, C = x.shape
+        k, v = _split(self.kv(x), 2, self.num_heads)
+        (q,) = _split(self.q(x[:, :1]), 1, self.num_heads)
         out = attend(q, k, v, self.attn_drop, self.precision)
         return self.proj(out.reshape(B, 1, C))
 
@@ -235,6 +239,17 @@ class Downsample(nnx.Module):
         return self.proj(x)
 
 
+def _split(x: Float[Array, "B T NDs"], parts: int, heads: int) -> list[Float[Array, "B T N D"]]:
+    """Return so many equal parts of the channels, each by head.
+
+    The gradient is one concatenation; of slices it would be a sum of as many padded arrays, which XLA computes once for
+    each product that reads it.
+    """
+    B, T, channels = x.shape
+    size = channels // parts
+    return [part.reshape(B, T, heads, size // heads) for part in lax.split(x, (size,) * parts, axis=2)]
+
+
 def attend(
     q: Float[Array, "B t N D"],
     k: Float[Array, "B T N D"],
@@ -250,7 +265,8 @@ def attend(
     logits = jnp.einsum("bTnd,btnd->bnTt", k, q, precision=precision, preferred_element_type=wide)
     weights = drop(jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=2)).astype(v.dtype)
     out = jnp.einsum("bnTt,bTnd->btnd", weights, v, precision=precision, preferred_element_type=wide)
-    return out.astype(v.dtype)
+    named: Array = checkpoint_name(out.astype(v.dtype), ATTENTION_NAME)  # type: ignore[no-untyped-call]
+    return named
 
 
 def gelu(x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from outlook_jax.blocks import ATTENTION_NAME
 from outlook_jax.ops import CHECKPOINT_NAME
 
-# Norms, GELUs and softmaxes are computed again in less time than their results take to be written and read, and so a
-# training step of VOLO-D1 needs half the memory.
+# Norms, GELUs and softmaxes are computed again in less time than their results take to be written and read, and so are
+# the products of queries and keys, of which there are T*T per head: a training step of VOLO-D1 needs half the memory.
 _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME)
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME, ATTENTION_NAME),
 )
 
 
@@ -28,7 +30,7 @@ def run_blocks(blocks: Iterable[nnx.Module], x: Array, *, scan: bool, remat: boo
         scan: whether neighbours that differ in nothing but their variables' values are stacked and run by
             `lax.scan`; else each is called by itself, as whoever watches single modules needs.
         remat: whether the backward pass recomputes each block from its input. Else, of stacked blocks, it finds the
-            results of products and outlook attention kept and recomputes what lies between them.
+            results of products with weights and of both attentions kept and recomputes what lies between them.
     """
     blocks = list(blocks)
     for _, equal in groupby(blocks, key=_signature if scan else id):

@@ -48,16 +48,24 @@ def kept_bytes(run: Callable[..., Array], parameters: Any, x: Array) -> int:
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_a_training_step_keeps_the_results_of_products_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_keeps_products_and_attention_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "_scan", inspect.unwrap(scan._scan))  # else the cache of `jax.jit` answers
     found, rematted = kept_bytes(*stack(kind)), kept_bytes(*stack(kind, remat=True))
     monkeypatch.setattr(scan, "_PRODUCTS", jax.checkpoint_policies.everything_saveable)
     assert rematted < found < 0.7 * kept_bytes(*stack(kind))
 
 
-def test_outlook_attention_is_not_computed_again_in_the_backward_pass() -> None:
-    run, *operands = stack("outlooker")
-    program = jax.make_jaxpr(jax.grad(lambda *operands: run(*operands).sum()))(*operands)
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # The sum itself and its transpose; five products with weights, and two transposes of each.
+        ("outlooker", {"outlook_mix": 2, "outlook_gram": 1, "dot_general": 3 * 5}),
+        # Four products with weights and the two of attention; that of queries and keys once more.
+        ("transformer", {"dot_general": 3 * 6 + 1}),
+    ],
+)
+def test_what_is_kept_is_not_computed_again_in_the_backward_pass(kind: str, expected: dict[str, int]) -> None:
+    run, *operands = stack(kind)
+    program = jax.make_jaxpr(jax.grad(lambda *operands: run(*operands).sum(), argnums=(0, 1)))(*operands)
     found = Counter(primitives(program.jaxpr))
-    # The sum itself and its transpose.
-    assert (found["outlook_mix"], found["outlook_gram"]) == (2, 1)
+    assert {name: found[name] for name in expected} == expected

@@ -4,7 +4,7 @@ The sum is bilinear in the probabilities and the values, and so are both its tra
 `gram`, are each other's derivatives. Forward and reverse mode, of any order, and `vmap` all run on these two.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial, reduce
 from itertools import product
 from operator import add
@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 from jaxtyping import Float
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
 from outlook_common.taps import AxisTaps, Phase, axis_taps
+from outlook_jax.ops.map_last import map_last
+from outlook_jax.ops.primitives import apart, define
 from outlook_jax.ops.reference import at_least_float32
 
 # How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
@@ -43,9 +44,9 @@ def composite(
     """
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between. With the map
     # last, both run along contiguous memory.
-    probabilities = jax.nn.softmax(_map_last(logits).astype(at_least_float32(logits)), axis=3)
+    probabilities = jax.nn.softmax(map_last(logits).astype(at_least_float32(logits)), axis=3)
     if dropout_mask is not None:
-        probabilities = probabilities * _map_last(dropout_mask)
+        probabilities = probabilities * map_last(dropout_mask)
     sum_dtype = at_least_float32(value)
     weights = probabilities.astype(value.dtype).astype(sum_dtype)
     return mix(weights, value.astype(sum_dtype), grid).astype(value.dtype)
@@ -65,12 +66,8 @@ def gram(
     return _gram_p.bind(out, value, grid=grid)
 
 
-def _map_last(x: Float[Array, "B h w N KK KK"]) -> Float[Array, "B N KK KK h w"]:
-    return x.transpose(0, 3, 4, 5, 1, 2)
-
-
 def _run_mix(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
-    return _apart(partial(_weighted_sum, grid=grid), weights, value)
+    return apart(partial(_weighted_sum, grid=grid), weights, value)
 
 
 def _weighted_sum(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
@@ -85,25 +82,6 @@ def _weighted_sum(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
             total += weight * _displaced(padded, (rows, row, i), (columns, column, j))
         phases[row.first_pixel, column.first_pixel] = total
     return _interleaved(phases, rows, columns)
-
-
-def _apart(run: Callable[..., Array], first: Array, value: Array) -> Array:
-    """Return run(first, value), on a CPU in a computation of its own.
-
-    XLA would fuse a transpose that follows (the matrix product of a weight's gradient asks for one) into the sum and so
-    turn its loops inside out: 15 times slower. It drops optimization barriers before it fuses, but it does not look
-    into a conditional whose condition it cannot tell.
-    """
-    if value.size == 0:
-        return run(first, value)
-
-    def on_cpu(first: Array, value: Array) -> Array:
-        bits = lax.bitcast_convert_type(value.ravel()[0], f"uint{8 * value.dtype.itemsize}")
-        shape = jax.eval_shape(run, first, value)
-        # Always true. The other branch is there for its shape alone, and compiles in no time.
-        return lax.cond(bits | 1 != 0, run, lambda *_: jnp.zeros(shape.shape, shape.dtype), first, value)
-
-    return lax.platform_dependent(first, value, cpu=on_cpu, default=run)
 
 
 # One displacement of a phase, along one axis: the axis, the phase, and which of its displacements.
@@ -170,7 +148,7 @@ def _interleaved(
 
 
 def _run_gram(out: Array, value: Array, *, grid: WindowGrid) -> Array:
-    return _apart(partial(_products_per_window, grid=grid), out, value)
+    return apart(partial(_products_per_window, grid=grid), out, value)
 
 
 def _products_per_window(out: Array, value: Array, *, grid: WindowGrid) -> Array:
@@ -313,33 +291,14 @@ def _transposed(weights: Float[Array, "B N KK KK h w"]) -> Float[Array, "B N KK 
     return weights.swapaxes(2, 3)
 
 
-def _bilinear(name: str, run: Callable[..., Array], shape: Callable[..., Any]) -> Any:
-    primitive: Any = Primitive(name)  # JAX does not type what defines a primitive
-    primitive.def_impl(jax.jit(run, static_argnames="grid"))
-    primitive.def_abstract_eval(shape)
-    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
-    batching.primitive_batchers[primitive] = partial(_batched, primitive)
-    return primitive
-
-
-def _batched(primitive: Any, args: tuple[Array, ...], axes: tuple[Any, Any], *, grid: WindowGrid) -> Any:
-    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
-    args = tuple(
-        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
-        for x, axis in zip(args, axes, strict=True)
-    )
-    out = primitive.bind(*(x.reshape(-1, *x.shape[2:]) for x in args), grid=grid)
-    return out.reshape(size, -1, *out.shape[1:]), 0
-
-
 def _gram_shape(out: Any, value: Any, *, grid: WindowGrid) -> Any:
     B, _, _, N, _ = out.shape
     return out.update(shape=(B, N, grid.places, grid.places, *grid.grid))
 
 
 _define_derivatives: Any = ad.defbilinear
-_mix_p = _bilinear("outlook_mix", _run_mix, lambda weights, value, *, grid: value)
-_gram_p = _bilinear("outlook_gram", _run_gram, _gram_shape)
+_mix_p = define("outlook_mix", _run_mix, lambda weights, value, *, grid: value, static="grid")
+_gram_p = define("outlook_gram", _run_gram, _gram_shape, static="grid")
 _define_derivatives(
     _mix_p,
     lambda cotangent, _, value, *, grid: gram(cotangent, value, grid),

@@ -1,0 +1,58 @@
+"""What the primitives of composite share: how one is defined, and how XLA is kept from fusing it on a CPU."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+
+def define(name: str, run: Callable[..., Array], shape: Callable[..., Any], *, static: str) -> Any:
+    """Return a primitive whose operands and result all have the batch as their first axis; it has no derivatives yet.
+
+    Args:
+        name: for those who read what was traced.
+        run: computes it.
+        shape: returns what `run` would, of operands that are known by shape and dtype alone.
+        static: the one argument of both that is no array, given by keyword.
+    """
+    primitive: Any = Primitive(name)  # JAX does not type what defines a primitive
+    primitive.def_impl(jax.jit(run, static_argnames=static))
+    primitive.def_abstract_eval(shape)
+    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
+    batching.primitive_batchers[primitive] = partial(_batched, primitive)
+    return primitive
+
+
+def _batched(primitive: Any, args: tuple[Array, ...], axes: tuple[Any, ...], **params: Any) -> Any:
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+    args = tuple(
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(args, axes, strict=True)
+    )
+    out = primitive.bind(*(x.reshape(-1, *x.shape[2:]) for x in args), **params)
+    return out.reshape(size, -1, *out.shape[1:]), 0
+
+
+def apart(run: Callable[..., Array], *operands: Array) -> Array:
+    """Return run(*operands), on a CPU in a computation of its own.
+
+    XLA fuses what is computed into what reads it, and computes it once for each of its readers; a transpose that reads
+    it turns its loops inside out. It drops optimization barriers before it fuses, but it does not look into a
+    conditional whose condition it cannot tell.
+    """
+    if any(x.size == 0 for x in operands):
+        return run(*operands)
+
+    def on_cpu(*operands: Array) -> Array:
+        first = operands[0]
+        bits = lax.bitcast_convert_type(first.ravel()[0], f"uint{8 * first.dtype.itemsize}")
+        shape = jax.eval_shape(run, *operands)
+        # Always true. The other branch is there for its shape alone, and compiles in no time.
+        return lax.cond(bits | 1 != 0, run, lambda *_: jnp.zeros(shape.shape, shape.dtype), *operands)
+
+    return lax.platform_dependent(*operands, cpu=on_cpu, default=run)
