@@ -22,7 +22,7 @@ from outlook_torch.ops.samples import blocks, samples
 
 # Below so many numbers in the windows' values for each place of a window, or with so few channels per head for them,
 # the reference takes less time on a CPU: composite then waits for the many small operations that merge K*K places.
-NUMBERS_PER_PLACE = 1024
+NUMBERS_PER_PLACE = 640
 PLACES_PER_CHANNEL = 3
 
 
@@ -66,12 +66,12 @@ def _mix(weights: Tensor, value: Tensor, kernel_size: list[int], stride: list[in
     if value.numel() == 0:
         return torch.zeros_like(value, memory_format=torch.contiguous_format)
     table = samples(grid, N, value.device)
+    image = _images(table.sources, B)
     weight = _merged(weights, grid).index_select(1, table.slots)
-    offsets = _per_image(table.offsets[:-1], B, len(table.slots)).flatten()
     out, *_ = torch.embedding_bag(
         value.reshape(-1, D),
-        _per_image(table.sources, B, H * W * N).flatten(),
-        offsets,
+        (table.sources + H * W * N * image).flatten(),
+        (table.offsets[:-1] + len(table.slots) * image).flatten(),
         per_sample_weights=weight.flatten(),
     )
     return out.view(B, H, W, N, D)
@@ -96,13 +96,14 @@ def _gram(out: Tensor, value: Tensor, kernel_size: list[int], stride: list[int],
     if value.numel() == 0:
         return value.new_zeros(B, N, grid.places, grid.places, *grid.grid)
     table = samples(grid, N, value.device)
+    image = _images(table.sources, B)
     # An embedding bag's gradient by its weights, which torch.embedding_bag would compute beside others.
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         out.reshape(-1, D),
         value.reshape(-1, D),
-        _per_image(table.sources, B, H * W * N).flatten(),
-        _per_image(table.offsets[:-1], B, len(table.slots)).flatten(),
-        _per_image(table.targets, B, H * W * N).flatten(),
+        (table.sources + H * W * N * image).flatten(),
+        (table.offsets[:-1] + len(table.slots) * image).flatten(),
+        (table.targets + H * W * N * image).flatten(),
         0,  # the mode "sum"
     )
     products = torch.nn.functional.pad(products.view(B, -1), (0, 1))  # for slots that have no sample
@@ -115,8 +116,8 @@ def _grid(map_size: tuple[int, int], *sizes: list[int]) -> WindowGrid:
     return window_grid(map_size, kernel_size, stride, padding)
 
 
-def _per_image(index: Int[Tensor, " n"], images: int, step: int) -> Int[Tensor, "B n"]:
-    return index + step * torch.arange(images, dtype=index.dtype, device=index.device)[:, None]
+def _images(like: Int[Tensor, " n"], images: int) -> Int[Tensor, "B 1"]:
+    return torch.arange(images, dtype=like.dtype, device=like.device)[:, None]
 
 
 def _merged(weights: Float[Tensor, "B N KK KK h w"], grid: WindowGrid) -> Float[Tensor, "B slots"]:
