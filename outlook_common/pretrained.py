@@ -18,10 +18,12 @@ from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.files import PathLike
 from outlook_common.weights.source import weights_and_config
-from outlook_common.weights.volo import classes_in_file, recognise_volo, size_in_file, variant_of
+from outlook_common.weights.volo import as_in_file, classes_in_file, recognise_volo, variant_of
 
 # How timm crops, of its ways the one that is supported here.
 _CROP_MODE = "center"
+# What a model has as the file has it, unless it is asked for otherwise.
+_OF_FILE = ("img_size", "in_chans")
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ def prepare(
     if img_size is not None:
         arguments["img_size"] = img_size
     config = volo_config(name, **arguments)
-    if variant is None and img_size is None:
-        config = replace(config, img_size=size_in_file(shapes, config))
+    if variant is None:
+        asked = {*overrides, *(() if img_size is None else ("img_size",))}
+        own = as_in_file(config, shapes)
+        config = replace(config, **{name: getattr(own, name) for name in _OF_FILE if name not in asked})
 
     adapted = adapt(checkpoint, config)
     if adapted.change:

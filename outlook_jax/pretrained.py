@@ -41,7 +41,8 @@ def from_pretrained(
     """Make a VOLO with trained weights, in evaluation mode.
 
     As the original does it, heads for another number of classes are left out, and `pos_embed` is resized to another
-    image size; everything else must fit.
+    image size; as timm does it, the first convolution is made one for another number of channels (`in_chans`).
+    Everything else must fit.
 
     Args:
         source: a Hub id ("timm/volo_d1_224.sail_in1k", also with "@revision"), a folder with such files, or a file; or
@@ -61,7 +62,8 @@ def from_pretrained(
         param_dtype: of the parameters.
         precision: of every product, as in `jax.lax.dot_general`.
         rngs: the streams `params`, for new heads, and `dropout`; None means `nnx.Rngs(0)`.
-        **overrides: change further fields of the `VOLOConfig`.
+        **overrides: change further fields of the `VOLOConfig`. `in_chans`, if it is not among them, is the variant's if
+            one is given, else that of the weights.
 
     Warns:
         UserWarning: heads are left out or start with fresh weights; it names them.

@@ -210,6 +210,10 @@ def test_classes_other_than_imagenets_are_numbered(
         (["--model", "volo_d1_225"], "did you mean 'volo_d1_224'"),
         (["--weights", "absent.safetensors"], "absent.safetensors"),
         (["--weights", "HEADLESS"], "a model without classifier"),
+        (
+            ["--weights", "GREY"],
+            "in_chans=1 channels, images are read with 3; --model volo_d1_224 makes",
+        ),
         (["--weights", "MODEL", "--model", "volo_d1_384"], "problems with its"),
         (["EMPTY", "--weights", "MODEL"], "a folder without images"),
     ],
@@ -229,8 +233,9 @@ def test_what_a_user_gets_wrong_is_an_error_before_anything_is_computed(
     sizes = use_forwards(monkeypatch, torch=brightness, jax=brightness)
     (tmp_path / "empty").mkdir()
     headless = folder(tmp_path / "headless", weights(config(num_classes=0)), num_classes=0)
-    places = {"MODEL": str(model), "HEADLESS": str(headless), "EMPTY": str(tmp_path / "empty")}
-    given = [places.get(argument, argument) for argument in arguments]
+    grey = folder(tmp_path / "grey", weights(config(in_chans=1)))
+    places = {"MODEL": model, "HEADLESS": headless, "GREY": grey, "EMPTY": tmp_path / "empty"}
+    given = [str(places.get(argument, argument)) for argument in arguments]
     monkeypatch.setattr(sys, "argv", ["outlook", "predict", str(photos / "china.png"), *given])
     with pytest.raises(SystemExit) as caught:
         main()

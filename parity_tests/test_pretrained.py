@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from timm.models._manipulate import adapt_input_conv
 from torch.nn import functional
 
 import outlook_jax
@@ -22,7 +23,7 @@ from outlook_common import VOLO_VARIANTS, VOLOConfig
 from outlook_common.config import volo_config
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.weights import WeightsError, table_for, write_arrays
-from outlook_common.weights.arrays import to_tensor
+from outlook_common.weights.arrays import BFLOAT16, to_tensor
 from outlook_common.weights.convert import renamed
 from parity_tests.hub_server import Repository, Server, one_line, serve, use_hub
 from parity_tests.twins import relative_error
@@ -246,6 +247,32 @@ def test_pos_embed_is_resized_as_pytorch_resizes_it(model: Path, twin: str, side
 
 
 @both_twins
+@pytest.mark.parametrize("channels", [1, 2, 5, 8])
+def test_the_first_convolution_is_made_one_for_other_channels_as_timm_makes_it(
+    tmp_path: Path, twin: str, channels: int
+) -> None:
+    given = {name: array if array.dtype == np.int64 else array.astype(np.float32) for name, array in WEIGHTS.items()}
+    made = TWINS[twin].from_pretrained(folder(tmp_path / "model", given), in_chans=channels)
+    assert made.config == config(in_chans=channels)
+    weight = "patch_embed.conv.0.weight"
+    expected = adapt_input_conv(channels, torch.from_numpy(given[weight])).numpy()
+    assert_loaded(twin, made, given | {weight: expected})
+
+
+def test_weights_for_grey_images_stay_so_unless_asked_and_colours_share_them_evenly(tmp_path: Path) -> None:
+    grey = weights(config(in_chans=1))
+    path = folder(tmp_path / "model", grey)
+    assert prepared(path).config == config(in_chans=1)
+    asked = prepared(path, overrides={"in_chans": 3})
+    weight = "patch_embed.conv.0.weight"
+    assert relative_error(asked.arrays[weight].sum(1, keepdims=True), grey[weight]) <= 1e-15
+    half = {name: array if array.dtype == np.int64 else array.astype(BFLOAT16) for name, array in grey.items()}
+    found = prepared(folder(tmp_path / "half", half), overrides={"in_chans": 2}).arrays[weight]
+    assert found.dtype == BFLOAT16
+    assert np.array_equal(found, np.repeat(half[weight] / 2, 2, axis=1))  # halving is exact
+
+
+@both_twins
 def test_a_model_may_have_fewer_heads_than_its_weights_and_more(tmp_path: Path, twin: str, model: Path) -> None:
     with pytest.warns(UserWarning, match="the model for 0: .*head.bias left out$"):
         bare = TWINS[twin].from_pretrained(model, num_classes=0, **exact(twin))
@@ -357,9 +384,9 @@ def test_weights_of_another_variant_are_called_by_its_name(name: str) -> None:
     made = outlook_torch.VOLO(config())
     with pytest.raises(WeightsError, match=f"; they are those of {name}\n"):
         outlook_torch.load_weights(made, zeros(volo_config(name)))
-    changed = zeros(volo_config(name, num_classes=10, img_size=320))
-    released = name.split("_")[1]
-    with pytest.raises(WeightsError, match=f"those of volo_{released}_224 with img_size=320x320, num_classes=10\n"):
+    changed = zeros(volo_config(name, num_classes=10, img_size=320, in_chans=1))
+    released = f"volo_{name.split('_')[1]}_224"
+    with pytest.raises(WeightsError, match=f"those of {released} with img_size=320x320, num_classes=10, in_chans=1\n"):
         outlook_torch.load_weights(made, changed)
 
 
@@ -372,10 +399,11 @@ def test_a_file_of_another_variant_than_asked_for_is_an_error_that_says_which_it
         TWINS[twin].from_pretrained(tmp_path / "a.safetensors", variant="volo_d1_225")
 
 
-def test_a_bare_file_is_recognised_with_its_own_classes_and_size(tmp_path: Path) -> None:
-    write_arrays(tmp_path / "a.safetensors", zeros(volo_config("volo_d1_384", num_classes=10, img_size=320)))
+def test_a_bare_file_is_recognised_with_its_own_classes_size_and_channels(tmp_path: Path) -> None:
+    sizes: Any = {"num_classes": 10, "img_size": 320, "in_chans": 4}
+    write_arrays(tmp_path / "a.safetensors", zeros(volo_config("volo_d1_384", **sizes)))
     found = prepared(tmp_path / "a.safetensors")
-    assert (found.variant, found.config) == ("volo_d1_224", volo_config("volo_d1_224", num_classes=10, img_size=320))
+    assert (found.variant, found.config) == ("volo_d1_224", volo_config("volo_d1_224", **sizes))
     asked = prepared(tmp_path / "a.safetensors", variant="volo_d1_384")
     assert asked.config == volo_config("volo_d1_384", num_classes=10)
     assert asked.arrays["pos_embed"].shape == (1, 24, 24, 384)

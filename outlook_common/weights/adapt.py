@@ -1,4 +1,4 @@
-"""A VOLO's weights for other classes or another image size, as the original's `load_pretrained_weights` makes them."""
+"""A VOLO's weights for other classes, another image size or other channels, as the original and timm make them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from outlook_common.config import VOLOConfig
 from outlook_common.interpolation import resize_map
 from outlook_common.weights.checkpoint import Checkpoint
 from outlook_common.weights.resolve import resolve_checkpoint
-from outlook_common.weights.volo import classes_in_file, size_in_file, volo_table
+from outlook_common.weights.volo import STEM, as_in_file, classes_in_file, volo_table
 
 _HEADS = ("head.", "aux_head.")
 
@@ -39,8 +39,9 @@ class Adapted:
 def adapt(checkpoint: Checkpoint, config: VOLOConfig) -> Adapted:
     """Return a checkpoint's tensors for the model with this configuration.
 
-    Everything must fit a model of the checkpoint's own class count and image size. Then, if the class counts differ,
-    both heads are left out, and so is a head that the model does not have; `pos_embed` is resized.
+    Everything must fit a model of the checkpoint's own class count, image size and channels. Then, if the class counts
+    differ, both heads are left out, and so is a head that the model does not have; `pos_embed` is resized, and the
+    first convolution made one for the model's channels.
 
     Raises:
         WeightsError: anything does not fit; all of it is reported together.
@@ -54,6 +55,7 @@ def adapt(checkpoint: Checkpoint, config: VOLOConfig) -> Adapted:
     else:
         taken = {name: arrays[name] for name in names if not name.startswith(_HEADS)}
     taken["pos_embed"] = resize_map(taken["pos_embed"], config.token_map)
+    taken[f"{STEM}.weight"] = for_channels(taken[f"{STEM}.weight"], config.in_chans)
     return Adapted(
         taken,
         dropped=tuple(name for name in arrays if name not in taken),
@@ -67,9 +69,24 @@ def _config_in_file(config: VOLOConfig, shapes: Mapping[str, tuple[int, ...]]) -
     expected = config.use_aux_head and classes == config.num_classes
     has_aux_head = any(name.startswith("aux_head.") for name in shapes) and config.post_layers is not None
     return replace(
-        config,
-        num_classes=classes,
-        img_size=size_in_file(shapes, config),
+        as_in_file(config, shapes),
         use_aux_head=expected or has_aux_head,
         use_mix_token=False,  # has no weights, and would demand the auxiliary head
     )
+
+
+def for_channels(weight: np.ndarray, channels: int) -> np.ndarray:
+    """Return the weight of a convolution, (out, in, rows, columns), for images of as many channels.
+
+    One channel gets the sum of what all had: a grey image gives what it gave as an image of equal channels. More get
+    the same weights in turn, scaled so that an image whose channels are equal gives what it gave. Both as timm's
+    `adapt_input_conv` does.
+    """
+    own = weight.shape[1]
+    if channels == own:
+        return weight
+    wide = weight.astype(np.promote_types(weight.dtype, np.float32))
+    if channels == 1:
+        return wide.sum(axis=1, keepdims=True).astype(weight.dtype)
+    in_turn = wide[:, np.arange(channels) % own]
+    return (in_turn * wide.dtype.type(own / channels)).astype(weight.dtype)

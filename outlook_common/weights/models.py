@@ -136,7 +136,12 @@ def _recognise_volo(shapes: Shapes) -> Recognised | None:
 
 def _volo(config: VOLOConfig) -> Recognised:
     rows, columns = config.img_size
-    sizes: dict[str, int | bool] = {"img_rows": rows, "img_columns": columns, "num_classes": config.num_classes}
+    sizes: dict[str, int | bool] = {
+        "img_rows": rows,
+        "img_columns": columns,
+        "num_classes": config.num_classes,
+        "in_chans": config.in_chans,
+    }
     return Recognised(volo_table(config), sizes, asdict(config))
 
 

@@ -10,6 +10,8 @@ from outlook_common.weights.table import Entry, WeightTable, linear_entries
 
 Entries = Iterator[Entry]
 
+STEM = "patch_embed.conv.0"  # the convolution that sees the images
+
 
 @lru_cache(maxsize=64)
 def volo_table(config: VOLOConfig) -> WeightTable:
@@ -20,7 +22,7 @@ def volo_table(config: VOLOConfig) -> WeightTable:
 def recognise_volo(shapes: Mapping[str, tuple[int, ...]]) -> VOLOConfig | None:
     """Return the configuration of the released architecture that most of a file's tensors belong to, in any naming.
 
-    Class count and image size are those of the file. None unless more than half of the tensors belong to one.
+    Class count, image size and channels are those of the file. None unless more than half of the tensors belong to one.
     """
     best, most = None, len(shapes) / 2
     if sum(name in _known_names() for name in shapes) <= most:
@@ -48,13 +50,16 @@ def _known_names() -> frozenset[str]:
 
 
 def variant_of(config: VOLOConfig) -> str | None:
-    """Return the released variant of this architecture, of this image size if there is one; None if there is none."""
+    """Return the released variant of this architecture, of this image size if there is one; None if there is none.
+
+    Class count and channels of the images do not matter.
+    """
     same = [name for name, variant in VOLO_VARIANTS.items() if _architecture(variant.config) == _architecture(config)]
     return next((name for name in same if VOLO_VARIANTS[name].config.img_size == config.img_size), (*same, None)[0])
 
 
 def _architecture(config: VOLOConfig) -> dict[str, Any]:
-    return {name: value for name, value in vars(config).items() if name not in ("img_size", "num_classes")}
+    return {name: value for name, value in vars(config).items() if name not in ("img_size", "num_classes", "in_chans")}
 
 
 def classes_in_file(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -68,6 +73,15 @@ def size_in_file(shapes: Mapping[str, tuple[int, ...]], config: VOLOConfig) -> t
     if len(shape) != 4 or min(shape) < 1:
         return config.img_size
     return shape[1] * config.stride, shape[2] * config.stride
+
+
+def channels_in_file(shapes: Mapping[str, tuple[int, ...]], config: VOLOConfig) -> int:
+    """Return how many channels images have for the weights of a VOLO, any naming; else that of the config."""
+    for name, axis in ((f"{STEM}.weight", 1), (f"{STEM}.kernel", 2)):
+        shape = shapes.get(name, ())
+        if len(shape) == 4 and shape[axis] > 0:
+            return shape[axis]
+    return config.in_chans
 
 
 def norm_entries(name: str, features: int) -> tuple[Entry, ...]:
@@ -104,13 +118,22 @@ def _title(config: VOLOConfig) -> str:
         return f"VOLO({sizes}, num_classes={config.num_classes})"
     released = VOLO_VARIANTS[name].config
     changes = [f"img_size={rows}x{columns}"] if config.img_size != released.img_size else []
-    changes += [f"num_classes={config.num_classes}"] if config.num_classes != released.num_classes else []
+    changes += [
+        f"{size}={getattr(config, size)}"
+        for size in ("num_classes", "in_chans")
+        if getattr(config, size) != getattr(released, size)
+    ]
     return " with ".join([name, *([", ".join(changes)] if changes else [])])
 
 
 def as_in_file(config: VOLOConfig, shapes: Mapping[str, tuple[int, ...]]) -> VOLOConfig:
-    """Return a configuration with the class count and image size of a file; any naming."""
-    return replace(config, num_classes=classes_in_file(shapes), img_size=size_in_file(shapes, config))
+    """Return a configuration with the class count, image size and channels of a file; any naming."""
+    return replace(
+        config,
+        num_classes=classes_in_file(shapes),
+        img_size=size_in_file(shapes, config),
+        in_chans=channels_in_file(shapes, config),
+    )
 
 
 def _entries(config: VOLOConfig) -> Entries:

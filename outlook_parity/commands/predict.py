@@ -23,6 +23,7 @@ from outlook_parity.exit_codes import ERROR, MISMATCH
 from outlook_parity.predictions import FORWARDS, Prediction, predict_batch
 
 DEFAULT_MODEL = "volo_d1_224"
+_CHANNELS = 3  # of images as they are read
 FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax")}  # and what they need, each the extra of its name
 
 
@@ -126,6 +127,11 @@ def _pretrained(model: str | None, weights: str | None) -> Pretrained:
     )
     if found.config.num_classes == 0:
         raise ValueError(f"{found.source}: a model without classifier, there is nothing to predict")
+    if (channels := found.config.in_chans) != _CHANNELS:
+        raise ValueError(
+            f"{found.source}: weights for images of in_chans={channels} channels, images are read with {_CHANNELS}; "
+            f"--model {found.variant} makes the first convolution one for those"
+        )
     return found
 
 
