@@ -20,9 +20,10 @@ from outlook_common.geometry import WindowGrid, window_grid
 from outlook_torch.ops.reference import at_least_float32
 from outlook_torch.ops.samples import blocks, samples
 
-# Below so many numbers in the windows' values for each place of a window, or with so few channels per head for them,
-# the reference takes less time on a CPU: composite then waits for the many small operations that merge K*K places.
-NUMBERS_PER_PLACE = 640
+# Below so many numbers in the windows' values for each place of a window, without or with gradients, or with so few
+# channels per head for them, the reference takes less time on a CPU: composite then waits for the many small operations
+# that merge K*K places.
+NUMBERS_PER_PLACE = {False: 256, True: 1024}
 PLACES_PER_CHANNEL = 3
 
 
@@ -261,10 +262,12 @@ def _drawback(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: 
         return None
     B, h, w, N, _, _ = logits.shape
     D = value.shape[-1]
-    if (numbers := B * h * w * N * D) < (least := NUMBERS_PER_PLACE * grid.places):
+    gradients = torch.is_grad_enabled() and (value.requires_grad or logits.requires_grad)
+    if (numbers := B * h * w * N * D) < (least := NUMBERS_PER_PLACE[gradients] * grid.places):
         return (
             f"the reference is faster on so small a map: {B} * {h} * {w} windows of {N * D} channels make {numbers} "
-            f"numbers, and kernel_size={grid.kernel_size} needs {least}: ask for it by name"
+            f"numbers, and kernel_size={grid.kernel_size} needs {least} {'with' if gradients else 'without'} "
+            f"gradients: ask for it by name"
         )
     if grid.places > PLACES_PER_CHANNEL * D:
         return (
