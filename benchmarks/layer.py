@@ -61,15 +61,17 @@ def _that_run(implementations: Mapping[str, Implementation], make: Callable[[Sha
 
 
 def defaults(case: Case) -> dict[str, str]:
-    """Return the implementation that `None` takes in each framework."""
-    chosen = {}
-    for framework, implementations, make in (
-        ("torch", TORCH_IMPLEMENTATIONS, torch.empty),
-        ("jax", JAX_IMPLEMENTATIONS, jnp.empty),
-    ):
+    """Return the implementation that `None` takes in each framework; in PyTorch gradients matter."""
+
+    def chosen(implementations: Mapping[str, Implementation], make: Callable[[Shape], object]) -> str:
         run = choose(None, implementations, make(case.value_shape), make(case.logits_shape), None, case.grid)
-        chosen[framework] = next(name for name, each in implementations.items() if each.run is run)
-    return chosen
+        return next(name for name, each in implementations.items() if each.run is run)
+
+    return {
+        "torch, forward": chosen(TORCH_IMPLEMENTATIONS, torch.empty),
+        "torch, forward+backward": chosen(TORCH_IMPLEMENTATIONS, partial(torch.empty, requires_grad=True)),
+        "jax": chosen(JAX_IMPLEMENTATIONS, jnp.empty),
+    }
 
 
 def compile_seconds(case: Case) -> dict[str, float]:
