@@ -105,49 +105,63 @@ def draw(folder: Path) -> dict[str, Any]:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
-    """Return the medians of each pair of formats and of the copy, all of them run once in every round."""
+    """Return the samples of each pair of formats, each beside those of a copy that ran just before it.
+
+    What a copy takes changes threefold within minutes, with the memory that the host has; so only neighbours compare.
+    """
     size = draw(folder)
-    jobs: dict[str, Callable[[], dict[str, float]]] = {
-        "copy": lambda: in_a_process("copy", str(folder / "source.safetensors"), str(folder / "copy.bin"))
-    }
+    copying = partial(in_a_process, "copy", str(folder / "source.safetensors"), str(folder / "copy.bin"))
+    jobs: dict[str, Callable[[], dict[str, float]]] = {}
     for source, destination in PAIRS:
         paths = str(folder / f"source.{source}"), str(folder / f"to.{destination}")
         jobs[f"{source} → {destination}"] = partial(in_a_process, "run", *paths)
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
+    samples: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
-            samples[name].append(job())
-            for path in folder.iterdir():
-                if not path.name.startswith("source."):
-                    remove(path)
-    medians = {
-        name: {key: statistics.median(s[key] for s in found) for key in found[0]} for name, found in samples.items()
-    }
-    return {"variant": VARIANT, "size": size, "rounds": rounds, "medians": medians}
+            found = {}
+            for what, run in (("copy", copying), ("conversion", job)):
+                found[what] = run()
+                for path in folder.iterdir():
+                    if not path.name.startswith("source."):
+                        remove(path)
+            samples[name].append(found)
+    return {"variant": VARIANT, "size": size, "rounds": rounds, "samples": samples}
 
 
 def text(found: dict[str, Any]) -> str:
-    """Return a table of the medians."""
-    size, medians = found["size"], dict(found["medians"])
-    copied = medians.pop("copy")
+    """Return a table of medians, of times and of speeds beside the copy's."""
+    size, samples = found["size"], found["samples"]
+    copies = [sample["copy"] for of_one in samples.values() for sample in of_one]
+    plain, synced = (_spread([copy[key] for copy in copies], "{:.2f}") for key in ("seconds", "seconds with fsync"))
     lines = [
         f"# Converting a {found['variant']}",
         "",
         f"{size['tensors']} tensors, {size['megabytes']:.0f} MB in all, {size['largest megabytes']:.1f} the largest,",
         "from PyTorch's names to Flax's (for .pth to PyTorch's), the source in the page cache; medians of",
-        f"{found['rounds']} interleaved rounds, each in a process of its own. Converting hashes the source, writes,",
-        "waits for the disk, reads back and compares every bit. Copying the same bytes with read and write takes",
-        f"{copied['seconds']:.2f} s, with fsync {copied['seconds with fsync']:.2f} s.",
-        "Before each, as much of the page cache was filled and left free again.",
-        "Memory is the peak above that of the process with its imports.",
+        f"{found['rounds']} interleaved rounds, each in a process of its own, and in brackets the least and the most.",
+        "Converting hashes the source, writes, waits for the disk, reads back and compares every bit.",
+        f"Copying the same bytes with read and write took {plain} s, with fsync {synced} s; each",
+        "conversion is compared to a copy that ran just before it. Before each, as much of the page cache was",
+        "filled and left free again. Memory is the peak above that of the process with its imports.",
         "",
         "| from → to | seconds | of the speed of a copy | of a copy with fsync | peak memory, MB |",
         "|---|---|---|---|---|",
     ]
-    for name, row in medians.items():
-        plain, synced = copied["seconds"] / row["seconds"], copied["seconds with fsync"] / row["seconds"]
-        lines.append(f"| {name} | {row['seconds']:.2f} | {plain:.0%} | {synced:.0%} | {row['megabytes']:.0f} |")
+    for name, of_one in samples.items():
+        seconds = [sample["conversion"]["seconds"] for sample in of_one]
+        speeds = [
+            _spread([sample["copy"][key] / sample["conversion"]["seconds"] for sample in of_one], "{:.0%}")
+            for key in ("seconds", "seconds with fsync")
+        ]
+        memory = statistics.median(sample["conversion"]["megabytes"] for sample in of_one)
+        lines.append(f"| {name} | {_spread(seconds, '{:.2f}')} | {' | '.join(speeds)} | {memory:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float], form: str) -> str:
+    """Return the median, the least and the most."""
+    middle, least, most = (form.format(x) for x in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({least} to {most})"
 
 
 def main(
