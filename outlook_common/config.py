@@ -107,6 +107,8 @@ def check_image_size(size: tuple[int, int], stride: int) -> None:
     )
 
 
+# The convolution that sees the images, by its name in both twins.
+FIRST_CONV = "patch_embed.conv.0"
 # Strides of the stem (its first convolution) and of one Downsample, fixed in every released model.
 STEM_STRIDE = 2
 DOWNSAMPLE = 2

@@ -98,14 +98,12 @@ def prepare(
 
     name = variant or _described_variant(described, checkpoint) or _recognised_variant(shapes, checkpoint)
     arguments = dict(described.get("model_args") or {}) if variant is None else {}
-    arguments |= {"num_classes": classes if num_classes is None else num_classes, **overrides}
-    if img_size is not None:
-        arguments["img_size"] = img_size
+    asked = dict(overrides) if img_size is None else {**overrides, "img_size": img_size}
+    arguments |= {"num_classes": classes if num_classes is None else num_classes, **asked}
     config = volo_config(name, **arguments)
     if variant is None:
-        asked = {*overrides, *(() if img_size is None else ("img_size",))}
         own = as_in_file(config, shapes)
-        config = replace(config, **{name: getattr(own, name) for name in _OF_FILE if name not in asked})
+        config = replace(config, **{field: getattr(own, field) for field in _OF_FILE if field not in asked})
 
     adapted = adapt(checkpoint, config)
     if adapted.change:

@@ -1,11 +1,11 @@
 """What the twins' VOLO and its losses check and decide alike: images, mixing boxes, intermediates, parameter groups."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
 
-from outlook_common.config import VOLOConfig, check_image_size, volo_variant
+from outlook_common.config import FIRST_CONV, VOLOConfig, check_image_size, volo_variant
 
 Layout = Literal["NCHW", "NHWC"]
 LAYOUTS = ("NCHW", "NHWC")
@@ -45,7 +45,7 @@ def pretrained_cfg(variant: str, config: VOLOConfig, described: Mapping[str, Any
         "mean": released.mean,
         "std": released.std,
         "interpolation": released.interpolation,
-        "first_conv": "patch_embed.conv.0",
+        "first_conv": FIRST_CONV,
         "classifier": ("head", "aux_head"),
         "license": released.license,
         **{name: tuple(said) if isinstance(said, list) else said for name, said in own.items() if said},
@@ -100,6 +100,11 @@ def check_mix_box(box: MixBox, token_map: tuple[int, int]) -> None:
             )
 
 
+def stage_ends(config: VOLOConfig, parts: int) -> list[int]:
+    """Return at which of the first `parts` parts of the network each stage is."""
+    return [index for index, part in enumerate(config.network[:parts]) if part.kind != "downsample"]
+
+
 def take_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[int, ...]:
     """Return the stages meant by `indices`: all for None, the last n for an int, else these; -1 is the last.
 
@@ -131,6 +136,7 @@ class PrunePlan:
         norm: whether the final norm is dropped; it is for the channels of the third part.
         head: whether class token, its blocks and both heads are dropped.
         incomplete: whether weights of the released names are then missing in what remains of the network.
+        config: of what remains.
     """
 
     stages: tuple[int, ...]
@@ -139,25 +145,27 @@ class PrunePlan:
     norm: bool
     head: bool
     incomplete: bool
+    config: VOLOConfig
 
 
 def prune_plan(
-    stage_ends: Sequence[int],
-    parts: int,
-    indices: int | Sequence[int] | None,
-    *,
-    prune_norm: bool,
-    prune_head: bool,
+    config: VOLOConfig, parts: int, indices: int | Sequence[int] | None, *, prune_norm: bool, prune_head: bool
 ) -> PrunePlan:
-    """Return what goes from a network of `parts` parts, whose stages end at the parts `stage_ends`.
+    """Return what goes from a model whose network has the first `parts` parts of its configuration.
 
     Raises:
         ValueError: `indices` is unknown.
     """
-    stages = take_indices(len(stage_ends), indices)
-    stop = stage_ends[max(stages)]
+    ends = stage_ends(config, parts)
+    stages = take_indices(len(ends), indices)
+    stop = ends[max(stages)]
     early, cut = stop < 2, stop < parts - 1
-    return PrunePlan(stages, stop + 1, early, prune_norm or early, prune_head or cut, cut or prune_norm)
+    head = prune_head or cut
+    if head:
+        config = replace(
+            config, num_classes=0, global_pool="", post_layers=None, use_aux_head=False, use_mix_token=False
+        )
+    return PrunePlan(stages, stop + 1, early, prune_norm or early, head, cut or prune_norm, config)
 
 
 def check_layout(output_fmt: str) -> None:

@@ -23,6 +23,7 @@ from outlook_common.volo import (
     check_layout,
     check_mix_box,
     prune_plan,
+    stage_ends,
     take_indices,
 )
 from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer, unchanged
@@ -154,7 +155,7 @@ class VOLO(nnx.Module):
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """What `forward_intermediates` gives for each stage."""
-        return self.config.feature_info[: len(self._stage_ends())]
+        return self.config.feature_info[: len(stage_ends(self.config, len(self.network)))]
 
     def __call__(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B *tokens classes"]:
         """Return the logits: the class token's, plus half the largest over the tokens with the auxiliary head.
@@ -253,7 +254,7 @@ class VOLO(nnx.Module):
             ValueError: as for the model itself; or `indices` or `output_fmt` is unknown.
         """
         check_layout(output_fmt)
-        ends = self._stage_ends()
+        ends = stage_ends(self.config, len(self.network))
         taken = {ends[index] for index in take_indices(len(ends), indices)}
         x, intermediates = self._embed(images), []
         stop = max(taken) if stop_early else len(self.network) - 1
@@ -288,7 +289,8 @@ class VOLO(nnx.Module):
         Raises:
             ValueError: `indices` is unknown.
         """
-        plan = prune_plan(self._stage_ends(), len(self.network), indices, prune_norm=prune_norm, prune_head=prune_head)
+        plan = prune_plan(self.config, len(self.network), indices, prune_norm=prune_norm, prune_head=prune_head)
+        self.config = plan.config
         self.pruned = self.pruned or plan.incomplete
         self.network = nnx.List(list(self.network)[: plan.parts])
         if plan.pos_embed:
@@ -298,9 +300,6 @@ class VOLO(nnx.Module):
             del self.norm
             self.norm = unchanged
         if plan.head:
-            self.config = replace(
-                self.config, num_classes=0, global_pool="", post_layers=None, use_aux_head=False, use_mix_token=False
-            )
             del self.cls_token, self.post_network, self.aux_head, self.head
             self.cls_token = self.post_network = self.aux_head = None
             self.head = unchanged
@@ -338,11 +337,6 @@ class VOLO(nnx.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return which parameters belong together for layer-wise learning rates; timm's `coarse` changes nothing."""
         return dict(GROUP_MATCHER)
-
-    def _stage_ends(self) -> list[int]:
-        """Return where in `network` each stage is."""
-        parts = self.config.network[: len(self.network)]
-        return [index for index, part in enumerate(parts) if part.kind != "downsample"]
 
     def _embed(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B H W C"]:
         check_images(images.shape, "NHWC", self.config)

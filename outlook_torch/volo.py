@@ -22,6 +22,7 @@ from outlook_common.volo import (
     check_mix_box,
     pretrained_cfg,
     prune_plan,
+    stage_ends,
     take_indices,
 )
 from outlook_torch.blocks import EPSILON, ClassBlock, Device, Downsample, Dtype, Outlooker, PatchEmbed, Transformer
@@ -146,7 +147,7 @@ class VOLO(nn.Module):
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """What `forward_intermediates` gives for each stage."""
-        return self.config.feature_info[: len(self._stage_ends())]
+        return self.config.feature_info[: len(stage_ends(self.config, len(self.network)))]
 
     def forward(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B *tokens classes"]:
         """Return the logits: the class token's, plus half the largest over the tokens with the auxiliary head.
@@ -244,7 +245,7 @@ class VOLO(nn.Module):
             ValueError: as for the model itself; or `indices` or `output_fmt` is unknown.
         """
         check_layout(output_fmt)
-        ends = self._stage_ends()
+        ends = stage_ends(self.config, len(self.network))
         taken = {ends[index] for index in take_indices(len(ends), indices)}
         x, intermediates = self._embed(images), []
         stop = max(taken) if stop_early else len(self.network) - 1
@@ -279,7 +280,8 @@ class VOLO(nn.Module):
         Raises:
             ValueError: `indices` is unknown.
         """
-        plan = prune_plan(self._stage_ends(), len(self.network), indices, prune_norm=prune_norm, prune_head=prune_head)
+        plan = prune_plan(self.config, len(self.network), indices, prune_norm=prune_norm, prune_head=prune_head)
+        self.config = plan.config
         self.pruned = self.pruned or plan.incomplete
         self.network = self.network[: plan.parts]
         if plan.pos_embed:
@@ -287,9 +289,6 @@ class VOLO(nn.Module):
         if plan.norm:
             self.norm = nn.Identity()
         if plan.head:
-            self.config = replace(
-                self.config, num_classes=0, global_pool="", post_layers=None, use_aux_head=False, use_mix_token=False
-            )
             self.cls_token = self.post_network = self.aux_head = None
             self.head = nn.Identity()
         return list(plan.stages)
@@ -320,11 +319,6 @@ class VOLO(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return which parameters belong together for layer-wise learning rates; timm's `coarse` changes nothing."""
         return dict(GROUP_MATCHER)
-
-    def _stage_ends(self) -> list[int]:
-        """Return where in `network` each stage is."""
-        parts = self.config.network[: len(self.network)]
-        return [index for index, part in enumerate(parts) if part.kind != "downsample"]
 
     def _embed(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B H W C"]:
         check_images(images.shape, "NCHW", self.config)

@@ -22,6 +22,7 @@ import typer
 
 from outlook_common.weights import convert, write_arrays
 from outlook_common.weights.atomic import remove
+from outlook_common.weights.formats.stand_ins import STAND_INS
 from parity_tests.hostile_files import TABLE, Hostile, Link, hostile
 
 SECONDS, MEGABYTES = 5.0, 1000.0
@@ -30,12 +31,8 @@ ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 OLD = {"old": np.arange(5.0)}
 
 
-# What training scripts save beside weights. PyTorch refuses it, so that here nothing takes its place.
-BESIDE_WEIGHTS = ("argparse.Namespace", "numpy.dtype", "numpy._core.multiarray.scalar")
-
-
 class Dropped:
-    """Takes whatever a pickle gives an object, and keeps none of it."""
+    """Takes whatever a pickle gives an object, and keeps none of it; PyTorch by itself refuses what we stand in for."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -165,7 +162,7 @@ def reference(path: Path, suffix: str) -> dict[str, np.ndarray]:
         return _by_tensorstore(path)
     import torch
 
-    with torch.serialization.safe_globals([(Dropped, name) for name in BESIDE_WEIGHTS]):
+    with torch.serialization.safe_globals([(Dropped, name) for name in STAND_INS]):
         found = torch.load(path, weights_only=True)
     while wrapper := next((key for key in ("state_dict", "model") if isinstance(found.get(key), dict)), None):
         found = found[wrapper]

@@ -402,18 +402,6 @@ def pickle_opcodes(rng: random.Random, canary: str) -> Made:
     return ".pth", zipped(found), {}
 
 
-class Rebuilt:
-    """A tensor with arguments of one's own choice."""
-
-    def __init__(self, storage: Any, arguments: tuple[Any, ...]) -> None:
-        self.storage, self.arguments = storage, arguments
-
-    def __reduce__(self) -> Any:
-        import torch
-
-        return torch._utils._rebuild_tensor_v2, (self.storage, *self.arguments, False, {})
-
-
 class Built:
     """What a call gives, and then this state, whatever class that is of."""
 
@@ -422,6 +410,11 @@ class Built:
 
     def __reduce__(self) -> Any:
         return self.reduced
+
+
+def among_or_beside_weights(rng: random.Random, name: str, value: Any) -> Made:
+    found = state_dict() | {name: value} if name in WEIGHTS else {"state_dict": state_dict(), name: value}
+    return ".pth", torch_file(found, new=rng.random() < 0.7), {}
 
 
 def pickle_attributes(rng: random.Random, canary: str) -> Made:
@@ -446,9 +439,7 @@ def pickle_attributes(rng: random.Random, canary: str) -> Made:
     given = rng.choice((given, (None, given), (given, given), list(given), given | {3: 4}))
     calls = (argparse.Namespace, OrderedDict, Counter, set, torch.Size, torch.storage.TypedStorage, torch.nn.Parameter)
     value = Built(rng.choice(calls), (), given)
-    name = rng.choice(("args", "epoch", *WEIGHTS))
-    whole = state_dict() | {name: value} if name in WEIGHTS else {"state_dict": state_dict(), name: value}
-    return ".pth", torch_file(whole, new=rng.random() < 0.7), {}
+    return among_or_beside_weights(rng, rng.choice(("args", "epoch", *WEIGHTS)), value)
 
 
 def numpy_scalars(rng: random.Random, canary: str) -> Made:
@@ -458,9 +449,7 @@ def numpy_scalars(rng: random.Random, canary: str) -> Made:
     dtype: Any = Built(np.dtype, (code, *rng.choice(((), (False, True), (0,) * 9))), state)
     data = rng.choice((bytes(8), bytes(8), rng.randbytes(8), bytes(4), b"", bytes(10**6), "8", None, [dtype]))
     value = Built(scalar, rng.choice(((dtype, data), (dtype, data), (dtype,), (dtype, data, data), (code, data))), None)
-    name = rng.choice(("metric", "epoch", *WEIGHTS))
-    whole = state_dict() | {name: value} if name in WEIGHTS else {"state_dict": state_dict(), name: value}
-    return ".pth", torch_file(whole, new=rng.random() < 0.7), {}
+    return among_or_beside_weights(rng, rng.choice(("metric", "epoch", *WEIGHTS)), value)
 
 
 def torch_sizes(rng: random.Random, canary: str) -> Made:
@@ -472,7 +461,8 @@ def torch_sizes(rng: random.Random, canary: str) -> Made:
     )
     shape = rng.choice(((6, 6), (10**6, 10**6), (2**40,), (2**62, 2), (-6, 6), (6,) * 40, (0, 10**12), (36,)))
     stride = rng.choice(((6, 1), (0, 0), (1, 1), (2**40, 1), (-1, 1), (1,), (0,) * 40, (1, 0)))
-    value = Rebuilt(storage, (rng.choice((0, 0, 0, 5, 36, 2**40, -1)), shape, stride))
+    arguments = storage, rng.choice((0, 0, 0, 5, 36, 2**40, -1)), shape, stride, False, {}
+    value = Built(torch._utils._rebuild_tensor_v2, arguments, None)
     return ".pth", torch_file(state_dict() | {"v.weight": value}, new=rng.random() < 0.7), {}
 
 

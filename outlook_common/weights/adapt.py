@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from outlook_common.config import VOLOConfig
+from outlook_common.config import FIRST_CONV, VOLOConfig
 from outlook_common.interpolation import resize_map
 from outlook_common.weights.checkpoint import Checkpoint
 from outlook_common.weights.resolve import resolve_checkpoint
-from outlook_common.weights.volo import STEM, as_in_file, classes_in_file, volo_table
+from outlook_common.weights.volo import as_in_file, classes_in_file, volo_table
 
 _HEADS = ("head.", "aux_head.")
 
@@ -55,7 +55,8 @@ def adapt(checkpoint: Checkpoint, config: VOLOConfig) -> Adapted:
     else:
         taken = {name: arrays[name] for name in names if not name.startswith(_HEADS)}
     taken["pos_embed"] = resize_map(taken["pos_embed"], config.token_map)
-    taken[f"{STEM}.weight"] = for_channels(taken[f"{STEM}.weight"], config.in_chans)
+    first = f"{FIRST_CONV}.weight"
+    taken[first] = _for_channels(taken[first], config.in_chans)
     return Adapted(
         taken,
         dropped=tuple(name for name in arrays if name not in taken),
@@ -75,7 +76,7 @@ def _config_in_file(config: VOLOConfig, shapes: Mapping[str, tuple[int, ...]]) -
     )
 
 
-def for_channels(weight: np.ndarray, channels: int) -> np.ndarray:
+def _for_channels(weight: np.ndarray, channels: int) -> np.ndarray:
     """Return the weight of a convolution, (out, in, rows, columns), for images of as many channels.
 
     One channel gets the sum of what all had: a grey image gives what it gave as an image of equal channels. More get

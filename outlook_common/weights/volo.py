@@ -5,12 +5,10 @@ from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
-from outlook_common.config import DOWNSAMPLE, STEM_STRIDE, VOLO_VARIANTS, OutlookAttentionConfig, VOLOConfig
+from outlook_common.config import DOWNSAMPLE, FIRST_CONV, STEM_STRIDE, VOLO_VARIANTS, OutlookAttentionConfig, VOLOConfig
 from outlook_common.weights.table import Entry, WeightTable, linear_entries
 
 Entries = Iterator[Entry]
-
-STEM = "patch_embed.conv.0"  # the convolution that sees the images
 
 
 @lru_cache(maxsize=64)
@@ -77,7 +75,7 @@ def size_in_file(shapes: Mapping[str, tuple[int, ...]], config: VOLOConfig) -> t
 
 def channels_in_file(shapes: Mapping[str, tuple[int, ...]], config: VOLOConfig) -> int:
     """Return how many channels images have for the weights of a VOLO, any naming; else that of the config."""
-    for name, axis in ((f"{STEM}.weight", 1), (f"{STEM}.kernel", 2)):
+    for name, axis in ((f"{FIRST_CONV}.weight", 1), (f"{FIRST_CONV}.kernel", 2)):
         shape = shapes.get(name, ())
         if len(shape) == 4 and shape[axis] > 0:
             return shape[axis]
