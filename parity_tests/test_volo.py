@@ -382,6 +382,18 @@ def test_pruned_to_some_stages_the_maps_are_those_of_timms_wrapper(indices: Any,
         assert relative_error(np.asarray(our), exact.numpy()) <= FORWARD
 
 
+def test_heads_that_do_not_fit_what_remains_go_though_it_is_said_they_stay() -> None:
+    config = small_config(**FOUR_STAGES)
+    weights = draw_weights(config)
+    oracle, ours = timm_volo(config, weights), torch_volo(config, weights)
+    twin = jax_volo(config, weights)
+    for model in (oracle, ours, twin):
+        assert model.prune_intermediate_layers([1], prune_head=False) == [1]
+    assert [*ours.state_dict()] == [*oracle.state_dict()]
+    assert ours.config == twin.config
+    assert (twin.num_classes, twin.cls_token, twin.post_network, twin.aux_head) == (0, None, None, None)
+
+
 @pytest.mark.parametrize("prune", [{}, {"prune_norm": True, "prune_head": False}], ids=str)
 def test_pruned_models_get_new_heads_or_keep_theirs(prune: dict[str, Any]) -> None:
     config = small_config(use_mix_token=True)
