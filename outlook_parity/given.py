@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,27 @@ def torch_axes_of(given: Given, inputs: Mapping[str, np.ndarray], usual: Axes | 
         if sorted(order) != list(same[name]):
             raise ValueError(f"torch_axes of {name}, of shape {inputs[name].shape}, must not be {list(order)}")
     return orders
+
+
+def given_by_options(map_file: Path | None, torch_axes: str | None) -> Given:
+    """Return what `--map` and `--torch-axes` say together: of the axes the option holds.
+
+    Args:
+        map_file: see `read_given`.
+        torch_axes: one order of axes, as in "0,3,1,2".
+
+    Raises:
+        ValueError: the file has something else in it, or the axes are no order.
+        OSError: the file cannot be read.
+    """
+    given = Given() if map_file is None else read_given(map_file)
+    return given if torch_axes is None else replace(given, torch_axes=permutation(_numbers(torch_axes), "--torch-axes"))
+
+
+def _numbers(axes: str) -> list[int | str]:
+    """Return what stands between the commas, as numbers where they are some."""
+    parts = map(str.strip, axes.split(","))
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def read_given(path: Path) -> Given:

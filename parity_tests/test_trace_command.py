@@ -105,6 +105,25 @@ def test_traces_of_something_else_are_refused(traces: dict[str, Path], what: str
     assert words in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--torch-axes", "0,3,1,2"), "--torch-axes is about a model of your own: --factory is not given"),
+        (("--map", "map.toml"), "--map is about a model of your own: --factory is not given"),
+        (("--names", "a.trace"), "--names is about a model of your own: --factory is not given"),
+        (("--inputs", "x.npy"), "--inputs is about a model of your own: --factory is not given"),
+        (("--factory", "m:f"), "--factory takes --inputs too"),
+        (("--factory", "m:f", "--inputs", "x.npy", "--torch-axes", "1,2"), "--torch-axes must be a permutation"),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_an_error(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    result = outlook("trace", "--framework", "jax", "--model", "layer", "--out", tmp_path / "a.trace", *arguments)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
 def test_the_first_module_that_differs_is_named(traces: dict[str, Path]) -> None:
     torch, jax = read(traces["torch"]), read(traces["jax"])
     key = Key("attn", 0, "out")

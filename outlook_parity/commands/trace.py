@@ -21,7 +21,8 @@ def trace(
     factory: Annotated[str | None, typer.Option(help="Your own model instead: package.module:factory.")] = None,
     inputs: Annotated[Path | None, typer.Option(help="Its inputs, as JAX takes them.")] = None,
     torch_axes: Annotated[
-        str | None, typer.Option(help="The order in which PyTorch takes their axes, as in 0,3,1,2.")
+        str | None,
+        typer.Option(help="The order in which PyTorch takes their axes, as in 0,3,1,2.", show_default="as JAX"),
     ] = None,
     names: Annotated[
         Path | None,
