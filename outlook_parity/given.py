@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from outlook_common.nearest import nearest
 from outlook_parity.names import Axes
 
 
@@ -94,11 +95,16 @@ def read_given(path: Path) -> Given:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
     kinds = {"modules": str, "weights": str, "axes": list, "out_axes": list}
+    known = [*kinds, "torch_axes"]
     for name, table in tables.items():
         if name == "torch_axes":
             continue
-        if name not in kinds or not isinstance(table, dict):
-            raise ValueError(f"{path}: {name!r} is none of the tables {', '.join(kinds)}, nor torch_axes")
+        if name not in kinds:
+            close = nearest(name, known)
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ValueError(f"{path}: {name!r} is none of {', '.join(known)}{hint}")
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: {name!r} must be a table, got {table!r}")
         for key, value in table.items():
             if not isinstance(value, kinds[name]):
                 raise ValueError(f"{path}: {name}.{key!r} must be a {kinds[name].__name__}, got {value!r}")

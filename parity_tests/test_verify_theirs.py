@@ -237,8 +237,11 @@ def test_a_map_says_what_corresponds_where_the_names_do_not(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modules = 3", "'modules' is none of the tables"),
-        ("[layers]\na = 'b'", "'layers' is none of the tables"),
+        ("modules = 3", "'modules' must be a table, got 3"),
+        ("[blocks]\na = 'b'", "'blocks' is none of modules, weights, axes, out_axes, torch_axes$"),
+        ("[module]\na = 'b'", "'module' is none of .*; did you mean 'modules'[?]"),
+        ("[Weights]\na = 'b'", "did you mean 'weights'[?]"),
+        ("torch-axis = [0, 3, 1, 2]", "did you mean 'torch_axes'[?]"),
         ("[modules]\na = 3", "must be a str"),
         ("torch_axes = [0, 0, 1]", "permutation"),
         ("[axes]\nkernel = [1, 2]", "permutation"),
