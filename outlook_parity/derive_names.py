@@ -81,6 +81,11 @@ def derive_names(
     return Names([*weights, *missing], modules, _hints(weights, torch_weights, flax_weights))
 
 
+def usual_name(module: str, leaf: str) -> str:
+    """Return what PyTorch calls a leaf of Flax in the module that PyTorch calls so."""
+    return ".".join(filter(None, (module, LEAVES.get(leaf, leaf))))
+
+
 def _by_name(
     flax: str,
     shape: tuple[int, ...],
@@ -90,7 +95,7 @@ def _by_name(
     transposed: Collection[str],
 ) -> WeightName:
     owner, _, leaf = flax.rpartition(".")
-    torch = given.weights.get(flax) or ".".join(filter(None, (modules[owner], LEAVES.get(leaf, leaf))))
+    torch = given.weights.get(flax) or usual_name(modules[owner], leaf)
     found = torch_weights.get(torch)
     if found is None:
         return WeightName(flax, flax, given.axes.get(flax))

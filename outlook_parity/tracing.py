@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from outlook_parity.tape import Tape
 from outlook_parity.theirs import blamed, build, read_inputs
 from outlook_parity.tracefile import Header, Leaves, TraceFile, digest, read, write
 from outlook_parity.twin import Twin
+from outlook_parity.unmatched import note_on_names
 from outlook_parity.verification import DEVICES, versions
 
 
@@ -45,11 +46,16 @@ class Asked:
     layers: bool
 
 
-def write_trace(asked: Asked, out: Path) -> str | None:
+def write_trace(asked: Asked, out: Path, say: Callable[[str], None]) -> str | None:
     """Run the twin and write the trace; return why nothing could run, None if it did.
 
+    Args:
+        asked: what to run.
+        out: the file to write.
+        say: called before anything runs, with what there is to note.
+
     Raises:
-        ValueError: a dtype, device or model is unknown, or the inputs can tell nothing.
+        ValueError: a dtype, device or model is unknown, or the inputs can tell nothing, or no weight has a name.
         ImportError: the framework is not installed.
         OSError: a file cannot be read or written.
     """
@@ -69,7 +75,9 @@ def write_trace(asked: Asked, out: Path) -> str | None:
     absence, products = _SETTINGS[asked.framework]()
     if reason := absence(asked.device, asked.dtype):
         return reason
-    twin, leaves, modules = _TWINS[asked.framework](asked, given, model, inputs, config)
+    twin, leaves, modules, note = _TWINS[asked.framework](asked, given, model, inputs, config)
+    if note is not None:
+        say(note)
     request = Request(inputs, asked.dtype, asked.device, asked.seed, asked.rounded_to)
     tape = Tape()
     with blamed(asked.framework, {name: array.shape for name, array in inputs.items()}):
@@ -128,7 +136,13 @@ def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], Any]:
     return model, inputs_of(made.inputs), getattr(model, "config", model)
 
 
-Made = tuple[Twin, Leaves, list[str]]
+class Made(NamedTuple):
+    """A twin, and what there is to say about it; see `Header`."""
+
+    twin: Twin
+    leaves: Leaves
+    modules: list[str]
+    note: str | None
 
 
 def _torch(asked: Asked, given: Given, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
@@ -140,14 +154,14 @@ def _torch(asked: Asked, given: Given, model: Any, inputs: dict[str, np.ndarray]
     axes = torch_axes_of(given, inputs, subject.torch_axes if subject else None)
     twin = TorchTwin(module, axes, no_task, given.out_axes, None if subject else compared_weights(module))
     leaves = {name: (leaf.kind, leaf.shape) for name, leaf in torch_leaves(module).items()}
-    return twin, leaves, [path for path, _ in module.named_modules()]
+    return Made(twin, leaves, [path for path, _ in module.named_modules()], None)
 
 
 def _jax(asked: Asked, given: Given, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
     from outlook_parity.jax_models import jax_model, shapes_of, transposed_of
     from outlook_parity.jax_twin import JaxTwin
 
-    twin = jax_model(model)
+    twin, note = jax_model(model), None
     if config is not None:
         names = names_of_table(config)
     elif asked.names is None:
@@ -156,9 +170,13 @@ def _jax(asked: Asked, given: Given, model: Any, inputs: dict[str, np.ndarray], 
             raise ValueError("--names: the trace of the torch twin is needed, whose names the weights are to have")
     else:
         header = read(asked.names).header
+        if header.framework != "torch":
+            raise ValueError(f"--names must be the trace of the torch twin; {asked.names} is {header.framework}'s")
         leaves = {name: TorchLeaf(*leaf) for name, leaf in header.leaves.items()}
-        names = derive_names(leaves, header.modules, shapes_of(twin), twin.modules(), given, transposed_of(twin))
-    return JaxTwin(twin, names, no_task), {}, []
+        shapes = shapes_of(twin)
+        names = derive_names(leaves, header.modules, shapes, twin.modules(), given, transposed_of(twin))
+        note = note_on_names(names, leaves, shapes, str(asked.names))
+    return Made(JaxTwin(twin, names, no_task), {}, [], note)
 
 
 # Of a device and a precision why there is none, None if there is; and how products are computed in a precision.

@@ -42,6 +42,9 @@ def trace(
 ) -> None:
     """Write what one twin computes to a file; only its own framework is needed.
 
+    Weights of your own JAX model that have no counterpart in --names, or are lacking, are told of on stderr at once; if
+    none has one, that is an error.
+
     Exit codes: 0 written, 2 error, 3 no such device here, or none with TF32.
     """
     from outlook_parity.tracing import Asked, write_trace
@@ -66,8 +69,13 @@ def trace(
         gradients,
         layers,
     )
-    reason = write_trace(asked, out)
+    console = Console(stderr=True)
+
+    def tell(what: str) -> None:
+        console.print(what, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    reason = write_trace(asked, out, lambda note: tell(f"note: {note}"))
     if reason is not None:
-        Console(stderr=True).print(f"NOT RUN: {reason}", style="yellow", highlight=False, soft_wrap=True)
+        tell(f"NOT RUN: {reason}")
         raise typer.Exit(NOT_RUN)
     Console().print(f"trace: {out}", highlight=False, soft_wrap=True)
