@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from outlook_common.nearest import nearest
 from outlook_common.weights.shown import listed
 from outlook_parity.derive_names import TorchLeaf, usual_name
-from outlook_parity.names import Names
+from outlook_parity.names import Names, is_counter
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,7 +29,7 @@ def note_on_names(names: Names, torch: Mapping[str, TorchLeaf], flax: Shapes, tr
     """
     found = {names.by_flax[path].torch for path in flax}
     here = [path for path in flax if names.by_flax[path].torch not in torch]
-    there = {name: leaf.shape for name, leaf in torch.items() if name not in found}
+    there = {name: leaf.shape for name, leaf in torch.items() if name not in found and not is_counter(name)}
     every, parts = bool(flax) and len(here) == len(flax), []
     if here:
         near = [f"{path}{_near(names, path, flax[path], there)}" for path in here[:_LISTED]]
