@@ -78,7 +78,9 @@ def compare_level(
             continue
         exact = None if truth is None else truth.get(pair.name)
         least = sum_noise(_terms(level, pair, dtype, summed), dtype)
-        jump = traced["up"][pair.name] - traced["down"][pair.name] if moved and pair.name in traced["up"] else None
+        jump = None
+        if moved and pair.name in traced["up"]:
+            jump = np.asarray(traced["up"][pair.name] - traced["down"][pair.name])  # of single numbers it is no array
         if jump is not None and exact is not None and exact.any():
             size = noise_of(np.asarray(jump + exact), exact, dtype)
             least = Noise(max(least.rms, size.rms), max(least.max, size.max))

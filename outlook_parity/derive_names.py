@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from outlook_common.weights.shown import listed
 from outlook_parity.given import Given
-from outlook_parity.names import Axes, Names, WeightName
+from outlook_parity.names import Axes, Names, WeightName, is_counter
 
 # What Flax calls PyTorch's leaves.
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
@@ -55,7 +55,7 @@ def derive_names(
     """Return the names of anybody's twins: as `given`, else by Flax's usual names of leaves and modules.
 
     A module's `name_3` is PyTorch's `name.3` if there is no `name_3`. What has no counterpart keeps its own name, and
-    so is found missing.
+    so is found missing; but for PyTorch's counts of batches, which Flax's layers do not keep.
 
     Args:
         torch_weights: by name.
@@ -77,8 +77,14 @@ def derive_names(
         for flax, shape in flax_weights.items()
     ]
     found = {weight.torch for weight in weights}
-    missing = [WeightName(name, f"(no counterpart of {name})") for name in torch_weights if name not in found]
-    return Names([*weights, *missing], modules, _hints(weights, torch_weights, flax_weights))
+    expected = {name: leaf for name, leaf in torch_weights.items() if name in found or not is_counter(name)}
+    missing = [WeightName(name, f"(no counterpart of {name})") for name in expected if name not in found]
+    return Names([*weights, *missing], modules, _hints(weights, expected, flax_weights))
+
+
+def usual_name(module: str, leaf: str) -> str:
+    """Return what PyTorch calls a leaf of Flax in the module that PyTorch calls so."""
+    return ".".join(filter(None, (module, LEAVES.get(leaf, leaf))))
 
 
 def _by_name(
@@ -90,7 +96,7 @@ def _by_name(
     transposed: Collection[str],
 ) -> WeightName:
     owner, _, leaf = flax.rpartition(".")
-    torch = given.weights.get(flax) or ".".join(filter(None, (modules[owner], LEAVES.get(leaf, leaf))))
+    torch = given.weights.get(flax) or usual_name(modules[owner], leaf)
     found = torch_weights.get(torch)
     if found is None:
         return WeightName(flax, flax, given.axes.get(flax))

@@ -2,12 +2,13 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from outlook_common.nearest import nearest
 from outlook_parity.names import Axes
 
 
@@ -61,6 +62,27 @@ def torch_axes_of(given: Given, inputs: Mapping[str, np.ndarray], usual: Axes | 
     return orders
 
 
+def given_by_options(map_file: Path | None, torch_axes: str | None) -> Given:
+    """Return what `--map` and `--torch-axes` say together: of the axes the option holds.
+
+    Args:
+        map_file: see `read_given`.
+        torch_axes: one order of axes, as in "0,3,1,2".
+
+    Raises:
+        ValueError: the file has something else in it, or the axes are no order.
+        OSError: the file cannot be read.
+    """
+    given = Given() if map_file is None else read_given(map_file)
+    return given if torch_axes is None else replace(given, torch_axes=permutation(_numbers(torch_axes), "--torch-axes"))
+
+
+def _numbers(axes: str) -> list[int | str]:
+    """Return what stands between the commas, as numbers where they are some."""
+    parts = map(str.strip, axes.split(","))
+    return [int(part) if part.isdecimal() else part for part in parts]
+
+
 def read_given(path: Path) -> Given:
     """Read a TOML file: the tables `modules`, `weights`, `axes` and `out_axes`, the array `torch_axes`; all optional.
 
@@ -73,11 +95,16 @@ def read_given(path: Path) -> Given:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
     kinds = {"modules": str, "weights": str, "axes": list, "out_axes": list}
+    known = [*kinds, "torch_axes"]
     for name, table in tables.items():
         if name == "torch_axes":
             continue
-        if name not in kinds or not isinstance(table, dict):
-            raise ValueError(f"{path}: {name!r} is none of the tables {', '.join(kinds)}, nor torch_axes")
+        if name not in kinds:
+            close = nearest(name, known)
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ValueError(f"{path}: {name!r} is none of {', '.join(known)}{hint}")
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: {name!r} must be a table, got {table!r}")
         for key, value in table.items():
             if not isinstance(value, kinds[name]):
                 raise ValueError(f"{path}: {name}.{key!r} must be a {kinds[name].__name__}, got {value!r}")

@@ -62,4 +62,4 @@ def unit_in_the_last_place(array: np.ndarray, precision: Precision) -> np.ndarra
 
 
 def _alike(torch: np.ndarray, jax: np.ndarray) -> np.ndarray:
-    return (np.isnan(torch) & np.isnan(jax)) | (torch == jax)
+    return np.asarray((np.isnan(torch) & np.isnan(jax)) | (torch == jax))  # of single numbers NumPy gives no array

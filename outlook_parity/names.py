@@ -13,6 +13,11 @@ from outlook_common.weights.table import LAYOUTS
 Axes = tuple[int, ...]
 
 
+def is_counter(name: str) -> bool:
+    """Whether PyTorch calls so what its BatchNorm counts batches in; Flax's counts none."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
 @dataclass(frozen=True)
 class WeightName:
     """One parameter or buffer: its names, and how Flax has what PyTorch has.

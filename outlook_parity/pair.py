@@ -75,7 +75,8 @@ def make_pair(torch_model: Any, jax_twin_model: Any, inputs: Inputs, given: Give
         refused = dict.fromkeys(("layers", "training"), "a plain function has no modules and no weights")
     elif model.own_dropout:
         refused = {"training": f"{model.own_dropout} draws dropout of its own, which the twins cannot share"}
-    compared = None if subject else compared_weights(module)
+    expected = set(names.expected)
+    compared = None if subject else [name for name in compared_weights(module) if name in expected]
     return Pair(TorchTwin(module, axes, task, out_axes, compared), JaxTwin(model, names, task), names, refused)
 
 

@@ -63,8 +63,9 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def compared_weights(model: torch.nn.Module) -> list[str]:
-    """Return the parameters and BatchNorm's running statistics; that it counts batches, Flax does not know."""
-    statistics = [name for name, _ in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    """Return the names of the parameters and of BatchNorm's statistics, how many batches it has seen among them."""
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    statistics = [name for name, _ in model.named_buffers() if name.endswith(kept)]
     return [*dict(model.named_parameters()), *statistics]
 
 

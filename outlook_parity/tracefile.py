@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from outlook_common.weights.shown import listed
+from outlook_parity.names import is_counter
 from outlook_parity.precisions import PRECISIONS
 from outlook_parity.tape import Arrays, Key
 
@@ -137,11 +138,11 @@ def refusal(one: TraceFile, other: TraceFile, truth: TraceFile | None) -> str | 
             return f"{name} {getattr(ours, name)} in {ours.framework}, {getattr(theirs, name)} in {theirs.framework}"
     for header in (ours, theirs, *([] if truth is None else [truth.header])):
         if header.inputs != ours.inputs:
-            return f"other inputs in {header.framework}'s trace than in {ours.framework}'s: " + _other(
-                ours.inputs, header.inputs
-            )
-        if other_weights := _other(ours.weights, header.weights):
-            return f"other weights in {header.framework}'s trace than in {ours.framework}'s: {other_weights}"
+            others = listed(_other(ours.inputs, header.inputs), 5)
+            return f"other inputs in {header.framework}'s trace than in {ours.framework}'s: {others}"
+        if other_weights := _other_weights(ours, header):
+            others = listed(other_weights, 5)
+            return f"other weights in {header.framework}'s trace than in {ours.framework}'s: {others}"
     if ours.dtype == "float64" and ours.rounded_to == "float64":
         return None
     if truth is None:
@@ -159,8 +160,18 @@ def _storage(precision: str) -> np.dtype:
     return PRECISIONS[precision].storage
 
 
-def _other(one: Mapping[str, str], other: Mapping[str, str]) -> str:
-    return listed((name for name in {**one, **other} if one.get(name) != other.get(name)), 5)
+def _other_weights(one: Header, other: Header) -> list[str]:
+    """Return the weights that are not the same; counts of batches only where the JAX twin keeps them too."""
+    uncounted = [header.weights for header in (one, other) if header.framework == "jax"]
+    return [
+        name
+        for name in _other(one.weights, other.weights)
+        if not (is_counter(name) and any(name not in weights for weights in uncounted))
+    ]
+
+
+def _other(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def environment_of(header: Header) -> dict[str, Any]:

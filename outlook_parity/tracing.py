@@ -1,9 +1,9 @@
 """Run one twin and write what it computed to a file; imports its framework and no other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from outlook_common.extras import require
 from outlook_common.weights.arrays import is_floating
 from outlook_parity.compare import refusal as refusal_of_inputs
 from outlook_parity.derive_names import TorchLeaf, derive_names
-from outlook_parity.given import Given, permutation, read_given, torch_axes_of
+from outlook_parity.given import Given, given_by_options, torch_axes_of
 from outlook_parity.names import Names, names_of_table
 from outlook_parity.ours import Options, make
 from outlook_parity.precisions import PRECISIONS
@@ -21,6 +21,7 @@ from outlook_parity.tape import Tape
 from outlook_parity.theirs import blamed, build, read_inputs
 from outlook_parity.tracefile import Header, Leaves, TraceFile, digest, read, write
 from outlook_parity.twin import Twin
+from outlook_parity.unmatched import note_on_names
 from outlook_parity.verification import DEVICES, versions
 
 
@@ -45,21 +46,28 @@ class Asked:
     layers: bool
 
 
-def write_trace(asked: Asked, out: Path) -> str | None:
+def write_trace(asked: Asked, out: Path, say: Callable[[str], None]) -> str | None:
     """Run the twin and write the trace; return why nothing could run, None if it did.
 
+    Args:
+        asked: what to run.
+        out: the file to write.
+        say: called before anything runs, with what there is to note.
+
     Raises:
-        ValueError: a dtype, device or model is unknown, or the inputs can tell nothing.
+        ValueError: a dtype, device or model is unknown, or the inputs can tell nothing, or no weight has a name.
         ImportError: the framework is not installed.
         OSError: a file cannot be read or written.
     """
-    for what, given, known in (
+    for what, name, known in (
         ("dtype", asked.dtype, PRECISIONS),
         ("dtype", asked.rounded_to, PRECISIONS),
         ("device", asked.device, DEVICES),
     ):
-        if given not in known:
-            raise ValueError(f"unknown {what} {given!r}; known: {', '.join(known)}")
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+    _check_options(asked)
+    given = given_by_options(asked.map_file, asked.torch_axes)
     require(asked.framework, extra=asked.framework, needed_by="outlook trace")
     model, inputs, config = _subject(asked)
     if reason := refusal_of_inputs(inputs):
@@ -67,7 +75,9 @@ def write_trace(asked: Asked, out: Path) -> str | None:
     absence, products = _SETTINGS[asked.framework]()
     if reason := absence(asked.device, asked.dtype):
         return reason
-    twin, leaves, modules = _TWINS[asked.framework](asked, model, inputs, config)
+    twin, leaves, modules, note = _TWINS[asked.framework](asked, given, model, inputs, config)
+    if note is not None:
+        say(note)
     request = Request(inputs, asked.dtype, asked.device, asked.seed, asked.rounded_to)
     tape = Tape()
     with blamed(asked.framework, {name: array.shape for name, array in inputs.items()}):
@@ -96,14 +106,28 @@ def _rounded(array: np.ndarray, asked: Asked) -> np.ndarray:
     return round_to(array, asked.rounded_to) if is_floating(array) else array
 
 
-def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], Any]:
-    """Return the model, its inputs and its configuration, None for the user's own."""
+def _check_options(asked: Asked) -> None:
+    """Raise a ValueError if options are given that say nothing without one that is not."""
     if asked.factory is not None:
         if asked.inputs is None:
             raise ValueError("--factory takes --inputs too")
+        return
+    theirs = {
+        "--inputs": asked.inputs,
+        "--torch-axes": asked.torch_axes,
+        "--names": asked.names,
+        "--map": asked.map_file,
+    }
+    for option, value in theirs.items():
+        if value is not None:
+            raise ValueError(f"{option} is about a model of your own: --factory is not given")
+
+
+def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], Any]:
+    """Return the model, its inputs and its configuration, None for the user's own."""
+    if asked.factory is not None:
+        assert asked.inputs is not None
         return build(asked.factory, "--factory"), inputs_of(read_inputs(asked.inputs)), None
-    if asked.inputs is not None:
-        raise ValueError("--inputs are those of --factory, which is not given")
     options = Options(
         asked.model, asked.weights, asked.prefix, asked.seed, num_heads=None, kernel_size=3, stride=2, padding=None
     )
@@ -112,39 +136,32 @@ def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], Any]:
     return model, inputs_of(made.inputs), getattr(model, "config", model)
 
 
-Made = tuple[Twin, Leaves, list[str]]
+class Made(NamedTuple):
+    """A twin, and what there is to say about it; see `Header`."""
+
+    twin: Twin
+    leaves: Leaves
+    modules: list[str]
+    note: str | None
 
 
-def _torch(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
+def _torch(asked: Asked, given: Given, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
     from outlook_parity.torch_models import compared_weights, torch_leaves, torch_module
     from outlook_parity.torch_twin import TorchTwin
 
     module = torch_module(model)
     subject = None if config is None else subject_of(config)
-    given = _given(asked)
-    if asked.torch_axes is not None:
-        given = replace(given, torch_axes=permutation(_numbers(asked.torch_axes), "--torch-axes"))
     axes = torch_axes_of(given, inputs, subject.torch_axes if subject else None)
     twin = TorchTwin(module, axes, no_task, given.out_axes, None if subject else compared_weights(module))
     leaves = {name: (leaf.kind, leaf.shape) for name, leaf in torch_leaves(module).items()}
-    return twin, leaves, [path for path, _ in module.named_modules()]
+    return Made(twin, leaves, [path for path, _ in module.named_modules()], None)
 
 
-def _numbers(axes: str) -> list[int | str]:
-    """Return what stands between the commas, as numbers where they are some."""
-    parts = map(str.strip, axes.split(","))
-    return [int(part) if part.isdecimal() else part for part in parts]
-
-
-def _given(asked: Asked) -> Given:
-    return Given() if asked.map_file is None else read_given(asked.map_file)
-
-
-def _jax(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
+def _jax(asked: Asked, given: Given, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
     from outlook_parity.jax_models import jax_model, shapes_of, transposed_of
     from outlook_parity.jax_twin import JaxTwin
 
-    twin = jax_model(model)
+    twin, note = jax_model(model), None
     if config is not None:
         names = names_of_table(config)
     elif asked.names is None:
@@ -153,11 +170,13 @@ def _jax(asked: Asked, model: Any, inputs: dict[str, np.ndarray], config: Any) -
             raise ValueError("--names: the trace of the torch twin is needed, whose names the weights are to have")
     else:
         header = read(asked.names).header
+        if header.framework != "torch":
+            raise ValueError(f"--names must be the trace of the torch twin; {asked.names} is {header.framework}'s")
         leaves = {name: TorchLeaf(*leaf) for name, leaf in header.leaves.items()}
-        names = derive_names(
-            leaves, header.modules, shapes_of(twin), twin.modules(), _given(asked), transposed_of(twin)
-        )
-    return JaxTwin(twin, names, no_task), {}, []
+        shapes = shapes_of(twin)
+        names = derive_names(leaves, header.modules, shapes, twin.modules(), given, transposed_of(twin))
+        note = note_on_names(names, leaves, shapes, str(asked.names))
+    return Made(JaxTwin(twin, names, no_task), {}, [], note)
 
 
 # Of a device and a precision why there is none, None if there is; and how products are computed in a precision.

@@ -126,6 +126,23 @@ def test_every_difference_of_two_checkpoints_is_named_and_counted(tmp_path: Path
         assert words in text.stdout
 
 
+@pytest.mark.parametrize("differ", [False, True], ids=["the same", "different"])
+def test_what_is_no_weight_is_not_compared_and_said_so(tmp_path: Path, differ: bool) -> None:
+    none = {"dropout.rngs.count": np.array(7, np.uint32), "drop_path1.rate": np.array(0.1, np.float32)}
+    other = {name: array + 1 if differ and name == "v.bias" else array for name, array in WEIGHTS.items()}
+    write_arrays(tmp_path / "a.npz", {f"net.{name}": array for name, array in (WEIGHTS | none).items()})
+    write_arrays(tmp_path / "b.npz", {f"net.{name}": array for name, array in other.items()})
+    for first, second, where in (("a.npz", "b.npz", "A"), ("b.npz", "a.npz", "B")):
+        pair = ("inspect", tmp_path / first, tmp_path / second, "--prefix", "net")
+        text, told = outlook(*pair), outlook(*pair, "--json")
+        assert (text.exit_code, told.exit_code) == (differ, differ)
+        left_out = f"not weights in {where} (2), not compared: dropout.rngs.count, drop_path1.rate\n"
+        assert text.stdout.endswith(left_out)
+        assert text.stdout.count("not weights in ") == 1
+        named = {"a": [], "b": []} | {where.lower(): sorted(none, reverse=True)}
+        assert json.loads(told.stdout)["not_weights"] == named
+
+
 def test_nan_payloads_and_signs_of_zero_are_differences(tmp_path: Path) -> None:
     bits = any_bits((3, 4), "float32", np.random.default_rng(0))
     for place, name in ((0, "zero"), (3, "nan")):

@@ -18,7 +18,7 @@ import outlook_torch
 from outlook_parity import Given, Report, load_torch_weights, verify
 from outlook_parity.cli import app
 from outlook_parity.derive_names import TorchLeaf, derive_names
-from outlook_parity.given import read_given
+from outlook_parity.given import given_by_options, read_given
 from parity_tests.small_twins import quick_compilation
 from parity_tests.their_twins import NAMES, linen_vit, nnx_vit, torch_vit, vit_images
 
@@ -101,9 +101,36 @@ def test_twins_of_the_users_own_go_through_the_command_line(
     assert (tmp_path / "r.xml").exists()
 
 
+@pytest.mark.parametrize("in_the_map", [None, [0, 1, 2, 3]], ids=["no map", "other axes in the map"])
+def test_the_order_of_axes_needs_no_map_and_the_option_holds_where_both_say_it(
+    in_the_map: list[int] | None, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", vit_images())
+    (tmp_path / "map.toml").write_text(f"torch_axes = {in_the_map}\n")
+    twins = ("--torch", f"{THEIRS}:torch_vit", "--jax", f"{THEIRS}:nnx_vit", "--inputs", tmp_path / "images.npy")
+    names = ("--map", tmp_path / "map.toml") if in_the_map else ()
+    result = run(*twins, *names, "--torch-axes", "0, 3, 1, 2", "--level", "forward", "--dtype", "float64")
+    assert result.exit_code == 0, result.output
+
+
+def test_what_the_options_say_together(tmp_path: Path) -> None:
+    file = tmp_path / "map.toml"
+    file.write_text('torch_axes = [0, 1]\n[modules]\ndense_0 = "0"\n')
+    assert given_by_options(None, None) == Given()
+    assert given_by_options(None, "1,0") == Given(torch_axes=(1, 0))
+    assert given_by_options(file, None) == Given(modules={"dense_0": "0"}, torch_axes=(0, 1))
+    assert given_by_options(file, "1,0") == Given(modules={"dense_0": "0"}, torch_axes=(1, 0))
+    for wrong in ("0,2", "0;1", "", "[1, 0]", "0,-1"):
+        with pytest.raises(ValueError, match="--torch-axes must be a permutation"):
+            given_by_options(file, wrong)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--torch-axes", "0,3,1,2"), "--torch-axes tells about twins of your own: --torch, --jax and --inputs are"),
+        (("--map", "map.toml"), "--map tells about twins of your own: --torch, --jax and --inputs are"),
+        (("--torch", "m:f", "--torch-axes", "0,3,1"), "--torch-axes must be a permutation"),
         (("--torch", "m:f"), "--jax and --inputs not given"),
         (("--torch", "m", "--jax", "m:f", "--inputs", "{images}"), "package.module:factory, got 'm'"),
         (("--torch", "nowhere:f", "--jax", "m:f", "--inputs", "{images}"), "no module 'nowhere'"),
@@ -210,8 +237,11 @@ def test_a_map_says_what_corresponds_where_the_names_do_not(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modules = 3", "'modules' is none of the tables"),
-        ("[layers]\na = 'b'", "'layers' is none of the tables"),
+        ("modules = 3", "'modules' must be a table, got 3"),
+        ("[blocks]\na = 'b'", "'blocks' is none of modules, weights, axes, out_axes, torch_axes$"),
+        ("[module]\na = 'b'", "'module' is none of .*; did you mean 'modules'[?]"),
+        ("[Weights]\na = 'b'", "did you mean 'weights'[?]"),
+        ("torch-axis = [0, 3, 1, 2]", "did you mean 'torch_axes'[?]"),
         ("[modules]\na = 3", "must be a str"),
         ("torch_axes = [0, 0, 1]", "permutation"),
         ("[axes]\nkernel = [1, 2]", "permutation"),

@@ -30,7 +30,8 @@ def inspect(
 ) -> None:
     """Show the model, naming, tensors, statistics and hashes of a checkpoint, or in what two of them differ.
 
-    Two checkpoints may be in any two formats and namings: tensors are compared as PyTorch would have them.
+    Two checkpoints may be in any two formats and namings: tensors are compared as PyTorch would have them. Random
+    streams and rates of stochastic depth are no weights: they are listed and not compared.
 
     Exit codes: 0, for two checkpoints only if every bit agrees; 1 they differ, 2 error.
     """
@@ -114,14 +115,30 @@ def _table(found: Inspection) -> Table:
 def _compare(a: Checkpoint, b: Checkpoint, *, as_json: bool) -> None:
     found = differences(a, b)
     if as_json:
-        told = {"a": a.label, "b": b.label, "same": not found, "differences": [asdict(item) for item in found]}
+        told = {
+            "a": a.label,
+            "b": b.label,
+            "same": not found,
+            "differences": [asdict(item) for item in found],
+            "not_weights": {"a": a.not_weights, "b": b.not_weights},
+        }
         typer.echo(json.dumps(told))
-    elif found:
-        Console().print(_table_of_differences(a, b, found))
     else:
-        Console().print(f"every bit of {len(a.items)} tensors is the same", highlight=False)
+        _print_comparison(a, b, found)
     if found:
         raise typer.Exit(MISMATCH)
+
+
+def _print_comparison(a: Checkpoint, b: Checkpoint, found: list[Difference]) -> None:
+    console = Console()
+    if found:
+        console.print(_table_of_differences(a, b, found))
+    else:
+        console.print(f"every bit of {len(a.items)} tensors is the same", highlight=False)
+    for which, names in (("A", a.not_weights), ("B", b.not_weights)):
+        if names:
+            line = f"not weights in {which} ({len(names)}), not compared: {listed(names)}"
+            console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def _table_of_differences(a: Checkpoint, b: Checkpoint, found: list[Difference]) -> Table:

@@ -21,7 +21,8 @@ def trace(
     factory: Annotated[str | None, typer.Option(help="Your own model instead: package.module:factory.")] = None,
     inputs: Annotated[Path | None, typer.Option(help="Its inputs, as JAX takes them.")] = None,
     torch_axes: Annotated[
-        str | None, typer.Option(help="The order in which PyTorch takes their axes, as in 0,3,1,2.")
+        str | None,
+        typer.Option(help="The order in which PyTorch takes their axes, as in 0,3,1,2.", show_default="as JAX"),
     ] = None,
     names: Annotated[
         Path | None,
@@ -40,6 +41,9 @@ def trace(
     layers: Annotated[bool, typer.Option(help="Write what every module is called with and gives.")] = True,
 ) -> None:
     """Write what one twin computes to a file; only its own framework is needed.
+
+    Weights of your own JAX model that have no counterpart in --names, or are lacking, are told of on stderr at once; if
+    none has one, that is an error.
 
     Exit codes: 0 written, 2 error, 3 no such device here, or none with TF32.
     """
@@ -65,8 +69,13 @@ def trace(
         gradients,
         layers,
     )
-    reason = write_trace(asked, out)
+    console = Console(stderr=True)
+
+    def tell(what: str) -> None:
+        console.print(what, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    reason = write_trace(asked, out, lambda note: tell(f"note: {note}"))
     if reason is not None:
-        Console(stderr=True).print(f"NOT RUN: {reason}", style="yellow", highlight=False, soft_wrap=True)
+        tell(f"NOT RUN: {reason}")
         raise typer.Exit(NOT_RUN)
     Console().print(f"trace: {out}", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from outlook_common.config import VOLO_VARIANTS
 from outlook_parity.exit_codes import OF_VERDICTS
-from outlook_parity.given import read_given
+from outlook_parity.given import given_by_options
 from outlook_parity.ours import LAYER, Model, Options, make
 from outlook_parity.precisions import IN_WORDS
 from outlook_parity.theirs import build, read_inputs
@@ -57,7 +57,11 @@ def verify(
             "of their names."
         ),
     ] = None,
-    names: Annotated[
+    torch_axes: Annotated[
+        str | None,
+        typer.Option(help="The order in which PyTorch takes their axes, as in 0,3,1,2.", show_default="as JAX"),
+    ] = None,
+    map_file: Annotated[
         Path | None, typer.Option("--map", help="TOML: what corresponds to what, where the names do not say it.")
     ] = None,
     num_heads: Annotated[
@@ -93,8 +97,10 @@ def verify(
     console = Console(stderr=True)
     if plot is not None and torch_factory is not None:
         raise ValueError("--plot shows a photo; of twins of your own --html shows the report")
-    if names is not None and torch_factory is None:
-        raise ValueError("--map tells about twins of your own: --torch, --jax and --inputs are not given")
+    for option, value in (("--map", map_file), ("--torch-axes", torch_axes)):
+        if value is not None and torch_factory is None:
+            raise ValueError(f"{option} tells about twins of your own: --torch, --jax and --inputs are not given")
+    names = given_by_options(map_file, torch_axes)
     with _progress(console) as on_step:
         from outlook_parity.table import show
         from outlook_parity.verification import verify as verify_models
@@ -111,7 +117,7 @@ def verify(
             steps=steps,
             progress=on_step,
             levels=level,
-            names=None if names is None else read_given(names),
+            names=names,
         )
     if plot is not None and report.verdict != "not-run":
         _plot(plot, made, report, device, seed)
