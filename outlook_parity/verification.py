@@ -1,6 +1,7 @@
 """`verify`: do two twins compute the same thing? Float64 to rounding, lower precisions to the same rounding noise."""
 
 import platform
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -164,5 +165,6 @@ def versions() -> dict[str, str]:
     packages = {}
     for name in ("numpy", "torch", "jax", "jaxlib", "flax"):
         with suppress(PackageNotFoundError):
-            packages[name] = version(name)
+            # A package that is imported says of which build it is too: 2.11.0+cu130.
+            packages[name] = getattr(sys.modules.get(name), "__version__", None) or version(name)
     return {"python": platform.python_version(), "platform": platform.platform(), **packages}

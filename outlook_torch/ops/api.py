@@ -63,7 +63,7 @@ def outlook_attention(
     )
     run = choose(implementation, IMPLEMENTATIONS, value, logits, dropout_mask, grid)
     device_type = value.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
             return run(value, logits, dropout_mask, grid)
     return run(value, logits, dropout_mask, grid)
@@ -71,3 +71,9 @@ def outlook_attention(
 
 def _dtype_name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
+
+
+# PyTorch 2.11 cannot trace what this asks, PyTorch 2.13 can.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
