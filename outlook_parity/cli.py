@@ -3,6 +3,9 @@
 Exit codes: 0 pass, 1 mismatch, 2 error (bad file, bad usage), 3 asked for and not run (no such device).
 """
 
+import sys
+from io import TextIOWrapper
+
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +25,9 @@ def outlook() -> None:
 
 def main() -> None:
     """Run the command line; what a user can get wrong ends in one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no error of what was done
     try:
         app()
     except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:

@@ -1,6 +1,7 @@
 """`outlook convert` and `outlook inspect`."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,29 @@ def test_inspect_never_cuts_a_name_short_on_a_narrow_terminal(tmp_path: Path) ->
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.npz")], env={"COLUMNS": "60"})
     first_column = "".join(line.split("│")[1].strip() for line in result.stdout.splitlines() if line.count("│") > 2)
     assert first_column == name
+
+
+def test_inspect_cuts_no_number_short_on_a_usual_terminal(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "a.npz", {"a_module.with.a.name": np.array([-1.2345e-12, -6.789e11])})
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.npz")], env={"COLUMNS": "80"})
+    rows = [line.split("│")[1:-1] for line in result.stdout.splitlines() if line.count("│") > 2]
+    cells = ["".join(part.strip() for part in column) for column in zip(*rows, strict=True)]
+    sha256 = outlook_json("inspect", tmp_path / "a.npz")["tensors"][0]["sha256"][:12]
+    numbers = ["-6.79e+11", "-1.23e-12", "-3.39e+11", "3.39e+11"]
+    assert cells == ["a_module.with.a.name", "float64", "2", "0", "0", "0", *numbers, sha256]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_what_a_terminal_cannot_show_is_no_error(file: Path, tmp_path: Path, encoding: str) -> None:
+    source = os.fsencode(tmp_path) + b"/caf\xe9.safetensors"
+    Path(os.fsdecode(source)).write_bytes(file.read_bytes())
+    code = "from outlook_parity.cli import main; main()"
+    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
+    for arguments in (["inspect", source], ["convert", source, tmp_path / "b.npz"]):
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "\\udce9.safetensors" in done.stdout.replace("\n", "")
 
 
 @pytest.mark.parametrize(("suffix", "imported"), [(".npz", []), (".safetensors", []), (".pth", ["torch"])])

@@ -222,6 +222,47 @@ def test_an_orbax_folder_of_a_whole_state_is_read_and_what_is_no_weight_is_liste
     assert_same_bits(outlook_jax.export_weights(fresh), weights)
 
 
+@pytest.mark.parametrize("name", ["a%20b", "a%b", "a#b", "a?b=1"])
+def test_an_orbax_folder_may_be_called_what_would_mean_something_in_a_url(tmp_path: Path, name: str) -> None:
+    convert(layer_weights(seed=1), tmp_path / "a b.orbax")  # what "a%20b" would be there
+    convert(WEIGHTS, tmp_path / f"{name}.orbax")
+    convert(tmp_path / f"{name}.orbax", tmp_path / "b.npz", to="torch")
+    assert_same_bits(read_arrays(tmp_path / "b.npz"), WEIGHTS)
+
+
+def test_nnx_state_that_was_saved_beside_other_things_is_found_below_its_name(tmp_path: Path) -> None:
+    layer = jax_layer()
+    outlook_jax.load_weights(layer, WEIGHTS)
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "a", {"model": nnx.state(layer), "step": 3, "scale": {"value": 1.0, "other": 2.0}})
+    assert {"model.v.kernel", "step", "scale.value"} <= open_checkpoint(tmp_path / "a").names
+    convert(tmp_path / "a", tmp_path / "b.npz", to="torch", prefix="model")
+    assert_same_bits(read_arrays(tmp_path / "b.npz"), WEIGHTS)
+
+
+def test_orbax_items_and_steps_may_have_any_name(tmp_path: Path) -> None:
+    options = ocp.CheckpointManagerOptions(step_prefix="ckpt")
+    with ocp.CheckpointManager(tmp_path / "a", options=options) as manager:
+        tree = nnx.to_pure_dict(nnx.state(jax_layer(), nnx.Param))
+        manager.save(3, args=ocp.args.Composite(weights=ocp.args.StandardSave(tree), notes=ocp.args.JsonSave({"a": 1})))
+    (tmp_path / "a" / "ckpt_4.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "a" / "ckpt_4.orbax-checkpoint-tmp" / "_METADATA").touch()
+    assert open_checkpoint(tmp_path / "a").file == tmp_path / "a" / "ckpt_3" / "weights"
+    assert open_checkpoint(tmp_path / "a").names == set(renamed(WEIGHTS, TABLE, "flax"))
+
+
+def test_files_named_as_on_the_hub_go_before_orbax_folders_beside_them(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "model.safetensors", WEIGHTS)
+    convert(WEIGHTS, tmp_path / "other.orbax")
+    assert open_checkpoint(tmp_path).file == tmp_path / "model.safetensors"
+
+
+def test_nothing_is_written_into_the_folder_that_is_read(tmp_path: Path) -> None:
+    convert(WEIGHTS, tmp_path / "a.orbax")
+    with pytest.raises(WeightsError, match="it would lie inside the checkpoint that is read"):
+        convert(tmp_path / "a.orbax", tmp_path / "a.orbax" / "b.npz")
+
+
 def test_folder_with_several_steps_names_them(tmp_path: Path) -> None:
     for step in (1, 2):
         (tmp_path / "a" / str(step)).mkdir(parents=True)
@@ -402,6 +443,13 @@ def test_manifest_is_the_same_in_every_format_and_naming(tmp_path: Path) -> None
 
 
 # Large tensors and little memory
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_manifest_of_what_replaces_its_source_is_of_what_was_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    expected = convert_to(WEIGHTS, path, manifest=True).manifest
+    assert convert_to(path, path, manifest=True).manifest == expected
 
 
 def test_tensors_of_many_blocks_keep_every_bit_in_any_layout(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from outlook_common.weights import WeightsError, convert, read_arrays, write_arrays
 from outlook_common.weights.arrays import to_tensor
+from outlook_common.weights.convert import renamed
 from outlook_common.weights.statistics import Statistics
 from parity_tests.test_convert_command import outlook, outlook_json
 from parity_tests.test_weights import FLOATS, TABLE, WEIGHTS, any_bits, assert_same_bits
@@ -158,6 +159,37 @@ def test_nothing_compared_is_no_pass(tmp_path: Path) -> None:
     result = outlook("inspect", tmp_path / "a.pth", tmp_path / "a.pth")
     assert isinstance(result.exception, WeightsError)
     assert "there are no tensors to compare" in str(result.exception)
+
+
+@pytest.mark.parametrize("how", ["nested and flat", "in two namings"])
+def test_names_that_come_twice_are_not_compared_as_if_one_were_not_there(tmp_path: Path, how: str) -> None:
+    if how == "nested and flat":
+        given = {name: to_tensor(array) for name, array in WEIGHTS.items()}
+        twice = {"v": {"weight": given["v.weight"] + 1}, **given}
+    else:
+        given = {name: to_tensor(array) for name, array in renamed(WEIGHTS, TABLE, "flax").items()}
+        twice = {**given, "v.weight": given["v.kernel"].T}
+    torch.save(given, tmp_path / "a.pth")
+    torch.save(twice, tmp_path / "b.pth")
+    for pair in (("a.pth", "b.pth"), ("b.pth", "a.pth"), ("b.pth", "b.pth")):
+        error = outlook("inspect", *(tmp_path / name for name in pair)).exception
+        assert isinstance(error, WeightsError)
+        assert error.names("duplicate") == ["v.weight"]
+        assert "b.pth" in str(error)
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["convert", "b.npz"]], ids=["inspect", "convert"])
+def test_a_prefix_with_nothing_below_is_an_error_that_says_what_there_is(tmp_path: Path, command: list[str]) -> None:
+    where = [tmp_path / name for name in ("a.npz", *command[1:])]
+    for names, words in (
+        (WEIGHTS, "without a prefix there is OutlookAttention(dim=6"),
+        ({f"net.{name}": array for name, array in WEIGHTS.items()}, "there is a known model with prefix='net'"),
+        ({"other.weight": np.ones(3)}, "its names are other.weight"),
+    ):
+        write_arrays(where[0], names)
+        error = outlook(command[0], *where, "--prefix", "state_dict").exception
+        assert isinstance(error, WeightsError)
+        assert f"nothing below the prefix 'state_dict'; {words}" in str(error)
 
 
 # The options of `outlook convert`

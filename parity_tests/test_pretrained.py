@@ -22,7 +22,7 @@ import outlook_torch
 from outlook_common import VOLO_VARIANTS, VOLOConfig
 from outlook_common.config import volo_config
 from outlook_common.pretrained import Pretrained, prepare
-from outlook_common.weights import WeightsError, table_for, write_arrays
+from outlook_common.weights import WeightsError, convert, table_for, write_arrays
 from outlook_common.weights.arrays import BFLOAT16, to_tensor
 from outlook_common.weights.convert import renamed
 from parity_tests.hub_server import Repository, Server, one_line, serve, use_hub
@@ -407,6 +407,16 @@ def test_a_bare_file_is_recognised_with_its_own_classes_size_and_channels(tmp_pa
     asked = prepared(tmp_path / "a.safetensors", variant="volo_d1_384")
     assert asked.config == volo_config("volo_d1_384", num_classes=10)
     assert asked.arrays["pos_embed"].shape == (1, 24, 24, 384)
+
+
+@pytest.mark.parametrize("naming", ["torch", "flax"])
+def test_a_file_that_lacks_a_heads_bias_is_told_that_and_not_that_it_has_no_classes(naming: str) -> None:
+    config = volo_config("volo_d1_224", num_classes=10)
+    arrays = renamed(zeros(config), table_for(config), naming)
+    del arrays["head.bias"]
+    with pytest.raises(WeightsError) as caught:
+        convert(arrays, "never.npz")
+    assert [(problem.kind, problem.name) for problem in caught.value.problems] == [("missing", "head.bias")]
 
 
 # How its images are prepared

@@ -411,6 +411,39 @@ def test_torch_file_that_is_no_state_dict_is_named(tmp_path: Path) -> None:
         read_arrays(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("suffix", KINDS)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull`"),
+        ("<!DOCTYPE html>", "web page"),
+    ],
+    ids=["pointer", "page"],
+)
+def test_what_people_have_in_place_of_weights_is_called_what_it_is(
+    tmp_path: Path, suffix: str, text: str, words: str
+) -> None:
+    (tmp_path / f"a{suffix}").write_text(text)
+    with pytest.raises(WeightsError, match=words):
+        read_arrays(tmp_path / f"a{suffix}")
+
+
+def test_torchscript_is_called_so(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        for name in ("a/data.pkl", "a/code/__torch__.py", "a/constants.pkl"):
+            archive.writestr(name, b"")
+    with pytest.raises(WeightsError, match="a TorchScript archive, that is code"):
+        read_arrays(tmp_path / "a.pt")
+
+
+def test_member_of_an_npz_that_is_no_array_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **WEIGHTS)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("README", "hi")
+    with pytest.raises(WeightsError, match="README is none of NumPy's arrays"):
+        read_arrays(tmp_path / "a.npz")
+
+
 # All or nothing
 
 

@@ -41,6 +41,7 @@ from outlook_common.weights.errors import Kind
 from outlook_common.weights.models import recognise
 from outlook_common.weights.resolve import naming_of
 from outlook_common.weights.table import linear_entries
+from outlook_common.weights.volo import batch_norm_entries
 from outlook_jax.weights import path_name
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -209,6 +210,8 @@ WRAPPED = {
     "module.": {f"module.{name}": array for name, array in WEIGHTS.items()},
     "state_dict and module.": {"state_dict": {f"module.{name}": array for name, array in WEIGHTS.items()}},
     "module._orig_mod.": {f"module._orig_mod.{name}": array for name, array in WEIGHTS.items()},
+    "_orig_mod.module.": {f"_orig_mod.module.{name}": array for name, array in WEIGHTS.items()},
+    "model._orig_mod.": {f"model._orig_mod.{name}": array for name, array in WEIGHTS.items()},
     "slashes": {name.replace(".", "/"): array for name, array in IN_FLAX.items()},
     "tuples": {tuple(name.split(".")): array for name, array in IN_FLAX.items()},
     "nested": nested(IN_FLAX),
@@ -236,11 +239,31 @@ def test_tensors_of_every_float_dtype_are_read_bit_by_bit_in_any_strides() -> No
         assert to_numpy(jnp.asarray(bits)).tobytes() == bits.tobytes()
 
 
+@pytest.mark.parametrize("above", ["", "state."])
+def test_linens_statistics_are_found_beside_the_parameters_also_in_a_train_state(above: str) -> None:
+    table = WeightTable("a norm", batch_norm_entries("bn", 3))
+    names = {"params": ("scale", "bias"), "batch_stats": ("mean", "var", "num_batches_tracked")}
+    given = {f"{above}{part}.bn.{leaf}": np.float32(place) for part in names for place, leaf in enumerate(names[part])}
+    arrays = {name: np.int64(4) if "tracked" in name else np.full(3, value) for name, value in given.items()}
+    beside = {f"{above}opt_state.0.mu.bn.scale": np.ones(3, "f4"), f"{above}step": np.int64(7)}
+    found = resolve(arrays | beside, table, prefix=f"{above}params")
+    assert {name: array.max() for name, array in found.items()} == {
+        "bn.weight": 0,
+        "bn.bias": 1,
+        "bn.running_mean": 0,
+        "bn.running_var": 1,
+        "bn.num_batches_tracked": 4,
+    }
+    with pytest.raises(WeightsError, match=f"a complete one is found with prefix='{above}params'"):
+        resolve(arrays | beside, table)
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
 @both_twins
-def test_ema_weights_are_taken_when_asked_and_only_then(twin: str) -> None:
+def test_ema_weights_are_taken_when_asked_and_only_then(twin: str, key: str) -> None:
     package, make = TWINS[twin]
     averaged, layer = layer_weights(seed=1), make()
-    source = {"state_dict": WEIGHTS, "state_dict_ema": {f"module.{k}": v for k, v in averaged.items()}}
+    source = {"state_dict": WEIGHTS, key: {f"module.{k}": v for k, v in averaged.items()}}
     package.load_weights(layer, source)
     assert_same_bits(package.export_weights(layer), WEIGHTS)
     package.load_weights(layer, source, use_ema=True)
@@ -248,13 +271,14 @@ def test_ema_weights_are_taken_when_asked_and_only_then(twin: str) -> None:
 
 
 def test_ema_weights_that_are_not_there_are_an_error() -> None:
-    with pytest.raises(WeightsError, match="no 'state_dict_ema'; at the top it has state_dict, epoch"):
+    with pytest.raises(WeightsError, match="no 'state_dict_ema' or 'model_ema'; at the top it has state_dict, epoch"):
         resolve({"state_dict": WEIGHTS, "epoch": 1}, TABLE, use_ema=True)
 
 
-def test_ema_weights_alone_are_not_taken_unasked() -> None:
-    with pytest.raises(WeightsError, match="only averaged weights"):
-        resolve({"state_dict_ema": WEIGHTS, "epoch": 1}, TABLE)
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
+def test_ema_weights_alone_are_not_taken_unasked(key: str) -> None:
+    with pytest.raises(WeightsError, match=f"only averaged weights, '{key}'"):
+        resolve({key: WEIGHTS, "epoch": 1}, TABLE)
 
 
 def inside_a_model(naming: str) -> dict[str, Any]:

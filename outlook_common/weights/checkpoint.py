@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from outlook_common.weights.source import weights_and_config
 
 Source = PathLike | Mapping[Any, Any]
 
-EMA = "state_dict_ema"
+# What timm, and scripts like DeiT's, call averaged weights.
+_AVERAGED = ("state_dict_ema", "model_ema")
 _PREFIX_STEPS = 12
 # Keys whose value is the checkpoint proper; what lies beside them (optimizer, epoch) is not weights.
 _WRAPPERS = ("state_dict", "model")
-# What every name begins with, if any does: DataParallel, torch.compile, Lightning, and the collections of Flax Linen.
+# What every name begins with, if any does, in any order: DataParallel, torch.compile, Lightning, and the collections of
+# Flax Linen.
 _COMMON = (("module.",), ("_orig_mod.",), ("model.",), ("params.", "batch_stats."))
+_PARAMETERS, _STATISTICS = re.compile(r"(?<![^.])params\."), re.compile(r"((?:.+\.)?)batch_stats\.(.+)")
 # What NNX keeps in the modules of this package beside their weights: random streams, rates of stochastic depth.
 _NOT_WEIGHTS = re.compile(r"(?:.+\.)?(?:rngs\.(?:count|key)|drop_path[12]\.rate)")
 
@@ -82,7 +85,8 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
     """Read a path or what a Hub id names, or take a mapping, and strip what wraps the weights.
 
     Nested mappings and paths with "/" become names with dots. The wrappers `state_dict`, `model` and, if `use_ema`,
-    `state_dict_ema` are opened; `module.` and the like are stripped if every name begins so.
+    `state_dict_ema` or `model_ema` are opened; `module.` and the like are stripped if every name begins so. What Flax
+    Linen has in `batch_stats` beside `params` is found below `params`.
 
     Args:
         source: a path, a Hub id, a state_dict, an NNX state, a dict of parameters, flat or nested.
@@ -103,7 +107,8 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
     else:
         label, file = str(source), weights_and_config(source)[0]
         contents = open_file(file)
-    flat = _without_common(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label)), prefix)
+    flat = _joined(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label)))
+    flat = _without_common(flat, prefix)
     items = tuple(item for item in flat if not _NOT_WEIGHTS.fullmatch(item[0]))
     none = tuple(name for name, _ in flat if _NOT_WEIGHTS.fullmatch(name))
     return Checkpoint(label, "", items, items, contents.metadata, file, none).below(prefix)
@@ -118,15 +123,21 @@ def _instead_of(source: Any) -> str:
 
 
 def _unwrapped(contents: Mapping[Any, Any], label: str, *, use_ema: bool) -> Mapping[Any, Any]:
+    averaged = _first_mapping(contents, _AVERAGED)
     if use_ema:
-        if not isinstance(contents.get(EMA), Mapping):
-            raise WeightsError(f"{label}: use_ema=True, but it has no {EMA!r}; at the top it has {listed(contents)}")
-        contents = contents[EMA]
-    while wrapper := next((key for key in _WRAPPERS if isinstance(contents.get(key), Mapping)), None):
+        if averaged is None:
+            names = " or ".join(map(repr, _AVERAGED))
+            raise WeightsError(f"{label}: use_ema=True, but it has no {names}; at the top it has {listed(contents)}")
+        contents = contents[averaged]
+    while wrapper := _first_mapping(contents, _WRAPPERS):
         contents = contents[wrapper]
-    if isinstance(contents.get(EMA), Mapping):
-        raise WeightsError(f"{label}: it has only averaged weights, {EMA!r}; use_ema=True (--use-ema) takes them")
+    if (averaged := _first_mapping(contents, _AVERAGED)) is not None:
+        raise WeightsError(f"{label}: it has only averaged weights, {averaged!r}; use_ema=True (--use-ema) takes them")
     return contents
+
+
+def _first_mapping(contents: Mapping[Any, Any], keys: Iterable[str]) -> str | None:
+    return next((key for key in keys if isinstance(contents.get(key), Mapping)), None)
 
 
 def _flat(contents: Mapping[Any, Any], label: str, above: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -142,13 +153,23 @@ def _flat(contents: Mapping[Any, Any], label: str, above: str = "", depth: int =
 
 
 def _without_common(items: list[tuple[str, Any]], prefix: str) -> list[tuple[str, Any]]:
-    for starts in _COMMON:
-        if f"{prefix}.".startswith(starts):
-            return items  # somebody counts on it
-        while items and all(name.startswith(starts) for name, _ in items):
-            lengths = {start: len(start) for start in starts}
-            items = [
-                (name[next(size for start, size in lengths.items() if name.startswith(start)) :], value)
-                for name, value in items
-            ]
+    while starts := next((starts for starts in _COMMON if all(name.startswith(starts) for name, _ in items)), None):
+        if not items or f"{prefix}.".startswith(starts):
+            break  # somebody counts on it
+        lengths = {start: len(start) for start in starts}
+        items = [
+            (name[next(size for start, size in lengths.items() if name.startswith(start)) :], value)
+            for name, value in items
+        ]
     return items
+
+
+def _joined(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Put BatchNorm's statistics, which Flax Linen keeps in a collection of their own, among the parameters."""
+    above_parameters = {name[: found.start()] for name, _ in items for found in _PARAMETERS.finditer(name)}
+
+    def joined(name: str) -> str:
+        found = _STATISTICS.fullmatch(name)
+        return f"{found[1]}params.{found[2]}" if found and found[1] in above_parameters else name
+
+    return [(joined(name), value) for name, value in items]

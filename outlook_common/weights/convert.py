@@ -117,8 +117,8 @@ def convert(
 
     Raises:
         WeightsError: the source is of no known model, or anything is wrong with its tensors (everything is reported
-            together), a number is too large for `dtype`, or what was written does not read back equal; `dst` is then
-            as it was.
+            together), a number is too large for `dtype`, `dst` lies inside a folder that is read, or what was written
+            does not read back equal; `dst` is then as it was.
         ValueError: the naming `to`, the model or the dtype is unknown, or the naming is Flax's for a file of PyTorch's.
         OSError: a file cannot be opened or written.
         ImportError: a file needs a framework that is not installed.
@@ -127,6 +127,8 @@ def convert(
     if dtype is not None and dtype not in _FLOATS:
         raise ValueError(f"dtype must be one of {', '.join(_FLOATS)}, got {dtype!r}")
     checkpoint = open_checkpoint(src, prefix=prefix, use_ema=use_ema)
+    if checkpoint.file is not None and checkpoint.file.resolve() in Path(dst).resolve().parents:
+        raise WeightsError(f"{dst}: it would lie inside the checkpoint that is read, {checkpoint.file}")
     found = recognise_checkpoint(checkpoint, model)
     if found is None:
         raise WeightsError(_unrecognised(checkpoint, model))
@@ -136,6 +138,7 @@ def convert(
         raise ValueError(f"{dst}: a file of PyTorch's holds PyTorch's names; for Flax's use .safetensors or .npz")
     tensors = planned.tensors if dtype is None else {n: _as(dtype, n, t) for n, t in planned.tensors.items()}
     written = _renamed(tensors, found.table, to)
+    lines = manifest_of(tensors) if manifest else None  # now: what is written may replace what it is read from
     total = (1 if file_format.checks_itself else 2) * sum(tensor.nbytes for tensor in written.values())
     with ThreadPoolExecutor(1) as hashing:
         source_hash = None if checkpoint.file is None else hashing.submit(source_sha256, checkpoint.file)
@@ -155,7 +158,7 @@ def convert(
         missing=planned.missing,
         not_weights=checkpoint.not_weights,
         ignored=planned.unexpected,
-        manifest=manifest_of(tensors) if manifest else None,
+        manifest=lines,
     )
 
 
@@ -259,7 +262,20 @@ def _shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(getattr(value, "shape", ())) for name, value in values.items()}
 
 
+def nothing_below(checkpoint: Checkpoint) -> str:
+    """Say that a checkpoint has nothing below its prefix, and what it has."""
+    if prefixes := recognisable_prefixes(checkpoint):
+        there = f"there is a known model with prefix={', '.join(map(repr, prefixes))}"
+    elif (whole := recognise_checkpoint(checkpoint.below(""))) is not None:
+        there = f"without a prefix there is {whole.table.model}"
+    else:
+        there = f"its names are {listed(dict(checkpoint.everything))}"
+    return f"{checkpoint.label}: nothing below the prefix {checkpoint.prefix!r}; {there}"
+
+
 def _unrecognised(checkpoint: Checkpoint, model: str | None) -> str:
+    if checkpoint.prefix and not checkpoint.items:
+        return nothing_below(checkpoint)
     where = checkpoint.label + (f", prefix {checkpoint.prefix!r}" if checkpoint.prefix else "")
     if prefixes := recognisable_prefixes(checkpoint):
         return f"{where}: no known model; but there is one with prefix={', '.join(map(repr, prefixes))}"

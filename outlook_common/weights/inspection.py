@@ -8,11 +8,12 @@ import numpy as np
 
 from outlook_common.weights.arrays import is_floating, is_number
 from outlook_common.weights.checkpoint import Checkpoint
-from outlook_common.weights.convert import recognisable_prefixes, recognise_checkpoint
-from outlook_common.weights.errors import WeightsError
+from outlook_common.weights.convert import nothing_below, recognisable_prefixes, recognise_checkpoint
+from outlook_common.weights.errors import Problem, WeightsError
 from outlook_common.weights.manifest import Line, line_of, sha256_of, source_sha256
 from outlook_common.weights.models import Recognised
 from outlook_common.weights.resolve import naming_of
+from outlook_common.weights.shown import shown
 from outlook_common.weights.statistics import Statistics
 from outlook_common.weights.stored import Computed, Stored, same_bytes, stored
 from outlook_common.weights.table import FLAX
@@ -75,8 +76,10 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Return what a checkpoint holds; every number is read once.
 
     Raises:
-        WeightsError: a part of the file is damaged.
+        WeightsError: a part of the file is damaged, or there is nothing below the prefix.
     """
+    if checkpoint.prefix and not checkpoint.items and not checkpoint.not_weights:
+        raise WeightsError(nothing_below(checkpoint))
     model = recognise_checkpoint(checkpoint)
     naming = None if model is None else naming_of(checkpoint.names, model.table)
     rows = tuple(_row(name, value, *_canonical(name, value, model, naming)) for name, value in checkpoint.items)
@@ -142,7 +145,7 @@ def differences(a: Checkpoint, b: Checkpoint) -> list[Difference]:
     """Return in what two checkpoints differ, after their names and layouts are PyTorch's; empty if every bit agrees.
 
     Raises:
-        WeightsError: a part of a file is damaged, or one of them has no tensors.
+        WeightsError: a part of a file is damaged, or one of them has no tensors, or two of one name.
     """
     in_a, in_b = _tensors(a), _tensors(b)
     found = [Difference(name, "only in A", _described(in_a[name])) for name in in_a if name not in in_b]
@@ -156,8 +159,17 @@ def differences(a: Checkpoint, b: Checkpoint) -> list[Difference]:
 def _tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
     model = recognise_checkpoint(checkpoint)
     naming = None if model is None else naming_of(checkpoint.names, model.table)
-    named = (_canonical(name, value, model, naming) for name, value in checkpoint.items)
-    tensors = {name: tensor for name, tensor in named if tensor is not None}
+    tensors: dict[str, Stored] = {}
+    twice = []
+    for found, value in checkpoint.items:
+        name, tensor = _canonical(found, value, model, naming)
+        if tensor is None:
+            continue
+        if name in tensors:
+            twice.append(Problem("duplicate", found, f"{shown(found)} is {shown(name)}, and so is another"))
+        tensors[name] = tensor
+    if twice:
+        raise WeightsError(f"{checkpoint.label}: it cannot be compared, names come twice", twice)
     if not tensors:
         raise WeightsError(f"{checkpoint.label}: there are no tensors to compare")
     return tensors

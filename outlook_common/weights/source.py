@@ -50,14 +50,15 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
             for shard in sorted(set(sharded.weight_map(weights).values())):
                 fetch(hub_id, filename=shard, **access)
         return weights, config
-    if not Path(source).is_dir():
-        return Path(source), None
-    if (item := orbax.item_of(Path(source))) is not None:
+    folder = Path(source)
+    if not folder.is_dir():
+        return folder, None
+    found = [] if orbax.is_orbax(folder) else [path for name in WEIGHT_FILES if (path := folder / name).exists()]
+    if not found and (item := orbax.item_of(folder)) is not None:
         return item, None
-    found = [path for name in WEIGHT_FILES if (path := Path(source) / name).exists()]
     if not found:
         raise FileNotFoundError(
             f"{source}: a folder without weights, that is without any of {', '.join(WEIGHT_FILES)}, nor Orbax's"
         )
-    config = Path(source) / CONFIG_FILE
+    config = folder / CONFIG_FILE
     return found[0], config if config.exists() else None

@@ -62,7 +62,10 @@ def _architecture(config: VOLOConfig) -> dict[str, Any]:
 
 def classes_in_file(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Return how many classes the weights of a VOLO are for, 0 without classifier; any naming."""
-    return shapes["head.bias"][0] if len(shapes.get("head.bias", ())) == 1 else 0
+    for name, axes, axis in (("head.bias", 1, 0), ("head.weight", 2, 0), ("head.kernel", 2, 1)):
+        if len(shape := shapes.get(name, ())) == axes:
+            return shape[axis]
+    return 0
 
 
 def size_in_file(shapes: Mapping[str, tuple[int, ...]], config: VOLOConfig) -> tuple[int, int]:

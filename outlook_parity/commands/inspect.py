@@ -93,12 +93,12 @@ def _print(found: Inspection) -> None:
 
 def _table(found: Inspection) -> Table:
     table = Table()
-    table.add_column("name", overflow="fold")  # a name that is cut short is of no use
-    for column in ("dtype", "shape"):
-        table.add_column(column)
+    # Names and numbers that are cut short are of no use.
+    for column in ("name", "dtype", "shape"):
+        table.add_column(column, overflow="fold")
     for column in ("NaN", "Inf", "zeros", "min", "max", "mean", "std"):
-        table.add_column(column, justify="right")
-    table.add_column("sha256")
+        table.add_column(column, justify="right", overflow="fold")
+    table.add_column("sha256", overflow="fold")
     for row in found.rows:
         name, shape = escape(shown(row.name)), "×".join(map(str, row.shape)) or "scalar"
         if row.statistics is None or row.line is None:

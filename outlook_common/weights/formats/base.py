@@ -19,6 +19,13 @@ Tensors = Mapping[str, Stored]
 # What is said of the tensors as a whole; a value may still be under way, and then is `LATE` characters long.
 Metadata = Mapping[str, "str | Future[str]"]
 LATE = 64
+# How files begin that people often have in place of weights, in small letters, and what they are.
+_MISTAKEN = {
+    b"version https://git-lfs.": "it is Git LFS's pointer to the file, which `git lfs pull` in its folder gets",
+    b"<!doctype html": "it is a web page",
+    b"<html": "it is a web page",
+}
+_BEGIN = max(map(len, _MISTAKEN))
 # Of tensors whose bytes were read again and compared as they were written: the file and the byte where they begin.
 Places = Mapping[str, tuple[Path, int]]
 
@@ -69,8 +76,17 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except (WeightsError, OSError, ImportError):
         raise
     except Exception as error:
-        what = shown(next(iter(str(error).splitlines()), "") or type(error).__name__)
+        what = _mistaken(path) or shown(next(iter(str(error).splitlines()), "") or type(error).__name__)
         raise WeightsError(f"{path}: not a readable {kind} file: {what}") from error
+
+
+def _mistaken(path: Path) -> str | None:
+    """Return what a file that cannot be read is, if it is what people often have in place of it."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        begin = file.read(_BEGIN).lower()
+    return next((what for start, what in _MISTAKEN.items() if begin.startswith(start)), None)
 
 
 def settled(metadata: Metadata) -> dict[str, str]:

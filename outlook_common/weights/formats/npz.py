@@ -122,6 +122,8 @@ def _member(file: KnownFile, name: str, extent: Extent, size: int) -> Stored:
     with extent.open() as stream:
         stream.fill(header)
     text = io.BytesIO(header.tobytes())
+    if not text.getvalue().startswith(npy.MAGIC_PREFIX):
+        raise ValueError(f"{shown(name)} is none of NumPy's arrays, which begin otherwise")
     version = npy.read_magic(text)
     if version not in _HEADER_READERS:
         raise ValueError(f"{shown(name)} is of version {version} of .npy, only {list(_HEADER_READERS)} are read")

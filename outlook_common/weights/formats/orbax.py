@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -45,8 +46,12 @@ _TOGETHER = 1 << 24
 _FILES = 10 * limits.NAMES
 # How many threads TensorStore reads with: what each has freed it keeps.
 _ONE_AT_A_TIME = {"file_io_concurrency": {"limit": 1}, "data_copy_concurrency": {"limit": 1}}
-# What Orbax calls a tree that was saved beside others.
+# What Orbax calls a tree that was saved beside others, or a user who saved more than the model; these are preferred.
 _ITEMS = ("default", "state", "model", "params")
+# What its manager calls the folder of a step.
+_STEP = re.compile(r"(?:.+_)?\d+")
+# The names of folders that are not finished, ours and Orbax's.
+_UNFINISHED = re.compile(r"^\.|\.orbax-checkpoint-tmp")
 
 
 def is_orbax(folder: Path) -> bool:
@@ -62,8 +67,11 @@ def item_of(folder: Path) -> Path | None:
     """
     if is_orbax(folder):
         return folder
-    items = [folder / name for name in _ITEMS if is_orbax(folder / name)]
-    steps = [found for path in folder.iterdir() if path.name.isdigit() and (found := item_of(path)) is not None]
+    parts = [path for path in folder.iterdir() if path.is_dir() and not _UNFINISHED.search(path.name)]
+    trees = [path for path in parts if is_orbax(path)]
+    items = [path for path in trees if path.name in _ITEMS] or trees
+    others = [path for path in parts if path not in trees and _STEP.fullmatch(path.name)]
+    steps = [found for path in others if (found := item_of(path)) is not None]
     if len(items + steps) > 1:
         names = ", ".join(sorted(str(path.relative_to(folder)) for path in items + steps))
         raise WeightsError(f"{folder}: it has several Orbax checkpoints, give the path of one: {names}")
@@ -103,8 +111,7 @@ def read(path: Path) -> Contents:
         there = _bytes_in(path)
         about = _about(path)
         leaves = [(_leaf(entry), entry["value_metadata"]["value_type"]) for entry in about["tree_metadata"].values()]
-        is_nnx = bool(leaves) and all(leaf[-1] == "value" and len(leaf) > 1 for leaf, _ in leaves)
-        names = [".".join(leaf[:-1] if is_nnx else leaf) for leaf, _ in leaves]  # NNX's variables have one value each
+        names = _names([leaf for leaf, _ in leaves])
         check_names(path, names)
         arrays = _opened(path, about, [".".join(leaf) for leaf, kind in leaves if kind in _ARRAYS])
         values = {
@@ -138,15 +145,22 @@ def _leaf(entry: Mapping[str, Any]) -> Leaf:
     return leaf
 
 
+def _names(leaves: list[Leaf]) -> list[str]:
+    """Return what each leaf is called; NNX's variables are saved as trees of one leaf, called "value"."""
+    leaves_below = Counter(leaf[:steps] for leaf in leaves for steps in range(1, len(leaf)))
+    return [".".join(leaf[:-1] if leaf[-1] == "value" and leaves_below[leaf[:-1]] == 1 else leaf) for leaf in leaves]
+
+
 def _opened(folder: Path, about: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     """Return arrays by their names: all in one OCDBT store, or each in its own folder."""
     import tensorstore
 
     driver, context = "zarr3" if about.get("use_zarr3") else "zarr", tensorstore.Context(_ONE_AT_A_TIME)
 
-    def place(name: str) -> dict[str, str]:
+    def place(name: str) -> dict[str, Any]:
         if (folder / "manifest.ocdbt").exists():
-            return {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}
+            # Not a URL, in which "%20" would be another folder's name.
+            return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": f"{name}/"}
         return {"driver": "file", "path": f"{folder}/{name}/"}
 
     futures = {

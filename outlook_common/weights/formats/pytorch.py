@@ -79,6 +79,8 @@ def _check_archive(path: Path) -> None:
     size = path.stat().st_size
     if sum(info.compress_size for info in infos) > size:
         raise ValueError(f"its members would be longer than the file, {size} bytes: they overlap")
+    if any(info.filename.endswith("/constants.pkl") for info in infos):
+        raise ValueError("it is a TorchScript archive, that is code; where you trust it, save its state_dict alone")
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise ValueError(f"{shown(info.filename)} is packed; PyTorch writes numbers as they are")
