@@ -125,6 +125,16 @@ def test_offline_without_the_file_says_where_it_looked_and_what_to_do(
     assert server.requests == []
 
 
+def test_what_may_be_a_mistyped_path_is_said_to_be_no_file_here_either(hub: Callable[..., Server]) -> None:
+    hub(Repository(files()))
+    with one_line("org/absent: no such repository") as lines:
+        weights_and_config("org/absent")
+    assert lines[0].endswith(" (a Hub id, as there is no file or folder org/absent here)")
+    with one_line("org/absent: no such repository") as lines:
+        weights_and_config("hf-hub:org/absent")
+    assert "file or folder" not in lines[0]
+
+
 def test_what_is_not_there_is_said(hub: Callable[..., Server]) -> None:
     server = hub(Repository(files()), bare=Repository({"README.md": b"soon"}), gated=Repository(files(), gated=True))
     with one_line(f"org/absent: no such repository at {server.url}, or a private one"):

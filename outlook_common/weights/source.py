@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from outlook_common.hub import CONFIG_FILE, PREFIX, WEIGHT_FILES, NoSuchFileOnHubError, fetch, split_hub_id
+from outlook_common.hub import CONFIG_FILE, PREFIX, WEIGHT_FILES, HubError, NoSuchFileOnHubError, fetch, split_hub_id
 from outlook_common.weights.files import FORMATS, PathLike
 from outlook_common.weights.formats import orbax, sharded
 
@@ -42,14 +42,11 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
     """
     if (hub_id := hub_id_in(source)) is not None:
         try:
-            config = fetch(hub_id, filename=CONFIG_FILE, **access)
-        except NoSuchFileOnHubError:
-            config = None
-        weights = fetch(hub_id, **access)
-        if weights.name == sharded.INDEX:
-            for shard in sorted(set(sharded.weight_map(weights).values())):
-                fetch(hub_id, filename=shard, **access)
-        return weights, config
+            return _on_hub(hub_id, access)
+        except HubError as error:
+            if hub_id.startswith(PREFIX):
+                raise
+            raise type(error)(f"{error} (a Hub id, as there is no file or folder {source} here)") from error
     folder = Path(source)
     if not folder.is_dir():
         return folder, None
@@ -62,3 +59,15 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
         )
     config = folder / CONFIG_FILE
     return found[0], config if config.exists() else None
+
+
+def _on_hub(hub_id: str, access: dict[str, Any]) -> tuple[Path, Path | None]:
+    try:
+        config = fetch(hub_id, filename=CONFIG_FILE, **access)
+    except NoSuchFileOnHubError:
+        config = None
+    weights = fetch(hub_id, **access)
+    if weights.name == sharded.INDEX:
+        for shard in sorted(set(sharded.weight_map(weights).values())):
+            fetch(hub_id, filename=shard, **access)
+    return weights, config
