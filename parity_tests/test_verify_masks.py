@@ -164,3 +164,15 @@ def test_attention_under_a_mask_drops_what_the_masks_say(options: dict[str, Any]
     weights = (q @ k.mT / 2).masked_fill(~keep, -torch.inf).softmax(-1)
     assert torch.equal(found, weights * torch.from_numpy(Draws(0).mask((2, 2, 5, 5), 0.3, "")) @ v)
     assert len(draws.drawn) == 1
+
+
+def test_random_numbers_of_its_own_in_training_excuse_no_twin() -> None:
+    names = Given(torch_axes=(0, 3, 1, 2))
+    theirs = TorchDrops(lambda x: x + torch.randn_like(x))
+    images, before = np.random.default_rng(0).standard_normal((8, 6, 5, 3)), torch.random.get_rng_state()
+    ours = load_torch_weights(nnx_drops(()), theirs, names)
+    ours.drop.rate = 0
+    report = verify(theirs, ours, images, levels=["training"], dtypes=["float64"], names=names, steps=1)
+    wrong = {row.name for row in report.checks if row.verdict == "mismatch"}
+    assert {"SGD: losses", "SGD: conv.weight", "AdamW: losses"} <= wrong
+    assert torch.equal(torch.random.get_rng_state(), before)
