@@ -9,7 +9,7 @@ from outlook_parity.checks import TWINS, Check
 from outlook_parity.compare import Tensors
 from outlook_parity.layers import Suspect, shown_path
 from outlook_parity.masks import Draw
-from outlook_parity.rounding import as_coarse_as, finer_products
+from outlook_parity.rounding import as_coarse_as, as_float32_rounds, finer_products
 from outlook_parity.semantics import HARMLESS, Difference
 from outlook_parity.signatures import weight_difference
 
@@ -73,16 +73,21 @@ def _weights(evidence: Evidence) -> Explanation | None:
 MANY = 3
 
 
+# Facts that matter in training alone.
+IN_TRAINING = ("momentum", "dropout rate")
+
+
 def _alone(evidence: Evidence) -> Explanation | None:
     """Return the first module that is wrong alone; in float64 if it shows there."""
     if not evidence.suspects:
         return None
     first = evidence.suspects[0]
-    harmless = HARMLESS if first.dtype == "float64" else ()
+    harmless = (*IN_TRAINING, *(HARMLESS if first.dtype == "float64" else ()))
     if said := [d for d in evidence.differences if d.path == first.path and d.fact not in harmless]:
         return Explanation(shown_path(first.path), "; ".join(map(str, said)))
     step = evidence.wrong_step(first)
-    coarse = next((as_coarse_as(check) for check in evidence.wrong if _is_of(first, check)), "")
+    own = next((check for check in evidence.wrong if _is_of(first, check)), None)
+    coarse = "" if own is None else as_coarse_as(own) or as_float32_rounds(own)
     reasons = [f"the step {step} of outlook attention" if step else first.where, first.how, coarse]
     where = "; ".join(filter(None, reasons)) or "its own code gives something else"
     precision = "" if first.dtype == "float64" else f", in {first.dtype} alone"
@@ -108,10 +113,6 @@ def _said(evidence: Evidence) -> Explanation | None:
     training = any(check.level == "training" for check in evidence.wrong)
     said = [d for d in evidence.differences if d.fact not in HARMLESS and (training or d.fact not in IN_TRAINING)]
     return Explanation(shown_path(said[0].path), listed(said, 3, between="; ")) if said else None
-
-
-# Facts that matter in training alone.
-IN_TRAINING = ("momentum", "dropout rate")
 
 
 def _output(evidence: Evidence) -> Explanation | None:
@@ -161,7 +162,8 @@ def _draws(evidence: Evidence) -> Explanation | None:
         return None
     other = next((n for n, (a, b) in enumerate(zip(torch, jax, strict=False)) if a.shape != b.shape), None)
     first = min(len(torch), len(jax)) if other is None else other
-    where = next((drawn[first].where for drawn in (torch, jax) if first < len(drawn)), "")
+    longer_first = sorted((torch, jax), key=len, reverse=True)  # it has what the other lacks
+    where = next((drawn[first].where for drawn in longer_first if first < len(drawn)), "")
     counts = f"{len(torch)} dropout masks in torch, {len(jax)} in jax"
     return Explanation(shown_path(where), f"{counts}; they differ from mask {first + 1} on, in {shown_path(where)}")
 

@@ -39,7 +39,7 @@ class Check:
         dtype: the precision that the twins computed in; "as given" for weights.
         name: the tensor under its torch name; of layers the module's path.
         verdict: "zero" if it is exactly zero in both twins: no difference, but no evidence either; "skipped" if only
-            one twin has such a module, which is no difference either.
+            one twin has such a module, or another shape there, of which both make the same: no difference.
         bound: the largest `measured` that passes.
         measured: in float64 and for weights the relative error max|torch - jax| / max|jax|; in lower precisions the
             factor between the twins' noises. None if it could not be measured: then `note` says why.

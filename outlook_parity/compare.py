@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -76,11 +77,15 @@ def compare_level(
         if pair.name in whole:
             checks.append(_compare_whole(level, dtype, pair))
             continue
-        exact = None if truth is None else truth.get(pair.name)
-        least = sum_noise(_terms(level, pair, dtype, summed), dtype)
+        kind = _kind(pair.name) if level == "training" else ""
+        rooted = partial(_rooted, kind)
+        exact = None if truth is None else rooted(truth.get(pair.name))
+        least = sum_noise(_terms(level, kind, pair, dtype, summed), dtype)
         jump = None
         if moved and pair.name in traced["up"]:
-            jump = np.asarray(traced["up"][pair.name] - traced["down"][pair.name])  # of single numbers it is no array
+            up, down = (rooted(traced[which][pair.name]) for which in ("up", "down"))
+            jump = np.asarray(up - down)  # of single numbers it is no array
+        pair = TensorPair(pair.name, rooted(pair.torch), rooted(pair.jax))
         if jump is not None and exact is not None and exact.any():
             size = noise_of(np.asarray(jump + exact), exact, dtype)
             least = Noise(max(least.rms, size.rms), max(least.max, size.max))
@@ -108,10 +113,22 @@ def _explained(pair: TensorPair, jump: np.ndarray) -> bool:
     return float(np.abs(torch - jax).max()) <= FACTOR_BOUND * float(np.abs(jump).max())
 
 
-def _terms(level: str, pair: TensorPair, dtype: str, summed: tuple[int, int]) -> int:
+def _kind(name: str) -> str:
+    """Return what of a training step a tensor is: "losses", or of the optimizer's state "momentum"; else its name."""
+    return name.partition(": ")[2].partition(" of ")[0]
+
+
+def _rooted(kind: str, array: np.ndarray | None) -> Any:
+    """Return the root of what is a mean of squares: of gradients that are nothing but rounding, squares would tell of
+    a factor between the twins' noises its square.
+    """
+    return np.sqrt(array) if array is not None and kind == "second moment" else array
+
+
+def _terms(level: str, kind: str, pair: TensorPair, dtype: str, summed: tuple[int, int]) -> int:
     """Return how many numbers are added up, in `dtype` itself, for one of this tensor.
 
-    For a parameter's gradient (and for what optimizers keep of it, squared or not) those are the places of the map, at
+    For a parameter's gradient (and for what optimizers keep of it) those are the places of the map, at
     most all of the input's; for a loss, whose outputs are about as many as the inputs, all numbers. Below float32
     matrix products and means add up in float32, and so only the gradients of vectors count.
     """
@@ -123,8 +140,7 @@ def _terms(level: str, pair: TensorPair, dtype: str, summed: tuple[int, int]) ->
         return places if in_float32 or pair.torch.ndim == 1 else 1
     if not in_float32:
         return 1
-    kind = pair.name.partition(": ")[2].partition(" of ")[0]
-    return {"losses": numbers, "momentum": places, "first moment": places, "second moment": 4 * places}.get(kind, 1)
+    return {"losses": numbers, **dict.fromkeys(("momentum", "first moment", "second moment"), places)}.get(kind, 1)
 
 
 def may_be_a_jump(check: Check) -> bool:

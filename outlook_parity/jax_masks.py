@@ -33,7 +33,7 @@ def dropped(module: Any, draws: Draws, path: str, x: jax.Array, **kwargs: Any) -
         return x * (kept / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
     if module.rate == 0:
         return x
-    return x * jnp.asarray(draws.mask(x.shape, module.rate, path), x.dtype)
+    return _multiplied(module, draws, path, x)
 
 
 def dropped_in_linen(
@@ -43,4 +43,11 @@ def dropped_in_linen(
     asked = kwargs.get("deterministic", rest[0] if rest else None)
     if (module.deterministic if asked is None else asked) or not module.rate:
         return x
-    return x * jnp.asarray(draws.mask(x.shape, module.rate, path), x.dtype)
+    return _multiplied(module, draws, path, x)
+
+
+def _multiplied(module: Any, draws: Draws, path: str, x: jax.Array) -> jax.Array:
+    """Drop what a dropout module of NNX or Linen does: together what lies along its `broadcast_dims`."""
+    together = {axis % x.ndim for axis in module.broadcast_dims}
+    shape = tuple(1 if axis in together else size for axis, size in enumerate(x.shape))
+    return x * jnp.asarray(draws.mask(shape, module.rate, path), x.dtype)

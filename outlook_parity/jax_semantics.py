@@ -7,16 +7,23 @@ from typing import Any
 import jax
 
 from outlook_parity.precisions import Products
-from outlook_parity.semantics import OWN_ATTRIBUTES, Facts, ints_of, pairs_of
+from outlook_parity.semantics import OWN_ATTRIBUTES, PASSES, Facts, ints_of, pairs_of
+
+# Words for a padding that is none of the convolution's own, its operand is padded before; and with what.
+PADDED_BEFORE = {"circular": "circular", "reflect": "reflect", "causal": "zeros"}
 
 
 def _convolution(module: Any) -> dict[str, Any]:
     size = module.kernel_size
     axes = 1 if isinstance(size, int) else len(size)
+    word = str(module.padding).lower()
+    padding: dict[str, Any] = {"padding mode": PADDED_BEFORE.get(word, "zeros")}
+    if word not in PADDED_BEFORE:
+        padding["padding"] = pairs_of(module.padding, axes)
     return {
         "kernel size": ints_of(size, axes),
         "stride": ints_of(module.strides, axes),
-        "padding": pairs_of(module.padding, axes),
+        **padding,
         "dilation": ints_of(module.kernel_dilation, axes),
         "groups": module.feature_group_count,
         "bias": module.use_bias,
@@ -35,8 +42,12 @@ _PRECISIONS: dict[str, Products] = {
 }
 
 
+def _flax_norm(module: Any) -> dict[str, Any]:
+    return {"eps": float(module.epsilon), "variance": PASSES[module.use_fast_variance]}
+
+
 def _flax_batch_norm(module: Any) -> dict[str, Any]:
-    return {"eps": float(module.epsilon), "momentum": 1 - float(module.momentum)}
+    return _flax_norm(module) | {"momentum": 1 - float(module.momentum)}
 
 
 def _own_batch_norm(module: Any) -> dict[str, Any]:
@@ -51,8 +62,8 @@ def _linear(module: Any) -> dict[str, Any]:
 
 # What modules say, by module and name of the type: NNX's and Linen's are called alike.
 READERS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
-    ("flax", "LayerNorm"): lambda module: {"eps": float(module.epsilon)},
-    ("flax", "GroupNorm"): lambda module: {"eps": float(module.epsilon), "groups": module.num_groups},
+    ("flax", "LayerNorm"): _flax_norm,
+    ("flax", "GroupNorm"): lambda module: _flax_norm(module) | {"groups": module.num_groups},
     ("flax", "BatchNorm"): _flax_batch_norm,
     ("outlook_jax", "BatchNorm"): _own_batch_norm,
     ("flax", "Conv"): _convolution,

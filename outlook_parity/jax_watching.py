@@ -26,12 +26,26 @@ def modules_of(module: nnx.Module) -> dict[str, Any]:
     return {".".join(map(str, path)): part for path, part in nnx.iter_modules(module)}
 
 
-def _is_floating(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+def _is_inexact(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _is_whole(leaf: Any) -> bool:
+    kinds = (jnp.integer, jnp.bool_)
+    return isinstance(leaf, jax.Array) and any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
 
 
 def _arrays(tree: Any) -> Arrays:
-    return [to_numpy(leaf) for leaf in leaves(tree, _is_floating)]
+    """Return the numbers of a tree, of complex ones the real and the imaginary part."""
+    return [to_numpy(part) for leaf in leaves(tree, _is_inexact) for part in _parts(leaf)]
+
+
+def _parts(leaf: jax.Array) -> list[jax.Array]:
+    return [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
+
+
+def _whole(tree: Any) -> Arrays:
+    return [to_numpy(leaf) for leaf in leaves(tree, _is_whole)]
 
 
 def _traced(tree: Any) -> bool:
@@ -42,11 +56,11 @@ def _traced(tree: Any) -> bool:
 def _replaced(tree: Any, given: Arrays | None) -> Any:
     if given is None:
         return tree
-    new = {
-        id(leaf): jax.device_put(round_to(array, leaf.dtype.name), leaf.sharding)
-        for leaf, array in zip(leaves(tree, _is_floating), given, strict=True)
-    }
-    return replaced(tree, _is_floating, new)
+    arrays, new = iter(given), {}
+    for leaf in leaves(tree, _is_inexact):
+        parts = [round_to(next(arrays), part.dtype.name) for part in _parts(leaf)]
+        new[id(leaf)] = jax.device_put(parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1], leaf.sharding)
+    return replaced(tree, _is_inexact, new)
 
 
 @contextmanager
@@ -83,7 +97,7 @@ def watched_nnx(
                     return honest(self, *args, **kwargs)
                 args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))
                 output = honest(self, *args, **kwargs)
-                return _replaced(output, tape.leave(_arrays(output)))
+                return _replaced(output, tape.leave(_arrays(output), _whole(output)))
             finally:
                 running.pop()
 
@@ -135,7 +149,7 @@ def watched_linen(
             return call(*args, **kwargs)
         args, kwargs = _replaced((args, kwargs), tape.enter(name, _arrays((args, kwargs))))
         output = call(*args, **kwargs)
-        return _replaced(output, tape.leave(_arrays(output)))
+        return _replaced(output, tape.leave(_arrays(output), _whole(output)))
 
     with linen.intercept_methods(intercept):
         yield

@@ -4,16 +4,13 @@ Alone means that what a module is called with, and what each module inside gives
 of a module tells of its own code and parameters and of nothing else. The first that is wrong alone is where the bug is.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from outlook_parity.checks import (
-    PROPAGATED,
-    TWINS,
-    Check,
-)
+from outlook_parity.checks import PROPAGATED, TWINS, Check, RowVerdict
 from outlook_parity.compare import (
     FACTOR_BOUND,
     RELATIVE_BOUNDS,
@@ -103,7 +100,7 @@ def verify_layers(
     rows.compare(
         PROPAGATED,
         {"torch": played["torch"], "jax": tapes["jax"].events, "truth": truth.get(PROPAGATED)},
-        {key: key.path for key in tapes["torch"].events if key.side == "out"},
+        {key: key.path for key in tapes["torch"].events if key.side != "in"},
     )
     for giver, other in (("torch", "jax"), ("jax", "torch")):
         step(f"layers: {other} in {dtype} on the numbers of {giver}")
@@ -135,7 +132,7 @@ def propagated(torch: Events, jax: Events, truth: Events | None, dtype: str) -> 
     events = {"torch": _in_jax_layout(torch, axes), "jax": jax, "truth": None}
     if truth is not None:
         events["truth"] = _in_jax_layout(truth, axes)
-    suspects = rows.compare(PROPAGATED, events, {key: key.path for key in torch if key.side == "out"})
+    suspects = rows.compare(PROPAGATED, events, {key: key.path for key in torch if key.side != "in"})
     return [*rows.rows(), *_unmatched(tapes, known, dtype)], suspects
 
 
@@ -146,7 +143,8 @@ def shown_path(path: str) -> str:
 
 def _known(torch: Tape, jax: Tape) -> list[str]:
     """Return the modules that both twins call equally often, in the order in which they return."""
-    calls = [{path: sum(key.path == path for key in tape.events) for path in tape.paths()} for tape in (torch, jax)]
+    returns = [[key.path for key in tape.events if key.side == "out"] for tape in (torch, jax)]
+    calls = [Counter(paths) for paths in returns]
     return [path for path, count in calls[0].items() if calls[1].get(path) == count]
 
 
@@ -165,7 +163,7 @@ def _axes(torch: Events, jax: Events, known: Sequence[str]) -> Axes:
 
 
 def _has_axes(key: Key, arrays: Arrays, axes: Axes) -> bool:
-    return bool(arrays) and all((key, index) in axes for index in range(len(arrays)))
+    return all((key, index) in axes for index in range(len(arrays)))
 
 
 def _in_jax_layout(events: Events, axes: Axes) -> dict[Key, Arrays]:
@@ -202,18 +200,36 @@ class _Rows:
         suspects: list[Suspect] = []
         truth = events["truth"]
         members = set(self._known)
+        torch, jax = events["torch"] or {}, events["jax"] or {}
+        apart: list[tuple[Key, str, Check]] = []  # of shapes of their own, of which the next that compare will tell
+
+        def note(key: Key, path: str, check: Check) -> None:
+            check = replace(check, view=view, note=check.note or _where(key, path, check))
+            old = self._worst.get((path, view))
+            if old is None or _badness(check) > _badness(old):
+                self._worst[path, view] = check
+            if check.verdict == "mismatch":
+                before = key.path if key.side == "in" else None
+                how = self._how(key, events) if not suspects else ""
+                suspects.append(Suspect(path, check.note, self._dtype, view, before, how))
+
         for key, path in blamed.items():
             if path not in members or key.path not in members:
                 continue
-            for check in self._checks(key, path, events["torch"] or {}, events["jax"] or {}, truth):
-                check = replace(check, view=view, note=check.note or _where(key, path, check))
-                old = self._worst.get((path, view))
-                if old is None or _badness(check) > _badness(old):
-                    self._worst[path, view] = check
-                if check.verdict == "mismatch":
-                    before = key.path if key.side == "in" else None
-                    how = self._how(key, events) if not suspects else ""
-                    suspects.append(Suspect(path, check.note, self._dtype, view, before, how))
+            if shapes := _shapes_of_their_own(key, torch, jax):
+                apart.append((key, path, Check("layers", self._dtype, shown_path(path), "mismatch", 0.0, note=shapes)))
+                continue
+            checks = list(self._checks(key, path, torch, jax, truth))
+            made_up_for = bool(checks) and all(check.verdict in ("pass", "zero") for check in checks)
+            for one, where, check in apart if checks else ():
+                verdict: RowVerdict = "skipped" if made_up_for else "mismatch"
+                how = f"{check.note}; what is made of it agrees" if made_up_for else check.note
+                note(one, where, replace(check, verdict=verdict, note=how))
+            apart = apart if not checks else []
+            for check in checks:
+                note(key, path, check)
+        for found in apart:
+            note(*found)
         return suspects
 
     def _how(self, key: Key, events: Mapping[str, Events | None]) -> str:
@@ -233,9 +249,8 @@ class _Rows:
         inputs = torch.get(Key(path, 0, "in"), [])
         ours, theirs = torch.get(key), jax.get(key)
         if ours is None or theirs is None or len(ours) != len(theirs):
-            if key.side == "out":
-                note = f"{_shapes(ours)} in torch, {_shapes(theirs)} in jax"
-                yield Check("layers", self._dtype, shown_path(path), "mismatch", bound, note=note)
+            return
+        if key.side == "whole" and truth is not None:  # rounding may decide them
             return
         for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             exact = None if truth is None else truth.get(key, [None] * len(ours))[index]
@@ -248,12 +263,22 @@ class _Rows:
             yield compare_pair("layers", self._dtype, pair, bound=bound, truth=exact, least=least)
 
 
+def _shapes_of_their_own(key: Key, torch: Events, jax: Events) -> str:
+    """Return in words what shapes a module gives, if they are not those of its twin; "" if they are.
+
+    Whole numbers may be another affair in each twin, and so may arguments: what is made of them tells.
+    """
+    ours, theirs = torch.get(key), jax.get(key)
+    fit = ours is not None and theirs is not None and len(ours) == len(theirs)
+    return "" if fit or key.side != "out" else f"{_shapes(ours)} in torch, {_shapes(theirs)} in jax"
+
+
 def _shapes(arrays: Arrays | None) -> str:
     return "a shape of its own" if arrays is None else f"shapes {[array.shape for array in arrays]}"
 
 
 def _where(key: Key, path: str, check: Check) -> str:
-    if check.verdict != "mismatch" or key.side == "out":
+    if check.verdict != "mismatch" or key.side != "in":
         return ""
     return f"calls {shown_path(key.path)} with something else"
 

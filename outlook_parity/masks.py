@@ -13,13 +13,26 @@ class Draw:
     shape: tuple[int, ...]
 
 
-# Which of the two places comes first in the weights of self-attention (batch, heads, place, place) is each twin's own
-# affair. So masks of four axes are the same read either way: drawn with the shorter one first, and symmetric.
-ATTENTION_AXES = 4
+# In which order a map (batch, height, width, channels), a sequence (batch, steps, channels) or the weights of
+# self-attention (batch, heads, place, place) has its axes is each twin's own affair. So a mask of so many axes is the
+# same read in any order of them: drawn with the shorter axes first, and symmetric in those of one length.
+ANY_ORDER = range(3, 6)
 
 
 def _in_order(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:-2], *sorted(shape[-2:])) if len(shape) == ATTENTION_AXES else tuple(shape)
+    return tuple(sorted(shape)) if len(shape) in ANY_ORDER else tuple(shape)
+
+
+def _symmetric(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers, whose axes are sorted by length, made the same whichever of those of one length comes first."""
+    index: list[np.ndarray] = list(np.ogrid[tuple(map(slice, numbers.shape))])
+    for length in set(numbers.shape) - {1}:
+        axes = [axis for axis, size in enumerate(numbers.shape) if size == length]
+        if len(axes) > 1:
+            places = np.sort(np.stack(np.broadcast_arrays(*(index[axis] for axis in axes))), axis=0)
+            for axis, place in zip(axes, places, strict=True):
+                index[axis] = place
+    return numbers[tuple(index)]
 
 
 @dataclass
@@ -43,9 +56,9 @@ class Draws:
         kept = _in_order(shape)
         numbers = np.random.default_rng([self.seed, len(self.drawn)]).random(kept, np.float32)
         self.drawn.append(Draw(where, kept))
-        if len(kept) == ATTENTION_AXES and kept[-1] == kept[-2]:
-            numbers = np.triu(numbers) + np.triu(numbers, 1).swapaxes(-1, -2)
-        return (numbers if kept == shape else numbers.swapaxes(-1, -2)).astype(np.float64)
+        if len(kept) in ANY_ORDER:
+            numbers = _symmetric(numbers).transpose(np.argsort(np.argsort(shape, kind="stable")))
+        return numbers.astype(np.float64)
 
     def mask(self, shape: tuple[int, ...], rate: float, where: str) -> np.ndarray:
         """Return what to multiply with: 0, or 1/(1-rate)."""

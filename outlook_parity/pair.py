@@ -171,6 +171,10 @@ def _out_axes(
 
 
 def _derived(module: torch.nn.Module, model: JaxModel, given: Given) -> Names:
+    for twin, weights in (("torch", dict(module.named_parameters())), ("JAX", model.parameters)):
+        for name, weight in weights.items():
+            if "complex" in str(weight.dtype):
+                raise TypeError(f"{name} of the {twin} model is complex; keep its real and imaginary parts apart")
     paths = {path for path, _ in module.named_modules()}
     return derive_names(torch_leaves(module), paths, shapes_of(model), model.modules(), given, transposed_of(model))
 

@@ -61,6 +61,18 @@ def as_coarse_as(check: Check) -> str:
     return f"{more} errs as {' or '.join(coarser[min(coarser)])} would" if coarser else ""
 
 
+def as_float32_rounds(check: Check) -> str:
+    """Return in words that twins differ in float64 by as much as float32 rounds; "" if not."""
+    if check.dtype != "float64" or check.measured is None:
+        return ""
+    units = check.measured / PRECISIONS["float32"].epsilon
+    shown = LEAST_SHOWN <= units <= MOST_UNITS
+    return f"by {check.measured:.1e}, as float32 inside one of them or both would make it" if shown else ""
+
+
+# The most by which a few operations in float32 make one entry differ, in units of its rounding.
+MOST_UNITS = 8.0
+
 # Of a product, in units of the rounding of what it multiplies.
 USUAL = 0.3
 

@@ -27,8 +27,14 @@ class Difference:
 
 
 # Facts that change no number in float64 and in the modes that the verifier sets itself. The precision is that of
-# products of float32: as the verifier pins both frameworks, unless a module says otherwise.
-HARMLESS = ("mode", "precision")
+# products of float32: as the verifier pins both frameworks, unless a module says otherwise. The variance of a norm, as
+# mean of squares less square of the mean, takes one pass, and loses digits that two passes keep.
+HARMLESS = ("mode", "precision", "variance")
+
+# As Flax has it by default: said only where it is the cause.
+QUIET = ("variance",)
+
+PASSES = {True: "in one pass", False: "in two passes"}
 
 
 def differences(torch: Facts, jax: Facts, kinds: Mapping[str, str]) -> list[Difference]:

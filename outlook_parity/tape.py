@@ -10,14 +10,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Side = Literal["in", "out"]
+Side = Literal["in", "out", "whole"]
 Arrays = list[np.ndarray]
 
 ROOT = ""
 
 
 class Key(NamedTuple):
-    """One side of one call: the module's path, which of its calls it is, and whether its arguments or results."""
+    """One side of one call: the module's path, which of its calls it is, and whether its arguments, its results, or
+    those of its results that are whole numbers.
+    """
 
     path: str
     call: int
@@ -57,9 +59,14 @@ class Tape:
         self._stack.append((path, key.call))
         return self._note(key, arrays, parent)
 
-    def leave(self, arrays: Arrays) -> Arrays | None:
-        """Note what the module called last gives; return what it shall give instead, None for what it is."""
+    def leave(self, arrays: Arrays, whole: Arrays | None = None) -> Arrays | None:
+        """Note what the module called last gives; return what it shall give instead, None for what it is.
+
+        `whole` are numbers that tell where something is, or whether: they are noted, and replaced by nothing.
+        """
         path, call = self._stack.pop()
+        if whole:
+            self._note(Key(path, call, "whole"), whole, path)
         return self._note(Key(path, call, "out"), arrays, path)
 
     def paths(self) -> list[str]:

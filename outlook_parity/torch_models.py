@@ -77,7 +77,7 @@ def torch_leaves(model: torch.nn.Module) -> dict[str, TorchLeaf]:
 
 def wide(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor as a NumPy array in float64."""
-    return to_numpy(tensor.double())
+    return to_numpy(tensor.double().resolve_neg())
 
 
 def dtype_of(tensor: torch.Tensor) -> str:

@@ -8,8 +8,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from outlook_parity.precisions import Products
-from outlook_parity.semantics import OWN_ATTRIBUTES, Facts, ints_of, pairs_of
+from outlook_parity.semantics import OWN_ATTRIBUTES, PASSES, Facts, ints_of, pairs_of
 from outlook_parity.torch_watching import running
+
+# Ways of padding that Flax's convolutions leave to an operation before.
+PADDED_BEFORE = ("circular", "reflect")
+
+
+def _padding(module: Any, axes: int) -> Any:
+    if not isinstance(module.padding, str):
+        return pairs_of(module.padding, axes)
+    before_and_after = module._reversed_padding_repeated_twice  # of the last axis first
+    return tuple(zip(before_and_after[-2::-2], before_and_after[::-2], strict=True))
 
 
 def _convolution(module: Any) -> dict[str, Any]:
@@ -17,21 +27,26 @@ def _convolution(module: Any) -> dict[str, Any]:
     return {
         "kernel size": tuple(module.kernel_size),
         "stride": ints_of(module.stride, axes),
-        "padding": pairs_of(module.padding, axes),
+        "padding mode": module.padding_mode,
+        **({} if module.padding_mode in PADDED_BEFORE else {"padding": _padding(module, axes)}),
         "dilation": ints_of(module.dilation, axes),
         "groups": module.groups,
         "bias": module.bias is not None,
     }
 
 
+def _norm(module: Any) -> dict[str, Any]:
+    return {"eps": float(module.eps), "variance": PASSES[False]}
+
+
 # What modules of each type say, the first that fits.
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 READERS: list[tuple[tuple[type, ...], Callable[[Any], dict[str, Any]]]] = [
-    ((torch.nn.LayerNorm,), lambda module: {"eps": float(module.eps)}),
-    ((torch.nn.GroupNorm,), lambda module: {"eps": float(module.eps), "groups": module.num_groups}),
+    ((torch.nn.LayerNorm,), _norm),
+    ((torch.nn.GroupNorm,), lambda module: _norm(module) | {"groups": module.num_groups}),
     (
         (torch.nn.modules.batchnorm._BatchNorm,),
-        lambda module: {"eps": float(module.eps), "momentum": float(module.momentum or 0.0)},
+        lambda module: _norm(module) | {"momentum": float(module.momentum or 0.0)},
     ),
     (_CONVOLUTIONS, _convolution),
     (

@@ -49,7 +49,10 @@ _PRODUCTS: dict[Products, str] = {"full": _FULL, "tf32": "tf32"}
 
 @contextmanager
 def pinned(dtype: str, device: torch.device) -> Iterator[None]:
-    """Compute in a precision with every global setting pinned (no autocast), and put them back."""
+    """Compute in a precision with every global setting pinned (no autocast), and put them back.
+
+    Random numbers begin anew: else two runs of a model that draws its own would differ as if rounding had done it.
+    """
     products = _PRODUCTS[PRECISIONS[dtype].products]
     wanted = dict.fromkeys(_GPU_SWITCHES, products) | dict.fromkeys(_CPU_SWITCHES, _FULL)
     switches = [attrgetter(name)(torch.backends) for name in wanted]
@@ -67,7 +70,9 @@ def pinned(dtype: str, device: torch.device) -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
         ):
+            torch.manual_seed(0)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -69,7 +69,8 @@ class TorchTwin(Twin):
             inputs = self._inputs(request, place)
             asked = {name: x.requires_grad_() for name, x in inputs.items() if gradients and x.is_floating_point()}
             with torch.set_grad_enabled(gradients):
-                outputs = self._outputs(model(*inputs.values()))
+                # Copies, which a model may change in place, as those that gradients are asked of it may not.
+                outputs = self._outputs(model(*(x.clone() for x in inputs.values())))
             named: dict[str, np.ndarray] = {}
             if gradients:
                 named = _gradients(outputs, asked | parameters, request)
@@ -99,7 +100,6 @@ class TorchTwin(Twin):
         trained: dict[str, np.ndarray] = {}
         draws = Draws(request.seed)
         with pinned(request.dtype, place):
-            inputs = list(self._inputs(request, place).values())
             for name, make in OPTIMIZERS.items():
                 model = self._recast(request, place).train().requires_grad_()
                 task = self._task(request)
@@ -109,6 +109,7 @@ class TorchTwin(Twin):
                 }
                 optimizer, losses = make.torch(model.parameters()), []
                 for _ in range(request.steps):
+                    inputs = list(self._inputs(request, place).values())  # anew: a model may change them in place
                     optimizer.zero_grad()
                     draws.begin()
                     with shared_masks(model, draws):
@@ -182,7 +183,9 @@ class TorchTwin(Twin):
 
     def _inputs(self, request: Request, place: torch.device, inputs: Inputs | None = None) -> dict[str, torch.Tensor]:
         rounded = request.rounded_inputs(inputs)
-        return {name: to_tensor(array.transpose(self._axes[name])).to(place) for name, array in rounded.items()}
+        return {
+            name: to_tensor(array.transpose(self._axes[name])).to(place, copy=True) for name, array in rounded.items()
+        }
 
 
 def _gradients(

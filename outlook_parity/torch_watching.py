@@ -48,7 +48,7 @@ def watched(model: torch.nn.Module, tape: Tape) -> Iterator[None]:
             # Flax's attention does not give its weights, PyTorch's does.
             attention = isinstance(module, torch.nn.MultiheadAttention)
             told, rest = (output[0], output[1:]) if attention else (output, None)
-            given = tape.leave(_arrays(told))
+            given = tape.leave(_arrays(told), _whole(told))
             if given is None:
                 return None
             return _replaced(told, given) if rest is None else (_replaced(told, given), *rest)
@@ -62,19 +62,31 @@ def watched(model: torch.nn.Module, tape: Tape) -> Iterator[None]:
             handle.remove()
 
 
-def _is_floating(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+def _is_inexact(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def _is_whole(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and not _is_inexact(leaf)
 
 
 def _arrays(tree: Any) -> Arrays:
+    """Return the numbers of a tree, of complex ones the real and the imaginary part."""
     # Copies: what a module changes in place afterwards must not change what was written down.
-    return [to_numpy(leaf).copy() for leaf in leaves(tree, _is_floating)]
+    return [to_numpy(part).copy() for leaf in leaves(tree, _is_inexact) for part in _parts(leaf)]
+
+
+def _parts(leaf: torch.Tensor) -> list[torch.Tensor]:
+    return [leaf.real, leaf.imag.resolve_neg()] if leaf.is_complex() else [leaf]
+
+
+def _whole(tree: Any) -> Arrays:
+    return [to_numpy(leaf).copy() for leaf in leaves(tree, _is_whole)]
 
 
 def _replaced(tree: Any, given: Arrays) -> Any:
-    found = leaves(tree, _is_floating)
-    new = {
-        id(leaf): to_tensor(round_to(array, dtype_of(leaf))).to(leaf.device)
-        for leaf, array in zip(found, given, strict=True)
-    }
-    return replaced(tree, _is_floating, new)
+    arrays, new = iter(given), {}
+    for leaf in leaves(tree, _is_inexact):
+        parts = [to_tensor(round_to(next(arrays), dtype_of(part))).to(leaf.device) for part in _parts(leaf)]
+        new[id(leaf)] = parts[0] if len(parts) == 1 else torch.complex(*parts)
+    return replaced(tree, _is_inexact, new)

@@ -85,6 +85,8 @@ def write(path: Path, trace: TraceFile) -> None:
     kinds = {"output": trace.outputs, "gradient": trace.gradients}
     tensors = {f"{kind}/{name}": array for kind, arrays in kinds.items() for name, array in arrays.items()}
     for number, (key, arrays) in enumerate(trace.events.items()):
+        if key.side == "whole":
+            continue
         for index, array in enumerate(arrays):
             tensors[f"module/{number:06d}/{key.side}/{key.call}/{index}/{key.path}"] = array.astype(np.float64)
     header = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(asdict(trace.header))}

@@ -17,6 +17,7 @@ from outlook_parity.report import Report
 from outlook_parity.request import inputs_of
 from outlook_parity.rounding import notes_on_products
 from outlook_parity.self_noise import notes_on
+from outlook_parity.semantics import QUIET
 from outlook_parity.session import LEVELS, Progress, Session, runs_of, steps_of
 
 DEVICES = ("cpu", "gpu", "tpu")
@@ -125,7 +126,7 @@ def verify(
         reason=reason,
         first_divergence=found.path,
         cause=found.cause,
-        differences=tuple(map(str, said)),
+        differences=tuple(str(difference) for difference in said if difference.fact not in QUIET),
         notes=(*notes_on(session.self_noise), *notes_on_products(session.checks), *notes),
         self_noise=tuple(session.self_noise),
         curves=session.curves,

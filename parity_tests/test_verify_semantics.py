@@ -12,6 +12,9 @@ from flax import nnx
 
 import outlook_jax.batch_norm
 from outlook_parity import causes, jax_semantics, semantics, torch_semantics
+from outlook_parity.checks import Check
+from outlook_parity.layers import Suspect
+from outlook_parity.masks import Draw
 from outlook_parity.precisions import Products
 from outlook_parity.semantics import Difference
 from outlook_parity.torch_models import kinds_of
@@ -22,9 +25,12 @@ def rngs() -> nnx.Rngs:
 
 
 SAME = {
-    "LayerNorm": (torch.nn.LayerNorm(4), nnx.LayerNorm(4, epsilon=1e-5, rngs=rngs())),
-    "GroupNorm": (torch.nn.GroupNorm(2, 4), nnx.GroupNorm(4, 2, epsilon=1e-5, rngs=rngs())),
-    "BatchNorm": (torch.nn.BatchNorm2d(4), nnx.BatchNorm(4, momentum=0.9, epsilon=1e-5, rngs=rngs())),
+    "LayerNorm": (torch.nn.LayerNorm(4), nnx.LayerNorm(4, epsilon=1e-5, use_fast_variance=False, rngs=rngs())),
+    "GroupNorm": (torch.nn.GroupNorm(2, 4), nnx.GroupNorm(4, 2, epsilon=1e-5, use_fast_variance=False, rngs=rngs())),
+    "BatchNorm": (
+        torch.nn.BatchNorm2d(4),
+        nnx.BatchNorm(4, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=rngs()),
+    ),
     "BatchNorm of ours": (torch.nn.BatchNorm2d(4), outlook_jax.batch_norm.BatchNorm(4)),
     "Linear": (torch.nn.Linear(4, 3), nnx.Linear(4, 3, rngs=rngs())),
     "Linear of Linen": (torch.nn.Linear(4, 3, bias=False), linen.Dense(3, use_bias=False)),
@@ -32,12 +38,33 @@ SAME = {
         torch.nn.Conv2d(4, 8, 3, 2, padding=1, groups=2),
         nnx.Conv(4, 8, (3, 3), (2, 2), padding=1, feature_group_count=2, rngs=rngs()),
     ),
+    "Conv with a word for its padding": (
+        torch.nn.Conv2d(4, 8, 3, padding="valid"),
+        nnx.Conv(4, 8, (3, 3), padding=0, rngs=rngs()),
+    ),
+    "Conv padded evenly": (
+        torch.nn.Conv2d(4, 8, (4, 3), padding="same"),
+        nnx.Conv(4, 8, (4, 3), padding=((1, 2), (1, 1)), rngs=rngs()),
+    ),
+    "Conv around the edge": (
+        torch.nn.Conv2d(4, 8, 3, padding=1, padding_mode="circular"),
+        nnx.Conv(4, 8, (3, 3), padding="CIRCULAR", rngs=rngs()),
+    ),
+    "Conv of what came before": (
+        torch.nn.Conv1d(4, 8, 3, padding=2),
+        nnx.Conv(4, 8, (3,), padding="CAUSAL", rngs=rngs()),
+    ),
     "Dropout": (torch.nn.Dropout(0.1), nnx.Dropout(0.1, rngs=rngs())),
 }
 
 OTHER = {
-    "eps": (torch.nn.LayerNorm(4), nnx.LayerNorm(4, rngs=rngs())),
-    "momentum": (torch.nn.BatchNorm2d(4), nnx.BatchNorm(4, rngs=rngs())),
+    "eps": (torch.nn.LayerNorm(4), nnx.LayerNorm(4, use_fast_variance=False, rngs=rngs())),
+    "momentum": (torch.nn.BatchNorm2d(4), nnx.BatchNorm(4, use_fast_variance=False, rngs=rngs())),
+    "variance": (torch.nn.LayerNorm(4), nnx.LayerNorm(4, rngs=rngs())),
+    "padding mode": (
+        torch.nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"),
+        nnx.Conv(4, 8, (3, 3), padding=1, rngs=rngs()),
+    ),
     "bias": (torch.nn.Linear(4, 3), linen.Dense(3, use_bias=False)),
     "features": (torch.nn.Linear(4, 3), linen.Dense(4)),
     "precision": (torch.nn.Linear(4, 3), nnx.Linear(4, 3, precision="bfloat16", rngs=rngs())),
@@ -153,6 +180,41 @@ def test_functions_that_a_torch_model_calls_are_heard() -> None:
     with torch_semantics.listening(model, facts):
         model(torch.ones(1, 2, 8, 8))
     assert facts == {"": {"GELU": "tanh", "eps": 1e-3, "interpolation": "bicubic, without antialiasing"}}
+
+
+def evidence(said: list[Difference] | None = None, **known: Any) -> causes.Evidence:
+    return causes.Evidence(**{"wrong": [], "suspects": [], "draws": {}, "weights": {}} | known, differences=said or [])
+
+
+@pytest.mark.parametrize(
+    ("fact", "dtype", "named"),
+    [
+        ("eps", "float64", True),
+        ("momentum", "float64", False),
+        ("dropout rate", "float32", False),
+        ("variance", "float64", False),
+        ("variance", "float32", True),
+    ],
+)
+def test_what_cannot_have_made_a_module_wrong_is_not_named_as_the_cause(fact: str, dtype: str, named: bool) -> None:
+    said = [Difference("norm", "BatchNorm2d", fact, "one", "other")]
+    found = causes.explain(evidence(said, suspects=[Suspect("norm", "", dtype, "torch")]))
+    assert found.path == "norm"
+    assert (f"BatchNorm2d {fact} other in jax, one in torch" in str(found.cause)) is named
+
+
+@pytest.mark.parametrize(("relative", "said"), [(1.2e-7, True), (1e-5, False), (1e-10, False)])
+def test_a_module_that_differs_by_as_much_as_float32_rounds_is_said_to(relative: float, said: bool) -> None:
+    row = Check("layers", "float64", "norm", "mismatch", 1e-12, relative, view="torch")
+    found = causes.explain(evidence(wrong=[row], suspects=[Suspect("norm", "", "float64", "torch")]))
+    assert ("as float32 inside" in str(found.cause)) is said
+
+
+@pytest.mark.parametrize("longer", ["torch", "jax"])
+def test_of_two_sequences_of_masks_the_longer_one_says_where_they_part(longer: str) -> None:
+    last = Draw("head", (3, 4))
+    draws = {"torch": [last], "jax": [last]} | {longer: [Draw("blocks.0", (3, 1)), last]}
+    assert causes.explain(evidence(draws=draws)).path == "blocks.0"
 
 
 def test_a_cause_of_many_differences_says_how_many_are_left_out() -> None:
