@@ -67,7 +67,8 @@ class OutlookAttention(nnx.Module):
             dim, num_heads, kernel_size, padding, stride, qkv_bias, attn_drop, proj_drop, qk_scale
         )
         check_implementation(implementation, IMPLEMENTATIONS)
-        self.implementation = implementation
+        # Blocks that run as one loop are told apart by all they hold, which must be hashable: no list.
+        self.implementation = tuple(implementation) if isinstance(implementation, list) else implementation
         self.precision = precision
 
         def linear(features: int, *, use_bias: bool = True) -> nnx.Linear:

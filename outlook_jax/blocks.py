@@ -38,7 +38,7 @@ class DropPath(nnx.Module):
             return x
         keep = 1 - self.rate[...]
         kept = jax.random.bernoulli(self.rngs(), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return x * (kept / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
+        return x * (kept.astype(keep.dtype) / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Do for `nnx.view` what `nnx.Dropout` does.

@@ -3,6 +3,7 @@
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -69,3 +70,10 @@ def test_what_is_kept_is_not_computed_again_in_the_backward_pass(kind: str, expe
     program = jax.make_jaxpr(jax.grad(lambda *operands: run(*operands).sum(), argnums=(0, 1)))(*operands)
     found = Counter(primitives(program.jaxpr))
     assert {name: found[name] for name in expected} == expected
+
+
+def test_implementations_may_be_listed() -> None:
+    make = Factory(nnx.Rngs(0), deterministic=True)
+    blocks = [Outlooker(16, 2, implementation=["composite", "reference"], make=make) for _ in range(2)]
+    run = partial(scan.run_blocks, blocks, scan=True, remat=False)
+    assert jax.eval_shape(run, jnp.zeros((2, 8, 8, 16))).shape == (2, 8, 8, 16)

@@ -20,7 +20,7 @@ from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
 from outlook_common.taps import AxisTaps, Phase, axis_taps
 from outlook_jax.ops.map_last import map_last
-from outlook_jax.ops.primitives import apart, define
+from outlook_jax.ops.primitives import alike, apart, define
 from outlook_jax.ops.reference import at_least_float32
 
 # How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
@@ -56,14 +56,14 @@ def mix(
     weights: Float[Array, "B N KK KK h w"], value: Float[Array, "B H W N D"], grid: WindowGrid
 ) -> Float[Array, "B H W N D"]:
     """Return, at each pixel x, the sum over d of the merged weights W[x, d] * value[x + d]."""
-    return _mix_p.bind(weights, value, grid=grid)
+    return _mix_p.bind(*alike(weights, value), grid=grid)
 
 
 def gram(
     out: Float[Array, "B H W N D"], value: Float[Array, "B H W N D"], grid: WindowGrid
 ) -> Float[Array, "B N KK KK h w"]:
     """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D."""
-    return _gram_p.bind(out, value, grid=grid)
+    return _gram_p.bind(*alike(out, value), grid=grid)
 
 
 def _run_mix(weights: Array, value: Array, *, grid: WindowGrid) -> Array:

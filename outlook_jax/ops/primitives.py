@@ -38,6 +38,16 @@ def _batched(primitive: Any, args: tuple[Array, ...], axes: tuple[Any, ...], **p
     return out.reshape(size, -1, *out.shape[1:]), 0
 
 
+def alike(*operands: Array) -> list[Array]:
+    """Return the operands, varying over the same axes of a `jax.shard_map`.
+
+    JAX does so for its own operations, and so the gradient of what did not vary is summed over these axes.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in operands]
+    missing = [tuple(frozenset().union(*varying) - own) for own in varying]
+    return [lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(operands, missing, strict=True)]
+
+
 def apart(run: Callable[..., Array], *operands: Array) -> Array:
     """Return run(*operands), on a CPU in a computation of its own.
 
@@ -49,10 +59,11 @@ def apart(run: Callable[..., Array], *operands: Array) -> Array:
         return run(*operands)
 
     def on_cpu(*operands: Array) -> Array:
-        first = operands[0]
-        bits = lax.bitcast_convert_type(first.ravel()[0], f"uint{8 * first.dtype.itemsize}")
+        # A slice and no flat index, for which devices that share the array would first gather all of it.
+        first = lax.slice(operands[0], (0,) * operands[0].ndim, (1,) * operands[0].ndim).reshape(())
+        bits = lax.bitcast_convert_type(first, f"uint{8 * first.dtype.itemsize}")
         shape = jax.eval_shape(run, *operands)
         # Always true. The other branch is there for its shape alone, and compiles in no time.
-        return lax.cond(bits | 1 != 0, run, lambda *_: jnp.zeros(shape.shape, shape.dtype), *operands)
+        return lax.cond(bits | 1 != 0, run, lambda x, *_: lax.full_like(x, 0, shape.dtype, shape.shape), *operands)
 
     return lax.platform_dependent(*operands, cpu=on_cpu, default=run)
