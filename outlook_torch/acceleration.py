@@ -13,6 +13,8 @@ Model = TypeVar("Model", bound=nn.Module)
 # What timm's layer and the original's have in common: the parts that are shared, and the numbers that are read.
 PARTS = {"v": nn.Linear, "attn": nn.Linear, "attn_drop": nn.Dropout, "proj": nn.Linear, "proj_drop": nn.Dropout}
 NUMBERS = ("num_heads", "kernel_size", "padding", "stride", "scale")
+# What else those layers consist of: neither has parameters, and ours needs neither.
+WINDOWS = ("unfold", "pool")
 
 # What a module keeps for its callers, besides its parameters: hooks go on being called.
 _HOOKS = (
@@ -23,6 +25,11 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_backward_hooks",
     "_backward_pre_hooks",
+    "_is_full_backward_hook",  # of which kind the backward hooks are
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )
 
 
@@ -95,7 +102,10 @@ def _is_foreign(module: nn.Module) -> bool:
     if not _is_named_so(module):
         return False
     parts = all(isinstance(getattr(module, name, None), kind) for name, kind in PARTS.items())
-    return parts and all(hasattr(module, name) for name in NUMBERS)
+    # What has weights of its own besides computes something else.
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    known = {name for name, _ in module.named_children()} <= {*PARTS, *WINDOWS}
+    return parts and known and not own and all(hasattr(module, name) for name in NUMBERS)
 
 
 def _twin_of(module: nn.Module, implementation: ImplementationRequest) -> OutlookAttention:
@@ -116,8 +126,7 @@ def _twin_of(module: nn.Module, implementation: ImplementationRequest) -> Outloo
     )
     for name, part in parts.items():
         setattr(twin, name, part)
-    for hooks in _HOOKS:
-        twin.__dict__[hooks] = module.__dict__[hooks]
+    _share_hooks(module, twin)
     # Not as a submodule: its parameters would appear twice.
     twin.__dict__["_replaced"] = module
     twin.training = module.training
@@ -134,7 +143,12 @@ def _original_of(twin: nn.Module) -> nn.Module:
         if name not in PARTS:  # the pool, which the twin has not
             part.train(twin.training)
     original.training = twin.training
+    _share_hooks(twin, original)
     return original
+
+
+def _share_hooks(source: nn.Module, target: nn.Module) -> None:
+    target.__dict__.update({name: source.__dict__[name] for name in _HOOKS})
 
 
 def _replaced_by(module: nn.Module) -> nn.Module | None:

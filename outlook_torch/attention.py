@@ -94,7 +94,8 @@ class OutlookAttention(nn.Module):
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
         logits = self.attn(average_pool(x, cfg.stride)) * cfg.qk_scale
         logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
-        if dropout_mask is None and self.training and cfg.attn_drop > 0:
+        # The part itself says whether it drops: its mode and rate may be changed, and it may be replaced.
+        if dropout_mask is None and self.attn_drop.training and getattr(self.attn_drop, "p", 1) != 0:
             ones = torch.ones_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
             dropout_mask = self.attn_drop(ones)
 

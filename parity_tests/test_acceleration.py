@@ -110,6 +110,40 @@ def test_hooks_and_modes_stay() -> None:
     assert not any(layer.training for layer in layers(model, OutlookAttention))
 
 
+@pytest.mark.parametrize(("first", "second"), [(nn.Module.eval, accelerate), (accelerate, restore)], ids=["in", "out"])
+def test_hooks_of_the_backward_pass_and_of_state_dicts_go_on_being_called(
+    first: Callable[[nn.Module], nn.Module], second: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = first(tiny())
+    layer = model.network[0][0].attn
+    called: list[object] = []
+    layer.register_full_backward_hook(lambda module, inputs, outputs: called.append(inputs[0].shape))
+    layer.register_state_dict_pre_hook(lambda *arguments: called.append("save"))
+    layer.register_load_state_dict_pre_hook(lambda *arguments: called.append("load"))
+    for change in (lambda model: model, second):
+        called.clear()
+        change(model)(torch.randn(1, 3, 64, 64)).sum().backward()
+        model.load_state_dict(model.state_dict())
+        assert called == [torch.Size([1, 8, 8, 24]), "save", "load"]
+
+
+def test_a_layer_with_weights_of_its_own_besides_stays_as_it_is() -> None:
+    class Scaled(timm_volo.OutlookAttention):
+        def __init__(self) -> None:
+            super().__init__(24, 3, stride=2)
+            self.gain = nn.Parameter(torch.full((24,), 3.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.gain
+
+    Scaled.__name__ = "OutlookAttention"
+    model = tiny()
+    model.network[0][0].attn = scaled = Scaled()
+    accelerate(model)
+    assert model.network[0][0].attn is scaled
+    assert isinstance(model.network[0][1].attn, OutlookAttention)
+
+
 def test_a_layer_alone_is_replaced_and_restored() -> None:
     layer = timm_volo.OutlookAttention(12, 3, stride=2, qkv_bias=True, attn_drop=0.1, proj_drop=0.2).double().eval()
     ours = accelerate(layer)

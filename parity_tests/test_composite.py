@@ -41,6 +41,25 @@ def test_torch_derivatives_of_first_and_second_order(case: Case) -> None:
     assert torch.autograd.gradgradcheck(op, (value, logits), check_fwd_over_rev=True, fast_mode=True)
 
 
+@pytest.mark.unchecked  # inside of vmap tensors lack the mapped axis
+def test_forward_mode_inside_forward_mode_is_left_to_the_reference() -> None:
+    operands = draw(BY_NAME["volo_d1"].with_batch(1), seed=3)
+    value, logits = to_torch(operands.value), to_torch(operands.logits)
+
+    def second(mode: str, implementation: str | None) -> torch.Tensor:
+        def along(t: torch.Tensor) -> torch.Tensor:
+            out = outlook_torch.outlook_attention(value * t, logits * t, stride=2, implementation=implementation)
+            return out.square().sum()
+
+        outer = {"forward": torch.func.jacfwd, "reverse": torch.func.jacrev}[mode]
+        return outer(torch.func.jacfwd(along))(torch.ones((), dtype=torch.float64))
+
+    expected = second("reverse", "composite")
+    torch.testing.assert_close(second("forward", None), expected, rtol=1e-12, atol=0)
+    with pytest.raises(NotImplementedError, match="forward mode inside forward mode needs the reference"):
+        second("forward", "composite")
+
+
 def test_jax_derivatives_of_first_and_second_order_in_both_modes() -> None:
     case = Case("pixels_without_a_window", 4, 3, 1, 2, kernel_size=(2, 1), stride=(3, 2), padding=(1, 0), B=1)
     operands = draw(case, seed=2)

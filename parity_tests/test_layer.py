@@ -163,6 +163,24 @@ class TestDropout:
             assert (np.abs(draws.mean(axis=0) - expected) < 5.5 * standard_error + 1e-12).all()
             assert standard_error.mean() > 1e-4
 
+    def test_the_torch_part_decides_by_its_own_mode_and_rate_as_they_are_now(self) -> None:
+        torch.manual_seed(0)
+        x = torch.randn(1, 8, 8, 12)
+
+        def draws(layer: outlook_torch.OutlookAttention) -> bool:
+            return not torch.equal(layer(x), layer(x))
+
+        layer = outlook_torch.OutlookAttention(12, 3, attn_drop=0.5, proj_drop=0.0).eval()
+        layer.attn_drop.train()  # Monte Carlo dropout
+        assert draws(layer)
+        layer.attn_drop.p = 0.0
+        assert not draws(layer)
+        later = outlook_torch.OutlookAttention(12, 3, attn_drop=0.0).train()
+        later.attn_drop.p = 0.5
+        assert draws(later)
+        later.attn_drop = torch.nn.Identity()
+        assert not draws(later)
+
     def test_the_torch_seed_repeats_a_draw(self) -> None:
         torch_layer, _ = layer_pair(12, 3)
         x = torch.from_numpy(self.x)

@@ -254,7 +254,17 @@ def _refusal(*operands: Any) -> str | None:
         return "an exported program would need this package wherever it runs; the reference needs PyTorch alone"
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return "a traced program with an autograd.Function in it cannot be saved; the reference has none"
-    return None
+    return nested_forward_mode()
+
+
+def nested_forward_mode() -> str | None:
+    """Say why no implementation by an autograd.Function can run here, or None if one can."""
+    if torch.compiler.is_compiling():  # the compiler cannot follow what is asked here
+        return None
+    # PyTorch switches forward mode off inside of jvp(), so that the outer derivative would silently lack terms.
+    transforms = torch._C._functorch.get_interpreter_stack() or []
+    forward = sum(transform.key() == torch._C._functorch.TransformType.Jvp for transform in transforms)
+    return "forward mode inside forward mode needs the reference, without an autograd.Function" if forward > 1 else None
 
 
 def _drawback(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:

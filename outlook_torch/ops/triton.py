@@ -18,7 +18,7 @@ from torch import Tensor
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid, window_grid
-from outlook_torch.ops.composite import composite
+from outlook_torch.ops.composite import composite, nested_forward_mode
 
 INSTALLED = find_spec("triton") is not None
 # As Triton reads it, which is once, before it defines the first kernel.
@@ -54,7 +54,7 @@ def refusal(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: Wi
         return f"kernel_size={grid.kernel_size} has {grid.places} places; {PLACES} are the most that registers hold"
     if dropout_mask is not None and dropout_mask.requires_grad:
         return "dropout_mask requires a gradient, which no kernel computes"
-    return None
+    return nested_forward_mode()
 
 
 @torch.library.custom_op("outlook_attention::attend", mutates_args=())
