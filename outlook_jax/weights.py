@@ -12,7 +12,7 @@ from outlook_common.volo import check_complete
 from outlook_common.weights.arrays import cast, contiguous, to_numpy
 from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.files import PathLike, write_arrays
-from outlook_common.weights.models import table_for
+from outlook_common.weights.models import check_weights_of, table_for
 from outlook_common.weights.resolve import resolve
 from outlook_common.weights.table import FLAX, Entry, WeightTable
 from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
@@ -33,7 +33,7 @@ def load_weights(model: nnx.Module, source: Source, *, prefix: str = "", use_ema
     Raises:
         WeightsError: the source cannot be read or does not fit; everything that is wrong is reported together.
         OSError: the file cannot be opened.
-        TypeError: `model` is not one of this package.
+        TypeError: `model` is not one of this package, or has other weights than its configuration says.
     """
     table = _table(model)
     arrays = resolve(source, table, prefix=prefix, use_ema=use_ema)
@@ -165,4 +165,7 @@ def _put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.A
 def _table(model: nnx.Module) -> WeightTable:
     """Return which names the weights of `model` have."""
     check_complete(model)
-    return table_for(getattr(model, "config", model))
+    table = table_for(getattr(model, "config", model))
+    flat = nnx.to_flat_state(nnx.state(model, WEIGHTS))
+    check_weights_of({path_name(path): variable.get_value().shape for path, variable in flat}, table, FLAX)
+    return table

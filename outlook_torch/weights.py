@@ -10,9 +10,9 @@ from outlook_common.volo import check_complete
 from outlook_common.weights.arrays import cast, contiguous, to_numpy, to_tensor
 from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.files import PathLike, write_arrays
-from outlook_common.weights.models import table_for
+from outlook_common.weights.models import check_weights_of, table_for
 from outlook_common.weights.resolve import resolve
-from outlook_common.weights.table import WeightTable
+from outlook_common.weights.table import TORCH, WeightTable
 from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
 
 
@@ -20,7 +20,8 @@ def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema:
     """Load every parameter and buffer of `model`, or none of them.
 
     Args:
-        model: one of this package; its parameters keep their dtypes and devices.
+        model: one of this package; its parameters keep their dtypes and devices; those on the meta device are then on
+            the CPU.
         source: a path, or a mapping of arrays, in PyTorch's, Flax's or External-Attention-pytorch's naming.
         prefix: where in the source the model lies ("network.0.0.attn"); what lies elsewhere is ignored.
         use_ema: take the averaged weights of a checkpoint.
@@ -28,12 +29,14 @@ def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema:
     Raises:
         WeightsError: the source cannot be read or does not fit; everything that is wrong is reported together.
         OSError: the file cannot be opened.
-        TypeError: `model` is not one of this package.
+        TypeError: `model` is not one of this package, or has other weights than its configuration says.
     """
     arrays = resolve(source, _table(model), prefix=prefix, use_ema=use_ema)
     state = model.state_dict()
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
-    model.load_state_dict({name: to_tensor(cast(array, dtypes[name])) for name, array in arrays.items()})
+    tensors = {name: to_tensor(cast(array, dtypes[name])) for name, array in arrays.items()}
+    # There is nothing to copy into on the meta device.
+    model.load_state_dict(tensors, assign=any(tensor.is_meta for tensor in state.values()))
 
 
 def export_weights(model: nn.Module) -> dict[str, np.ndarray]:
@@ -158,4 +161,6 @@ def _counted(optimizer: torch.optim.Optimizer, states: Iterable[dict[str, torch.
 def _table(model: nn.Module) -> WeightTable:
     """Return which names the weights of `model` have."""
     check_complete(model)
-    return table_for(getattr(model, "config", model))
+    table = table_for(getattr(model, "config", model))
+    check_weights_of({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, table, TORCH)
+    return table

@@ -316,6 +316,37 @@ def test_load_and_export_keep_every_bit(twin: str, dtype: str) -> None:
     assert_same_bits(package.export_weights(layer), bits)
 
 
+@both_twins
+def test_models_changed_by_hand_are_refused_and_left_as_they_are(twin: str) -> None:
+    package, make = TWINS[twin]
+    layer = make()
+    layer.proj = torch.nn.Linear(DIM, 5) if twin == "torch" else nnx.Linear(DIM, 5, rngs=nnx.Rngs(0))
+    layer.gain = torch.nn.Parameter(torch.ones(3)) if twin == "torch" else nnx.Param(jnp.ones(3))
+    before = layer.v.weight.detach().clone() if twin == "torch" else layer.v.kernel[...]
+    # Names of the first few, those of another shape first.
+    match = (
+        rf"other weights than its configuration says \(proj\.\w+ is .*5.*, not .*; proj\.bias is \(5,\), not \({DIM},\)"
+    )
+    for call in (lambda: package.load_weights(layer, layer_weights()), lambda: package.export_weights(layer)):
+        with pytest.raises(TypeError, match=match + "; gain is there besides"):
+            call()
+    assert (before == (layer.v.weight if twin == "torch" else layer.v.kernel[...])).all()
+
+
+def test_a_compiled_model_is_no_model_of_this_package() -> None:
+    with pytest.raises(TypeError, match=r"weight is not there; .*: give it as it was made, not compiled"):
+        outlook_torch.export_weights(torch.compile(torch_layer(), backend="eager"))
+
+
+def test_a_torch_layer_on_the_meta_device_gets_weights_on_the_cpu() -> None:
+    weights = layer_bits("float32")
+    with torch.device("meta"):
+        layer = torch_layer()
+    outlook_torch.load_weights(layer, weights)
+    assert all(isinstance(weight, nn.Parameter) and weight.requires_grad for weight in layer.parameters())
+    assert_same_bits(outlook_torch.export_weights(layer), weights)
+
+
 @pytest.mark.parametrize("to", FLOATS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_both_twins_cast_to_the_parameters_dtype_as_load_state_dict_does(dtype: str, to: str) -> None:

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from outlook_common.config import OutlookAttentionConfig, VOLOConfig, volo_variant
-from outlook_common.weights.table import WeightTable, linear_entries
+from outlook_common.weights.shown import listed
+from outlook_common.weights.table import FLAX, WeightTable, linear_entries
 from outlook_common.weights.volo import as_in_file, recognise_volo, volo_table
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -56,6 +57,30 @@ def table_for(config: Any) -> WeightTable:
             f"as tensors, and accelerate puts our layer into it"
         )
     raise TypeError(f"no weight table for {type(config).__name__}{hint}; known: {known}")
+
+
+def check_weights_of(found: Shapes, table: WeightTable, naming: str) -> None:
+    """Raise a TypeError unless a model has the weights that its configuration says, these alone, in these shapes.
+
+    Args:
+        found: the shapes of the model's weights.
+        table: of its configuration.
+        naming: of `found`.
+    """
+    expected = {
+        name: entry.flax_shape if naming == FLAX else entry.shape for name, entry in table.names(naming).items()
+    }
+    wrong = [
+        f"{name} is {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
+    ]
+    lacking = [f"{name} is not there" for name in expected if name not in found]
+    further = [f"{name} is there besides" for name in found if name not in expected]
+    if problems := [*wrong, *lacking, *further]:
+        raise TypeError(
+            f"the model has other weights than its configuration says ({listed(problems, 3, between='; ')}): give it "
+            "as it was made, not compiled, wrapped, parametrized or with parts replaced; for other classes there is "
+            "`reset_classifier`"
+        )
 
 
 def recognise(shapes: Shapes) -> Recognised | None:
