@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from outlook_jax.blocks import ATTENTION_NAME
+from outlook_jax.blocks import ATTENTION_NAME, DropRate
 from outlook_jax.ops import CHECKPOINT_NAME
 
 # Norms, GELUs and softmaxes are computed again in less time than their results take to be written and read, and so are
@@ -20,6 +20,9 @@ _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME, ATTENTION_NAME),
 )
 
+# What the blocks of this package keep.
+_KNOWN = (nnx.Param, nnx.RngState, DropRate)
+
 
 def run_blocks(blocks: Iterable[nnx.Module], x: Array, *, scan: bool, remat: bool) -> Array:
     """Return block_n(…block_1(x)); every block keeps its own parameters, under its own name.
@@ -28,7 +31,8 @@ def run_blocks(blocks: Iterable[nnx.Module], x: Array, *, scan: bool, remat: boo
         blocks: modules from an array to an array of the same shape and dtype.
         x: what the first one gets.
         scan: whether neighbours that differ in nothing but their variables' values are stacked and run by
-            `lax.scan`; else each is called by itself, as whoever watches single modules needs.
+            `lax.scan`; else each is called by itself, as whoever watches single modules needs. So is a block with
+            variables of other kinds than this package's have. What is sown inside a loop (`sow`) is lost.
         remat: whether the backward pass recomputes each block from its input. Else, of stacked blocks, it finds the
             results of products with weights and of both attentions kept and recomputes what lies between them.
     """
@@ -68,6 +72,8 @@ def _call(block: nnx.Module, x: Array) -> Array:
 
 
 def _signature(block: nnx.Module) -> Any:
+    if nnx.state(block, nnx.Not(nnx.Any(*_KNOWN))):
+        return id(block)  # what else it keeps, it may change, and no more than random streams comes back from a loop
     leaves, structure = jax.tree.flatten(nnx.to_pure_dict(nnx.state(block)))
     return nnx.graphdef(block), structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 

@@ -77,3 +77,19 @@ def test_implementations_may_be_listed() -> None:
     blocks = [Outlooker(16, 2, implementation=["composite", "reference"], make=make) for _ in range(2)]
     run = partial(scan.run_blocks, blocks, scan=True, remat=False)
     assert jax.eval_shape(run, jnp.zeros((2, 8, 8, 16))).shape == (2, 8, 8, 16)
+
+
+def test_state_that_a_user_puts_into_blocks_is_kept() -> None:
+    make = Factory(nnx.Rngs(0))
+    blocks = [Outlooker(16, 2, make=make) for _ in range(2)]
+    for block in blocks:
+        block.norm1 = nnx.BatchNorm(16, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 16)), jnp.float32)
+    scan.run_blocks(blocks, x, scan=True, remat=False)
+    assert all(jnp.any(block.norm1.mean[...] != 0) for block in blocks)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_of_this_package_run_as_one_loop(kind: str) -> None:
+    names = Counter(primitives(jax.make_jaxpr(stack(kind)[0])(*stack(kind)[1:])))
+    assert names["scan"] == 1
