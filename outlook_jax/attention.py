@@ -120,8 +120,9 @@ class OutlookAttention(nnx.Module):
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
         logits = _scaled(self.attn(average_pool(x, cfg.stride)), cfg.qk_scale)
         logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
+        # The part itself says whether it drops: its mode and rate may be changed.
         training = not (self.attn_drop.deterministic if deterministic is None else deterministic)
-        if dropout_mask is None and training and cfg.attn_drop > 0:
+        if dropout_mask is None and training and self.attn_drop.rate > 0:
             ones = jnp.ones(logits.shape, jnp.promote_types(logits.dtype, jnp.float32))
             dropout_mask = self.attn_drop(ones, deterministic=deterministic, rngs=rngs)
 

@@ -181,6 +181,22 @@ class TestDropout:
         later.attn_drop = torch.nn.Identity()
         assert not draws(later)
 
+    def test_the_jax_part_decides_by_its_own_mode_and_rate_as_they_are_now(self) -> None:
+        x = jnp.asarray(self.x)
+
+        def draws(layer: outlook_jax.OutlookAttention) -> bool:
+            return bool((layer(x) != layer(x)).any())
+
+        layer = outlook_jax.OutlookAttention(12, 3, attn_drop=0.5, proj_drop=0.0, rngs=nnx.Rngs(0))
+        layer.eval()
+        layer.attn_drop.deterministic = False  # Monte Carlo dropout
+        assert draws(layer)
+        layer.attn_drop.rate = 0.0
+        assert not draws(layer)
+        later = outlook_jax.OutlookAttention(12, 3, attn_drop=0.0, rngs=nnx.Rngs(0))
+        later.attn_drop.rate = 0.5
+        assert draws(later)
+
     def test_the_torch_seed_repeats_a_draw(self) -> None:
         torch_layer, _ = layer_pair(12, 3)
         x = torch.from_numpy(self.x)
