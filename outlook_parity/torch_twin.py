@@ -183,9 +183,7 @@ class TorchTwin(Twin):
 
     def _inputs(self, request: Request, place: torch.device, inputs: Inputs | None = None) -> dict[str, torch.Tensor]:
         rounded = request.rounded_inputs(inputs)
-        return {
-            name: to_tensor(array.transpose(self._axes[name])).to(place, copy=True) for name, array in rounded.items()
-        }
+        return {name: to_tensor(array.transpose(self._axes[name])).to(place) for name, array in rounded.items()}
 
 
 def _gradients(

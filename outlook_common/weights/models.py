@@ -6,7 +6,7 @@ from typing import Any
 
 from outlook_common.config import OutlookAttentionConfig, VOLOConfig, volo_variant
 from outlook_common.weights.shown import listed
-from outlook_common.weights.table import FLAX, WeightTable, linear_entries
+from outlook_common.weights.table import WeightTable, linear_entries
 from outlook_common.weights.volo import as_in_file, recognise_volo, volo_table
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -67,9 +67,7 @@ def check_weights_of(found: Shapes, table: WeightTable, naming: str) -> None:
         table: of its configuration.
         naming: of `found`.
     """
-    expected = {
-        name: entry.flax_shape if naming == FLAX else entry.shape for name, entry in table.names(naming).items()
-    }
+    expected = {name: entry.shape_in(naming) for name, entry in table.names(naming).items()}
     wrong = [
         f"{name} is {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
     ]

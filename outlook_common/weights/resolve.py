@@ -142,9 +142,7 @@ def _other_model(checkpoint: Checkpoint, table: WeightTable) -> str | None:
     if found is None or found.table.model == table.model:
         return None
     naming = naming_of(shapes, found.table)
-    expected = {
-        name: entry.flax_shape if naming == FLAX else entry.shape for name, entry in found.table.names(naming).items()
-    }
+    expected = {name: entry.shape_in(naming) for name, entry in found.table.names(naming).items()}
     return found.table.model if shapes == expected else None
 
 
@@ -169,7 +167,7 @@ def _checked(name: str, value: Any, entry: Entry, naming: str) -> tuple[Stored |
     if not fits:
         wanted = "floating-point numbers" if entry.dtype is None else "integers"
         problems.append(Problem("non-numeric", name, f"{name}: {tensor.dtype}, expected {wanted}"))
-    expected = entry.flax_shape if naming == FLAX else entry.shape
+    expected = entry.shape_in(naming)
     if tensor.shape != expected:
         problems.append(Problem("misshapen", name, f"{name}: {tensor.shape}, expected {expected}"))
     if problems:
@@ -192,9 +190,8 @@ def _missing_and_unexpected(
     problems = []
     for place, name in enumerate(missing):
         entry = names[name]
-        shape = entry.flax_shape if naming == FLAX else entry.shape
         near = _nearest(name, unexpected, "the nearest there is") if place < _NEAREST_LIMIT else ""
-        problems.append(Problem("missing", name, f"{name} {shape}{near}"))
+        problems.append(Problem("missing", name, f"{name} {entry.shape_in(naming)}{near}"))
     for place, name in enumerate(unexpected):
         near = _nearest(name, list(names), "the nearest known is") if place < _NEAREST_LIMIT else ""
         problems.append(Problem("unexpected", name, f"{name}{near}"))

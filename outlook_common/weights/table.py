@@ -48,6 +48,10 @@ class Entry:
         axes = LAYOUTS[self.layout]
         return self.shape if axes is None else tuple(self.shape[axis] for axis in axes)
 
+    def shape_in(self, naming: str) -> tuple[int, ...]:
+        """Return the shape in a naming's layout: Flax's, or PyTorch's for all others."""
+        return self.flax_shape if naming == FLAX else self.shape
+
     def to_flax(self, array: np.ndarray) -> np.ndarray:
         """Return an array in PyTorch's layout as a view in Flax's."""
         axes = LAYOUTS[self.layout]
