@@ -1,4 +1,4 @@
-"""Configurations of the models, shared by the twins."""
+"""Model configurations and released variants, shared by the twins."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +7,16 @@ from typing import Any, Literal, TypedDict
 
 from outlook_common.geometry import IntOrPair, to_pair, window_grid
 from outlook_common.text import closest
+
+__all__ = [
+    "VOLO_VARIANTS",
+    "FeatureInfo",
+    "OutlookAttentionConfig",
+    "VOLOConfig",
+    "VOLOVariant",
+    "volo_config",
+    "volo_variant",
+]
 
 
 @dataclass(frozen=True, init=False)

@@ -1,4 +1,4 @@
-"""From image files to a model's input, the same for both twins and bit for bit as timm prepares its evaluation."""
+"""Image loading and preprocessing, bit for bit as in timm's evaluation."""
 
 import math
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ from jaxtyping import Float32
 
 from outlook_common.config import IMAGENET_MEAN, IMAGENET_STD, volo_variant
 from outlook_common.extras import require
-from outlook_common.weights.formats.registry import PathLike
+from outlook_common.weights.formats.base import PathLike
 
 if TYPE_CHECKING:
     import PIL.Image
+
+__all__ = ["INTERPOLATIONS", "ImageError", "Preprocessing", "load_image", "preprocess"]
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 

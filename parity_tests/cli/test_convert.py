@@ -16,9 +16,16 @@ from typer.testing import CliRunner
 
 from outlook_common.arrays import to_tensor
 from outlook_common.weights import WeightsError, read_arrays, write_arrays
-from outlook_common.weights.conversion import renamed
 from outlook_parity.cli.app import convert, inspect
-from parity_tests.weights.test_load import TABLE, WEIGHTS, assert_same_bits, inside_a_model, layer_bits, layer_weights
+from parity_tests.weights.layers import (
+    TABLE,
+    WEIGHTS,
+    assert_same_bits,
+    inside_a_model,
+    layer_bits,
+    layer_weights,
+    renamed,
+)
 
 app = typer.Typer()
 app.command()(convert.convert)

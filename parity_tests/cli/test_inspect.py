@@ -11,10 +11,9 @@ import torch
 
 from outlook_common.arrays import to_tensor
 from outlook_common.weights import WeightsError, convert, read_arrays, write_arrays
-from outlook_common.weights.conversion import renamed
 from outlook_common.weights.statistics import Statistics
 from parity_tests.cli.test_convert import outlook, outlook_json
-from parity_tests.weights.test_load import FLOATS, TABLE, WEIGHTS, any_bits, assert_same_bits
+from parity_tests.weights.layers import FLOATS, TABLE, WEIGHTS, any_bits, assert_same_bits, renamed
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -118,7 +117,7 @@ def test_every_difference_of_two_checkpoints_is_named_and_counted(tmp_path: Path
     assert found["v.weight"]["differing"] == 2
     assert found["v.weight"]["largest"] == pytest.approx(3, rel=1e-6)
     assert found["proj.weight"]["detail"].startswith("1 of 36 numbers differ, by ")
-    assert found["attn.bias"]["detail"] == "float32 in A, float64 in B; every number is the same"
+    assert found["attn.bias"]["detail"] == "float32 in A, float64 in B; all numbers are equal"
     assert found["v.bias"]["differing"] == 6
     assert found["proj.bias"]["detail"] == "(6,) in A, (5,) in B"
     text = outlook("inspect", tmp_path / "a.npz", tmp_path / "b.safetensors")
@@ -158,7 +157,7 @@ def test_nothing_compared_is_no_pass(tmp_path: Path) -> None:
     torch.save({"note": "no tensors"}, tmp_path / "a.pth")
     result = outlook("inspect", tmp_path / "a.pth", tmp_path / "a.pth")
     assert isinstance(result.exception, WeightsError)
-    assert "there are no tensors to compare" in str(result.exception)
+    assert "no tensors to compare" in str(result.exception)
 
 
 @pytest.mark.parametrize("how", ["nested and flat", "in two namings"])
@@ -182,8 +181,8 @@ def test_names_that_come_twice_are_not_compared_as_if_one_were_not_there(tmp_pat
 def test_a_prefix_with_nothing_below_is_an_error_that_says_what_there_is(tmp_path: Path, command: list[str]) -> None:
     where = [tmp_path / name for name in ("a.npz", *command[1:])]
     for names, words in (
-        (WEIGHTS, "without a prefix there is OutlookAttention(dim=6"),
-        ({f"net.{name}": array for name, array in WEIGHTS.items()}, "there is a known model with prefix='net'"),
+        (WEIGHTS, "without a prefix it is OutlookAttention(dim=6"),
+        ({f"net.{name}": array for name, array in WEIGHTS.items()}, "a known model has prefix='net'"),
         ({"other.weight": np.ones(3)}, "its names are other.weight"),
     ):
         write_arrays(where[0], names)

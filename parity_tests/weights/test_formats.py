@@ -27,11 +27,10 @@ import outlook_jax
 import outlook_torch
 from outlook_common.arrays import DTYPES, NotNumbers, to_numpy
 from outlook_common.weights import WeightsError, convert, read_arrays, write_arrays
-from outlook_common.weights.conversion import renamed
 from outlook_common.weights.formats import registry as weight_files
 from outlook_common.weights.io import verified as checked
-from outlook_common.weights.io.lazy import stored
-from parity_tests.weights.test_load import (
+from outlook_common.weights.io.lazy import as_lazy
+from parity_tests.weights.layers import (
     FLOATS,
     TABLE,
     WEIGHTS,
@@ -40,6 +39,7 @@ from parity_tests.weights.test_load import (
     inside_a_model,
     jax_layer,
     layer_bits,
+    renamed,
     torch_layer,
 )
 
@@ -155,7 +155,7 @@ def test_convert_refuses_flax_names_in_torchs_files_and_namings_nobody_knows(tmp
 def test_convert_of_something_else_says_so_and_where_a_layer_is(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no known model in its 1 tensors \(fc\.weight\); known: OutlookAttention"):
         convert({"fc.weight": np.ones((2, 2))}, tmp_path / "a.npz")
-    with pytest.raises(WeightsError, match=r"there is one with prefix='network\.0\.0\.attn', 'network\.0\.1\.attn'"):
+    with pytest.raises(WeightsError, match=r"a known one has prefix='network\.0\.0\.attn', 'network\.0\.1\.attn'"):
         convert(inside_a_model("flax"), tmp_path / "a.npz")
 
 
@@ -364,7 +364,7 @@ def write_pickle(path: Path, contents: bytes) -> None:
     ("value", "words"),
     [
         # An object of Python's would be an address taken for one.
-        (scalar_opcodes(b"O8", b"|", bytes(8)), "a NumPy scalar that is no number"),
+        (scalar_opcodes(b"O8", b"|", bytes(8)), "a NumPy scalar that is not a number"),
         (scalar_opcodes(b"f8", b"<", bytes(7)), "a NumPy scalar of 7 bytes"),
         (scalar_opcodes(b"f8", b"x", bytes(8)), "a NumPy scalar of unknown byte order"),
         (b"cnumpy._core.multiarray\n_reconstruct\n)R", r"refers to numpy\._core\.multiarray\._reconstruct"),
@@ -440,7 +440,7 @@ def test_member_of_an_npz_that_is_no_array_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **WEIGHTS)
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.writestr("README", "hi")
-    with pytest.raises(WeightsError, match="README is none of NumPy's arrays"):
+    with pytest.raises(WeightsError, match="README is not a NumPy array"):
         read_arrays(tmp_path / "a.npz")
 
 
@@ -482,7 +482,7 @@ def test_write_that_reads_back_otherwise_leaves_the_old_file_and_no_debris(
     def one_bit_flipped(file: Path, tensors: Any, metadata: Any) -> Any:
         bits = tensors["v.bias"].read().copy()
         bits.view("u4")[0] ^= 1
-        return file_format.write(file, tensors | {"v.bias": stored(bits)}, metadata)
+        return file_format.write(file, tensors | {"v.bias": as_lazy(bits)}, metadata)
 
     monkeypatch.setitem(weight_files.FORMATS, suffix, replace(file_format, write=one_bit_flipped))
     with pytest.raises(WeightsError, match=r"what was read back differs: .*v.bias"):

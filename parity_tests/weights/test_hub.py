@@ -129,7 +129,7 @@ def test_what_may_be_a_mistyped_path_is_said_to_be_no_file_here_either(hub: Call
     hub(Repository(files()))
     with one_line("org/absent: no such repository") as lines:
         weights_and_config("org/absent")
-    assert lines[0].endswith(" (a Hub id, as there is no file or folder org/absent here)")
+    assert lines[0].endswith(" (taken as a Hub id: there is no file or folder org/absent here)")
     with one_line("org/absent: no such repository") as lines:
         weights_and_config("hf-hub:org/absent")
     assert "file or folder" not in lines[0]

@@ -24,9 +24,9 @@ from outlook_common.arrays import BFLOAT16, to_tensor
 from outlook_common.config import volo_config
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.weights import WeightsError, convert, table_for, write_arrays
-from outlook_common.weights.conversion import renamed
 from parity_tests.support.hub_server import Repository, Server, one_line, serve, use_hub
 from parity_tests.support.runners import relative_error
+from parity_tests.weights.layers import renamed
 
 Array = np.ndarray
 
@@ -351,7 +351,7 @@ def test_an_auxiliary_head_that_is_missing_is_an_error_where_the_classes_are_the
     [
         ({"num_classes": 1000}, "config.json says num_classes=1000, but the weights are for 7 classes"),
         ({"architecture": "resnet50"}, "config.json says architecture='resnet50'; known: volo_d1_224, "),
-        ({"architecture": None, "num_classes": None, "model_args": None}, "are of no released VOLO; .*give variant="),
+        ({"architecture": None, "num_classes": None, "model_args": None}, "fit no released VOLO; .*pass variant="),
     ],
     ids=["classes", "architecture", "unknown sizes"],
 )
@@ -363,7 +363,7 @@ def test_a_description_that_the_weights_contradict_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "its config.json is no JSON"), ("[1]", "holds list, expected an obj")]
+    ("text", "words"), [("{", "its config.json is not JSON"), ("[1]", "holds list, expected an obj")]
 )
 def test_a_broken_description_is_an_error(model: Path, text: str, words: str) -> None:
     (model / "config.json").write_text(text)

@@ -137,10 +137,10 @@ def test_a_name_that_looks_like_another_is_shown_by_its_code_and_cannot_steer_th
         header["\x1b[2Jproj.bias"] = header.pop("proj.bias")
 
     said = refused(tmp_path / "a.safetensors", safetensors_file(WEIGHTS, change))
-    assert "attn.we\\u0456ght; the nearest known is attn.weight" in said
+    assert "attn.we\\u0456ght; the most similar known is attn.weight" in said
     assert "\\x1b[2Jproj.bias" in said
     assert "\x1b" not in said
-    with pytest.raises(WeightsError, match=r"at the top it has \\x1b\[2J"):
+    with pytest.raises(WeightsError, match=r"its top level has \\x1b\[2J"):
         convert({"\x1b[2J": {}}, tmp_path / "b.npz", use_ema=True)
 
 
@@ -185,7 +185,7 @@ def test_index_that_names_a_file_elsewhere_is_refused(tmp_path: Path, place: str
     (tmp_path / "in").mkdir()
     text = json.dumps({"weight_map": dict.fromkeys(WEIGHTS, place)}).encode()
     said = refused(tmp_path / "in" / "a.safetensors.index.json", text)
-    assert "which does not lie beside it" in said
+    assert "which is not in its folder" in said
 
 
 def test_index_and_shards_must_agree(tmp_path: Path) -> None:
@@ -220,15 +220,15 @@ def zarr_with(**changes: Any) -> Parts:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        (zarr_parts(IN_FLAX) | {"v.bias/0": Link("/etc/passwd")}, "v.bias/0 is a link, expected files alone"),
+        (zarr_parts(IN_FLAX) | {"v.bias/0": Link("/etc/passwd")}, "v.bias/0 is a link, expected only files"),
         (zarr_parts(IN_FLAX) | {"more": Link("..")}, "more is a link"),
         (zarr_parts(IN_FLAX) | {"v.bias/0": Link("")}, "v.bias/0 is a device or pipe"),
         (zarr_with(shape=[10**9]), "its arrays would take 4000004848 bytes, more than 64 times the"),
         (zarr_with(chunks=[10**10]), "one chunk of v.bias would take 40000000000 bytes, more than 64 times the"),
-        (zarr_with(compressor={"id": "blosc"}), "v.bias is packed by blosc, which Orbax does not use"),
+        (zarr_with(compressor={"id": "blosc"}), "v.bias is compressed by blosc, which Orbax does not use"),
         (zarr_with(shape=[7], chunks=[7]), "v.bias: (7,), expected (6,)"),
-        (zarr_parts({"../v.bias": WEIGHTS["v.bias"]}), "is no name of an array"),
-        ({"_METADATA": b"{}"}, "its _METADATA has no tree_metadata, which names its arrays"),
+        (zarr_parts({"../v.bias": WEIGHTS["v.bias"]}), "is not a name of an array"),
+        ({"_METADATA": b"{}"}, "its _METADATA has no tree_metadata, which lists its arrays"),
         ({"_METADATA": b"[" * 100_000}, "not a readable Orbax file"),
     ],
 )
@@ -293,7 +293,7 @@ def test_folder_is_replaced_only_if_it_is_such_a_checkpoint(tmp_path: Path) -> N
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(WeightsError, match="it is there and is no checkpoint of this kind, so it is not replaced"):
+    with pytest.raises(WeightsError, match="exists and is not a checkpoint of this kind, so it is not replaced"):
         convert(WEIGHTS, mine, max_shard_size=1000)
     (tmp_path / "mine.orbax").mkdir()
     (tmp_path / "mine.orbax" / "thesis.txt").write_text("years of work")
