@@ -81,7 +81,7 @@ def test_a_revision_is_asked_for(hub: Callable[..., Server], how: str) -> None:
     path = fetch("org/model", revision="v1.0") if how == "argument" else fetch("org/model@v1.0")
     assert {request for _, request in server.requests} == {"org/model/v1.0/model.safetensors"}
     assert path.parent.name == OTHER_COMMIT
-    with pytest.raises(ValueError, match=r"names one revision, revision='main' another"):
+    with pytest.raises(ValueError, match=r"has a revision, and revision='main' is another"):
         fetch("org/model@v1.0", revision="main")
 
 
@@ -144,11 +144,11 @@ def test_what_is_not_there_is_said(hub: Callable[..., Server]) -> None:
     with one_line("org/model: it has no file absent.txt"):
         fetch("org/model", filename="absent.txt")
     with one_line(
-        "org/bare: it has no weights, that is none of "
+        "org/bare: it has no weights: none of "
         "model.safetensors, model.safetensors.index.json, pytorch_model.bin"
     ):
         fetch("org/bare")
-    with one_line(f"org/gated: its owner grants access one by one; ask for it at {server.url}/org/gated"):
+    with one_line(f"org/gated: access must be requested at {server.url}/org/gated"):
         fetch("org/gated")
 
 
@@ -280,7 +280,7 @@ def test_what_is_no_hub_id_is_not_asked_for(hub: Callable[..., Server], hub_id: 
     server = hub(Repository(files()))
     with pytest.raises(ValueError, match="is not of the form owner/name"):
         fetch(hub_id)
-    with pytest.raises(ValueError, match=r"'owner/na\.\.me' is no name of a repository"):
+    with pytest.raises(ValueError, match=r"'owner/na\.\.me' is not a name of a repository"):
         fetch("owner/na..me")
     assert server.requests == []
 

@@ -57,7 +57,7 @@ BROKEN: dict[str, tuple[dict[str, Any], Kind, list[str], str]] = {
     "object": (change(v__bias=object()), "non-numeric", ["v.bias"], "v.bias: object"),
     "string": (change(v__bias="ones"), "non-numeric", ["v.bias"], "v.bias: str"),
     "None": ({**WEIGHTS, "v.bias": None}, "non-numeric", ["v.bias"], "v.bias: NoneType"),
-    "ragged": (change(v__bias=[[1.0], [1.0, 2.0]]), "non-numeric", ["v.bias"], "v.bias: list is no array"),
+    "ragged": (change(v__bias=[[1.0], [1.0, 2.0]]), "non-numeric", ["v.bias"], "v.bias: list is not an array"),
     "complex": (change(v__bias=np.ones(6, "c8")), "non-numeric", ["v.bias"], "v.bias: an array of complex64"),
     "integers": (change(v__bias=np.ones(6, "i8")), "non-numeric", ["v.bias"], "int64, expected floating-point"),
     "float8": (change(v__bias=torch.ones(6).to(torch.float8_e4m3fn)), "non-numeric", ["v.bias"], "float8_e4m3fn"),
