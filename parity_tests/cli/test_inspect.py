@@ -1,4 +1,4 @@
-"""`outlook inspect` of one checkpoint and of two, and the options of `outlook convert`."""
+"""`outlook inspect` of one and two checkpoints, and options of `outlook convert`."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def test_statistics_are_those_of_the_finite_numbers(tmp_path: Path, dtype: str) 
         assert [found[name][key] for key in ("smallest", "largest", "mean", "deviation")] == [None] * 4
 
 
-def test_statistics_do_not_lose_small_deviations_beside_a_large_mean() -> None:
+def test_statistics_keep_small_deviations_around_a_large_mean() -> None:
     numbers = 1e8 + np.random.default_rng(0).standard_normal(100_000)
     seen = Statistics(numbers.dtype)
     for block in np.array_split(numbers, 7):
@@ -79,7 +79,7 @@ def test_manifest_of_other_weights_differs(tmp_path: Path) -> None:
 # Two checkpoints
 
 
-def test_two_checkpoints_in_other_formats_and_namings_are_the_same(tmp_path: Path) -> None:
+def test_checkpoints_in_different_formats_and_namings_are_equal(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.pth", WEIGHTS)
     convert(tmp_path / "a.pth", tmp_path / "b.npz", to="flax")
     convert(tmp_path / "a.pth", tmp_path / "c.safetensors", to="external-attention")
@@ -127,7 +127,7 @@ def test_every_difference_of_two_checkpoints_is_named_and_counted(tmp_path: Path
 
 
 @pytest.mark.parametrize("differ", [False, True], ids=["the same", "different"])
-def test_what_is_no_weight_is_not_compared_and_said_so(tmp_path: Path, differ: bool) -> None:
+def test_what_is_not_weights_is_listed_and_not_compared(tmp_path: Path, differ: bool) -> None:
     none = {"dropout.rngs.count": np.array(7, np.uint32), "drop_path1.rate": np.array(0.1, np.float32)}
     other = {name: array + 1 if differ and name == "v.bias" else array for name, array in WEIGHTS.items()}
     write_arrays(tmp_path / "a.npz", {f"net.{name}": array for name, array in (WEIGHTS | none).items()})
@@ -153,7 +153,7 @@ def test_nan_payloads_and_signs_of_zero_are_differences(tmp_path: Path) -> None:
         assert outlook("inspect", tmp_path / "a.npz", tmp_path / "b.npz").exit_code == 1, name
 
 
-def test_nothing_compared_is_no_pass(tmp_path: Path) -> None:
+def test_an_empty_comparison_is_an_error(tmp_path: Path) -> None:
     torch.save({"note": "no tensors"}, tmp_path / "a.pth")
     result = outlook("inspect", tmp_path / "a.pth", tmp_path / "a.pth")
     assert isinstance(result.exception, WeightsError)
@@ -161,7 +161,7 @@ def test_nothing_compared_is_no_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["nested and flat", "in two namings"])
-def test_names_that_come_twice_are_not_compared_as_if_one_were_not_there(tmp_path: Path, how: str) -> None:
+def test_duplicate_names_are_not_compared(tmp_path: Path, how: str) -> None:
     if how == "nested and flat":
         given = {name: to_tensor(array) for name, array in WEIGHTS.items()}
         twice = {"v": {"weight": given["v.weight"] + 1}, **given}
@@ -178,7 +178,7 @@ def test_names_that_come_twice_are_not_compared_as_if_one_were_not_there(tmp_pat
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["convert", "b.npz"]], ids=["inspect", "convert"])
-def test_a_prefix_with_nothing_below_is_an_error_that_says_what_there_is(tmp_path: Path, command: list[str]) -> None:
+def test_a_prefix_with_nothing_below_is_an_error_that_lists_alternatives(tmp_path: Path, command: list[str]) -> None:
     where = [tmp_path / name for name in ("a.npz", *command[1:])]
     for names, words in (
         (WEIGHTS, "without a prefix it is OutlookAttention(dim=6"),

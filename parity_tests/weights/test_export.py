@@ -34,7 +34,7 @@ def test_load_and_export_keep_every_bit(twin: str, dtype: str) -> None:
 
 
 @both_twins
-def test_models_changed_by_hand_are_refused_and_left_as_they_are(twin: str) -> None:
+def test_models_with_replaced_parts_are_refused_and_unchanged(twin: str) -> None:
     package, make = TWINS[twin]
     layer = make()
     layer.proj = torch.nn.Linear(DIM, 5) if twin == "torch" else nnx.Linear(DIM, 5, rngs=nnx.Rngs(0))
@@ -48,7 +48,7 @@ def test_models_changed_by_hand_are_refused_and_left_as_they_are(twin: str) -> N
     assert (before == (layer.v.weight if twin == "torch" else layer.v.kernel[...])).all()
 
 
-def test_a_compiled_model_is_no_model_of_this_package() -> None:
+def test_a_compiled_model_is_refused() -> None:
     with pytest.raises(TypeError, match=r"weight is missing; .*: pass it as it was made, not compiled"):
         outlook_torch.export_weights(torch.compile(torch_layer(), backend="eager"))
 
@@ -63,7 +63,7 @@ def test_exported_weights_are_copies(twin: str) -> None:
     assert_same_bits(package.export_weights(layer), WEIGHTS)
 
 
-def test_export_of_a_model_in_parts_says_how_to_gather_it(tmp_path: Path) -> None:
+def test_export_of_a_sharded_model_says_how_to_gather_it(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         layer = torch_layer()

@@ -90,7 +90,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("wrapper", WRAPPED)
-def test_wrapper_is_taken_off(wrapper: str) -> None:
+def test_wrapper_is_removed(wrapper: str) -> None:
     found = resolve(WRAPPED[wrapper], TABLE)
     for name, array in WEIGHTS.items():
         assert np.array_equal(found[name], array), name
@@ -125,7 +125,7 @@ def test_linens_statistics_are_found_beside_the_parameters_also_in_a_train_state
 
 @pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
 @both_twins
-def test_ema_weights_are_taken_when_asked_and_only_then(twin: str, key: str) -> None:
+def test_ema_weights_are_taken_only_on_request(twin: str, key: str) -> None:
     package, make = TWINS[twin]
     averaged, layer = layer_weights(seed=1), make()
     source = {"state_dict": WEIGHTS, key: {f"module.{k}": v for k, v in averaged.items()}}
@@ -135,26 +135,26 @@ def test_ema_weights_are_taken_when_asked_and_only_then(twin: str, key: str) -> 
     assert_same_bits(package.export_weights(layer), averaged)
 
 
-def test_ema_weights_that_are_not_there_are_an_error() -> None:
+def test_missing_ema_weights_are_an_error() -> None:
     with pytest.raises(WeightsError, match="no 'state_dict_ema' or 'model_ema'; its top level has state_dict, epoch"):
         resolve({"state_dict": WEIGHTS, "epoch": 1}, TABLE, use_ema=True)
 
 
 @pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
-def test_ema_weights_alone_are_not_taken_unasked(key: str) -> None:
+def test_ema_weights_alone_are_not_taken_without_request(key: str) -> None:
     with pytest.raises(WeightsError, match=f"only averaged weights, '{key}'"):
         resolve({key: WEIGHTS, "epoch": 1}, TABLE)
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
 @pytest.mark.parametrize("prefix", ["network.0.1.attn", "network/0/1/attn", "network.0.1.attn."])
-def test_prefix_chooses_one_layer_of_a_model(naming: str, prefix: str) -> None:
+def test_prefix_selects_one_layer_of_a_model(naming: str, prefix: str) -> None:
     found = resolve({"state_dict": inside_a_model(naming)}, TABLE, prefix=prefix)
     for name, array in layer_weights(seed=1).items():
         assert np.array_equal(found[name], array)
 
 
-def test_prefix_with_nothing_below_lists_where_a_layer_is() -> None:
+def test_prefix_with_nothing_below_lists_prefixes_with_a_layer() -> None:
     for prefix in ("network.0.2.attn", ""):
         with pytest.raises(WeightsError, match=r"prefix='network\.0\.0\.attn', 'network\.0\.1\.attn'"):
             resolve(inside_a_model("torch"), TABLE, prefix=prefix)
@@ -176,18 +176,18 @@ def test_both_twins_cast_to_the_parameters_dtype_as_load_state_dict_does(dtype: 
     # Lies just above the middle between two numbers in 16 bits, and in float32 on it.
     bits = 10 if to == "float16" else 7
     weights["v.weight"][:, 0] = np.array(1 + 2.0 ** -(bits + 1) + 2.0**-40).astype(DTYPES[dtype])
-    reference, ours, theirs = torch_layer(to), torch_layer(to), jax_layer(to)
+    reference, in_torch, in_jax = torch_layer(to), torch_layer(to), jax_layer(to)
     reference.load_state_dict({name: to_tensor(array) for name, array in weights.items()})
-    outlook_torch.load_weights(ours, weights)
-    outlook_jax.load_weights(theirs, weights)
+    outlook_torch.load_weights(in_torch, weights)
+    outlook_jax.load_weights(in_jax, weights)
     expected = outlook_torch.export_weights(reference)
     assert {array.dtype for array in expected.values()} == {DTYPES[to]}
-    assert_same_bits(outlook_torch.export_weights(ours), expected)
-    assert_same_bits(outlook_jax.export_weights(theirs), expected)
+    assert_same_bits(outlook_torch.export_weights(in_torch), expected)
+    assert_same_bits(outlook_jax.export_weights(in_jax), expected)
 
 
 @both_twins
-def test_number_too_large_for_the_parameters_dtype_is_warned_of(twin: str) -> None:
+def test_overflow_of_the_parameters_dtype_is_a_warning(twin: str) -> None:
     package, make = TWINS[twin]
     with pytest.warns(RuntimeWarning, match="overflow"):
         package.load_weights(make("float16"), layer_weights("float64") | {"v.bias": np.full(DIM, 1e6)})
@@ -213,7 +213,7 @@ def test_nothing_is_loaded_on_error(twin: str) -> None:
     assert_same_bits(package.export_weights(layer), WEIGHTS)
 
 
-def test_jax_twin_loads_what_nnx_gives_as_its_state() -> None:
+def test_jax_twin_loads_nnx_states() -> None:
     source, layer = jax_layer(), jax_layer()
     outlook_jax.load_weights(source, WEIGHTS)
     state = nnx.state(source, nnx.Param)
@@ -238,12 +238,12 @@ def test_model_of_another_package_is_named(twin: str) -> None:
         package.load_weights(stranger, WEIGHTS)
 
 
-def test_timms_model_is_named_with_what_it_takes() -> None:
+def test_timms_model_is_refused_with_a_remedy() -> None:
     with pytest.raises(TypeError, match=r"OutlookAttention, a class of timm: .* its own load_state_dict"):
         outlook_torch.load_weights(TimmOutlookAttention(DIM, HEADS), WEIGHTS)
 
 
-def test_a_model_as_source_says_what_to_give_instead() -> None:
+def test_a_model_as_source_says_what_to_pass_instead() -> None:
     for source, instead in ((torch_layer(), r"model\.state_dict\(\)"), (jax_layer(), r"nnx\.state\(model\)")):
         with pytest.raises(TypeError, match=f"OutlookAttention is not a source of weights: for a model pass {instead}"):
             unwrap(open_checkpoint)(source)  # without the tests' own checks of types
@@ -252,7 +252,7 @@ def test_a_model_as_source_says_what_to_give_instead() -> None:
 
 
 @pytest.mark.parametrize("given", ["state", "flat", "npz"])
-def test_a_whole_state_of_nnx_loads_without_its_random_streams(tmp_path: Path, given: str) -> None:
+def test_a_complete_nnx_state_loads_without_its_random_streams(tmp_path: Path, given: str) -> None:
     layer = outlook_jax.OutlookAttention(DIM, HEADS, qkv_bias=True, attn_drop=0.1, proj_drop=0.1, rngs=nnx.Rngs(0))
     outlook_jax.load_weights(layer, WEIGHTS)
     flat = {path_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(layer))}
@@ -295,13 +295,13 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_layers_of_others_compute_the_same_once_loaded_into_either_twin(other: str) -> None:
+def test_layers_of_other_packages_loaded_into_either_twin_give_the_same_outputs(other: str) -> None:
     torch.manual_seed(0)
-    theirs = OTHERS[other]().double().eval()
+    layer = OTHERS[other]().double().eval()
     x = torch.randn(2, 5, 7, DIM, dtype=torch.float64)
-    expected = theirs(x).detach().numpy()
-    ours, twin = torch_layer("float64"), jax_layer("float64")
-    outlook_torch.load_weights(ours, theirs.state_dict())
-    outlook_jax.load_weights(twin, theirs.state_dict())
-    for found in (ours(x).detach().numpy(), np.asarray(twin(jnp.asarray(x.numpy())))):
+    expected = layer(x).detach().numpy()
+    in_torch, in_jax = torch_layer("float64"), jax_layer("float64")
+    outlook_torch.load_weights(in_torch, layer.state_dict())
+    outlook_jax.load_weights(in_jax, layer.state_dict())
+    for found in (in_torch(x).detach().numpy(), np.asarray(in_jax(jnp.asarray(x.numpy())))):
         assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()

@@ -72,7 +72,7 @@ BROKEN: dict[str, tuple[dict[str, Any], Kind, list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_error_names_the_one_tensor_that_is_wrong(case: str) -> None:
+def test_error_names_the_wrong_tensor(case: str) -> None:
     source, kind, names, words = BROKEN[case]
     with pytest.raises(WeightsError, match=words) as caught:
         resolve(source, TABLE)
@@ -80,7 +80,7 @@ def test_error_names_the_one_tensor_that_is_wrong(case: str) -> None:
     assert caught.value.names(kind) == names
 
 
-def test_all_problems_are_reported_at_once_with_counts_and_nearest_names() -> None:
+def test_all_problems_are_reported_at_once_with_counts_and_similar_names() -> None:
     source = {
         "v.wieght": np.ones((6, 6)),
         "v.bias": "none",
@@ -108,7 +108,7 @@ def test_all_problems_are_reported_at_once_with_counts_and_nearest_names() -> No
     assert "v.wieght; the most similar known is v.weight" in message
 
 
-def test_error_survives_pickling_as_it_must_to_leave_a_worker_process() -> None:
+def test_error_survives_pickling() -> None:
     with pytest.raises(WeightsError) as caught:
         resolve(change(v__weight=None), TABLE)
     again = pickle.loads(pickle.dumps(caught.value))
@@ -123,7 +123,7 @@ def test_long_error_shows_the_first_problems_and_counts_the_rest() -> None:
     assert len(str(caught.value).splitlines()) == 23
 
 
-def test_both_twins_say_the_same() -> None:
+def test_both_twins_raise_the_same_message() -> None:
     messages = []
     for package, make in TWINS.values():
         with pytest.raises(WeightsError) as caught:

@@ -88,12 +88,12 @@ def test_any_table_survives_torch_to_flax_to_torch(layers: list[tuple[str, int, 
     assert_same_bits(resolve(flax, table), weights)
 
 
-def test_config_of_no_known_model_is_named() -> None:
+def test_config_of_an_unknown_model_is_an_error() -> None:
     with pytest.raises(TypeError, match="no weight table for dict; known: OutlookAttentionConfig"):
         table_for({})
 
 
-def test_heads_are_told_from_shapes_only_where_they_must_be() -> None:
+def test_heads_are_inferred_from_shapes_only_if_unambiguous() -> None:
     def shapes(dim: int, features: int) -> dict[str, tuple[int, ...]]:
         return {"v.weight": (dim, dim), "attn.bias": (features,), "proj.bias": (dim,)}
 
