@@ -64,7 +64,7 @@ def table_for(config: Any) -> WeightTable:
         package = type(config).__module__.partition(".")[0]
         hint = (
             f", a class of {package}: pass what export_weights returns, as tensors, to its own load_state_dict; "
-            f"accelerate replaces its layers by ours"
+            "accelerate replaces its layers by this package's"
         )
     raise TypeError(f"no weight table for {type(config).__name__}{hint}; known: {known}")
 

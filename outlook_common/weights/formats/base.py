@@ -53,7 +53,6 @@ class Format:
         write: fills the empty file or folder at a path; returns the positions of tensors already verified.
         torch_names: whether it always holds PyTorch's names.
         usual_naming: the default naming to write; None for the other twin's.
-        keeps_metadata: whether it stores metadata.
         verifies_itself: whether `write` verifies all tensors.
         is_replaceable: None for files; for folders, whether an existing folder is of this format.
     """
@@ -63,7 +62,6 @@ class Format:
     write: Callable[[Path, Tensors, Metadata], Positions]
     torch_names: bool = False
     usual_naming: str | None = None
-    keeps_metadata: bool = True
     verifies_itself: bool = False
     is_replaceable: Callable[[Path], bool] | None = None
 

@@ -50,7 +50,7 @@ _ONE_THREAD = {"file_io_concurrency": {"limit": 1}, "data_copy_concurrency": {"l
 _ITEMS = ("default", "state", "model", "params")
 # Folders of steps, as Orbax's manager names them.
 _STEP = re.compile(r"(?:.+_)?\d+")
-# Unfinished folders, ours and Orbax's.
+# Unfinished folders of this package and of Orbax.
 _UNFINISHED = re.compile(r"^\.|\.orbax-checkpoint-tmp")
 
 
@@ -279,7 +279,7 @@ def _nested(flat: Mapping[Leaf, Any]) -> dict[str, Any]:
         for step in path[:-1]:
             at = at.setdefault(step, {})
             if not isinstance(at, dict):
-                raise WeightsError(f"{printable('.'.join(path))} lies below another tensor, which Orbax cannot save")
+                raise WeightsError(f"{printable('.'.join(path))} is below another tensor, which Orbax cannot save")
         if path[-1] in at:
             raise WeightsError(f"{printable('.'.join(path))} has others below it, which Orbax cannot save")
         at[path[-1]] = value

@@ -168,7 +168,7 @@ def _check_tensor(path: Path, name: Any, tensor: "torch.Tensor") -> None:
 
 
 def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
-    """Fill a file with a state_dict, without metadata; all numbers are in memory at once."""
+    """Fill a file with a state_dict, which has no metadata; all numbers are in memory at once."""
     require("torch", extra="torch", needed_by="writing a file of PyTorch's")
     import torch
 
@@ -182,4 +182,4 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
     return {}
 
 
-FORMAT = Format("PyTorch", read, write, torch_names=True, usual_naming=TORCH, keeps_metadata=False)
+FORMAT = Format("PyTorch", read, write, torch_names=True, usual_naming=TORCH)
