@@ -324,7 +324,7 @@ def test_checkpoint_of_timms_own_training_is_read(tmp_path: Path, metric: Any) -
 @pytest.mark.parametrize("scalar", [np.datetime64("2026-01-01"), np.str_("a"), np.longdouble(1)])
 def test_non_numeric_numpy_scalar_is_an_error_with_a_remedy(tmp_path: Path, scalar: Any) -> None:
     torch.save({"metric": scalar}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"convert it with \.item\(\) before it is saved"):
+    with pytest.raises(WeightsError, match=r"convert it with \.item\(\) before saving"):
         read_arrays(tmp_path / "a.pth")
 
 

@@ -107,10 +107,7 @@ def header_of(**changes: Any) -> bytes:
         ({"shape": [2**60]}, "which no tensor has"),
         ({"shape": [7]}, "v.bias is 24 bytes long, float32 of shape (7,) would be 28"),
         ({"data_offsets": [0, 24]}, "lies at bytes"),
-        (
-            {"data_offsets": [144, 2**62]},
-            "v.bias lies at bytes 144 to 4611686018427387904" * 0 + "expected it to begin",
-        ),
+        ({"data_offsets": [144, 2**62]}, "expected it to begin"),
         ({"data_offsets": ["0", 24]}, "v.bias has the data_offsets ['0', 24], expected two integers"),
         ({"dtype": "F8_E4M3"}, "unknown dtypes {'v.bias': 'F8_E4M3'}"),
         ({"more": 1}, "a tensor is not described by dtype, shape and data_offsets alone"),
@@ -237,7 +234,7 @@ def test_hostile_orbax_folders_are_refused_unread(tmp_path: Path, parts: Parts, 
 def test_an_orbax_folder_with_too_many_files_is_refused_with_their_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orbax, "_FILES", 3)
+    monkeypatch.setattr(orbax, "_MOST_FILES", 3)
     parts = {f"{place}": b"" for place in range(12)} | {"_METADATA": b"{}"}
     assert "at least 13 files and folders, at most 3 are read" in refused_orbax(tmp_path / "a.orbax", parts)
 

@@ -105,9 +105,7 @@ def check_shape(path: Path, name: str, shape: Any) -> tuple[int, ...]:
     """
     is_list = isinstance(shape, list | tuple) and all(type(size) is int and size >= 0 for size in shape)
     if not is_list or len(shape) > 32 or prod(max(size, 1) for size in shape) > limits.NUMBERS:
-        raise WeightsError(
-            f"{path}: {printable(name)} has the shape {printable(str(shape)[:80])}, which no tensor can have"
-        )
+        raise WeightsError(f"{path}: {printable(name)} has the shape {printable(str(shape)[:80])}, which no tensor has")
     return tuple(shape)
 
 

@@ -162,8 +162,8 @@ def _check_tensor(path: Path, name: Any, tensor: "torch.Tensor") -> None:
     stored = tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.element_size() > stored:
         raise WeightsError(
-            f"{path}: {printable(name)} has shape {tuple(tensor.shape)}, that is {tensor.numel()} numbers, but only "
-            f"{stored} bytes"
+            f"{path}: {printable(name)} has the shape {tuple(tensor.shape)}, that is {tensor.numel()} numbers, but "
+            f"only {stored} bytes"
         )
 
 

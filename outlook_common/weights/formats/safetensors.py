@@ -104,7 +104,9 @@ def _has_dtype(spec: Any) -> bool:
 def _offsets(name: str, spec: dict[str, Any]) -> tuple[int, int]:
     offsets = spec["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
-        raise ValueError(f"{printable(name)} has data_offsets {printable(str(offsets)[:80])}, expected two integers")
+        raise ValueError(
+            f"{printable(name)} has the data_offsets {printable(str(offsets)[:80])}, expected two integers"
+        )
     return offsets[0], offsets[1]
 
 
