@@ -1,4 +1,4 @@
-"""What the twins share: configurations, window geometry and weight tables. Imports no framework."""
+"""Shared by the twins: configurations, window geometry, weights, images. Imports no framework."""
 
 from outlook_common.config import VOLO_VARIANTS, OutlookAttentionConfig, VOLOConfig
 from outlook_common.geometry import WindowGrid, window_grid

@@ -1,4 +1,4 @@
-"""Anybody's arrays as NumPy's and back, bit for bit."""
+"""Convert arrays of PyTorch and JAX to NumPy and back, bit for bit."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -19,27 +19,27 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class NotNumbers:
-    """Stands for something in a file that is no array of numbers; `dtype` says what it is."""
+    """Placeholder for a value in a file that is not a numeric array; `dtype` is its type's name."""
 
     dtype: str
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """Return a NumPy, PyTorch or JAX array, or a number, as a NumPy array in this machine's byte order.
+    """Convert a NumPy, PyTorch or JAX array, or a number, to a NumPy array in native byte order.
 
-    It may share its memory with `value`.
+    It may share memory with `value`.
 
     Raises:
-        TypeError: it is not made of numbers, or its dtype is not one of `DTYPES`; the message says what it is.
+        TypeError: it is not numeric, or its dtype is not one of `DTYPES`; the message says what it is.
     """
     if isinstance(value, NotNumbers):
-        raise TypeError(f"{value.dtype} is no array of numbers")
+        raise TypeError(f"{value.dtype} is not an array of numbers")
     if hasattr(value, "detach"):
         value = _from_tensor(value)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{type(value).__name__} is no array: {error}") from error
+        raise TypeError(f"{type(value).__name__} is not an array: {error}") from error
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype not in DTYPES.values():
         what = f"an array of {array.dtype}" if isinstance(value, np.ndarray) else f"{type(value).__name__}"
@@ -49,11 +49,11 @@ def to_numpy(value: Any) -> np.ndarray:
 
 @runtime_checkable
 class HasDtype(Protocol):
-    """An array, or what will be one."""
+    """An array, lazy or not."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of its numbers."""
+        """The dtype of its numbers."""
 
 
 def is_floating(array: HasDtype) -> bool:
@@ -67,17 +67,16 @@ def is_number(dtype: np.dtype[Any]) -> bool:
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
-    """Return a copy in row-major order that owns its memory; unlike `np.ascontiguousarray`, scalars stay scalars."""
+    """Return a row-major copy that owns its memory; unlike with `np.ascontiguousarray`, scalars stay scalars."""
     return np.array(array, order="C", copy=True)
 
 
 def cast(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return `array` in one of `DTYPES`, itself if it has that one already; NumPy warns of overflow.
+    """Cast `array` to one of `DTYPES`; not copied if it has that dtype. NumPy warns on overflow.
 
-    Float64 goes to 16 bits by way of float32, as PyTorch and JAX cast it: rounding once would differ in the last bit
-    for one number in 20,000.
+    Float64 is cast to 16 bits via float32, as in PyTorch and JAX: one number in 20,000 would differ in the last bit.
     """
-    with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN, that is no loss to warn of
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes quiet, which needs no warning
         if array.dtype == np.float64 and dtype in ("float16", "bfloat16"):
             array = array.astype(np.float32)
         return array.astype(DTYPES[dtype], copy=False)
@@ -94,13 +93,13 @@ def to_tensor(array: np.ndarray) -> "torch.Tensor":
 
 
 def _from_tensor(tensor: Any) -> np.ndarray:
-    import torch  # whoever made the tensor has imported it already
+    import torch  # imported already by the owner of the tensor
 
-    if hasattr(tensor, "full_tensor"):  # what FSDP and tensor parallelism make of parameters
+    if hasattr(tensor, "full_tensor"):  # a parameter under FSDP or tensor parallelism
         raise TypeError(
-            "a DTensor, of which this process has a part: on every process, get_model_state_dict(model, "
-            "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict gives whole "
-            "tensors, which load_weights and write_arrays take"
+            "a DTensor, of which this process has a part: call get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict on every "
+            "process, and pass the full tensors it returns"
         )
 
     try:

@@ -1,4 +1,4 @@
-"""Configurations of the models, shared by the twins."""
+"""Model configurations and released variants, shared by the twins."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,17 +8,27 @@ from typing import Any, Literal, TypedDict
 from outlook_common.geometry import IntOrPair, to_pair, window_grid
 from outlook_common.text import closest
 
+__all__ = [
+    "VOLO_VARIANTS",
+    "FeatureInfo",
+    "OutlookAttentionConfig",
+    "VOLOConfig",
+    "VOLOVariant",
+    "volo_config",
+    "volo_variant",
+]
+
 
 @dataclass(frozen=True, init=False)
 class OutlookAttentionConfig:
-    """What an `OutlookAttention` layer is made of; made from the layer's own arguments.
+    """Configuration of an `OutlookAttention` layer; takes the layer's arguments.
 
-    Its fields are explicit where the arguments need not be: `kernel_size`, `padding` and `stride` are pairs
-    (rows, columns), `proj_drop` and `qk_scale` hold the numbers in force.
+    Fields hold resolved values: `kernel_size`, `padding` and `stride` as pairs (rows, columns), `proj_drop` and
+    `qk_scale` as the numbers used.
 
     Raises:
         TypeError: a size is not an int or a pair of ints.
-        ValueError: a size is not positive, `dim` is not divisible by `num_heads`, or a rate lies outside [0, 1].
+        ValueError: a size is not positive, `dim` is not divisible by `num_heads`, or a rate is outside [0, 1].
     """
 
     dim: int
@@ -67,7 +77,7 @@ class OutlookAttentionConfig:
 
     @property
     def places(self) -> int:
-        """K*K, the places of a window."""
+        """K*K, the positions of a window."""
         return self.kernel_size[0] * self.kernel_size[1]
 
     @property
@@ -90,7 +100,7 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 
 def check_rate(name: str, rate: float) -> float:
-    """Return `rate`; raise a ValueError unless it is a probability."""
+    """Return `rate`; raise a ValueError unless it is in [0, 1]."""
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"{name} must be a rate between 0 and 1, got {rate}")
     return rate
@@ -107,9 +117,9 @@ def check_image_size(size: tuple[int, int], stride: int) -> None:
     )
 
 
-# The convolution that sees the images, by its name in both twins.
+# The first convolution, by its name in both twins.
 FIRST_CONV = "patch_embed.conv.0"
-# Strides of the stem (its first convolution) and of one Downsample, fixed in every released model.
+# Strides of the stem's first convolution and of a Downsample, the same in every released model.
 STEM_STRIDE = 2
 DOWNSAMPLE = 2
 
@@ -120,17 +130,14 @@ POST_LAYERS = ("ca",)
 
 @dataclass(frozen=True)
 class Part:
-    """One entry of VOLO's `network`: a stage of blocks, or the downsampling behind `stage`."""
+    """One entry of VOLO's `network`: a stage of blocks, or the downsampling after `stage`."""
 
     kind: Literal["outlooker", "transformer", "downsample"]
     stage: int
 
 
 class FeatureInfo(TypedDict):
-    """One intermediate: its channels, how many pixels one of its places stands for, and the module that gives it.
-
-    A dictionary, as timm's are, so that what is written for timm's models reads it.
-    """
+    """One intermediate output: channels, reduction in pixels, name of its module; a dictionary as timm's."""
 
     num_chs: int
     reduction: int
@@ -139,41 +146,41 @@ class FeatureInfo(TypedDict):
 
 @dataclass(frozen=True, init=False)
 class VOLOConfig:
-    """What a `VOLO` is made of; arguments are named as timm names them, sequences have one entry per stage.
+    """Configuration of a `VOLO`; arguments are named as in timm, sequences have one entry per stage.
 
-    Its fields are explicit where the arguments need not be: `img_size`, `out_kernel`, `out_stride` and `out_padding`
-    are pairs (rows, columns), `mlp_ratio` has one entry per stage.
+    Fields hold resolved values: `img_size`, `out_kernel`, `out_stride` and `out_padding` as pairs (rows, columns),
+    `mlp_ratio` with one entry per stage.
 
     Args:
-        layers: how many blocks each stage has.
+        layers: number of blocks of each stage.
         img_size: in pixels, an int or (rows, columns); a multiple of `stride`.
         in_chans: channels of the images.
         num_classes: 0 for a model without classifier.
-        global_pool: what the classifier sees: "token" the class token, "avg" the mean of all tokens, "" every token.
+        global_pool: input of the classifier: "token" the class token, "avg" the mean of all tokens, "" every token.
         patch_size: in pixels: 4, 8 or 16.
         stem_hidden_dim: channels of the stem's convolutions.
         embed_dims: C of each stage.
         num_heads: N of each stage.
         downsamples: whether a stage is followed by a 2x2 downsampling.
-        outlook_attention: whether a stage is made of outlookers, else of transformer blocks.
-        mlp_ratio: hidden over outer channels of the MLPs, one number or one per stage.
+        outlook_attention: whether a stage has outlookers, else transformer blocks.
+        mlp_ratio: hidden / outer channels of the MLPs, one number or one per stage.
         qkv_bias: whether the query, key and value projections have a bias.
         drop_rate: dropout rate before the classifiers.
         pos_drop_rate: dropout rate after `pos_embed` is added.
         attn_drop_rate: dropout rate of all attention weights.
-        drop_path_rate: the last transformer block's rate of stochastic depth; the others' grow to it linearly.
-        post_layers: class attention blocks, "ca" each; None for a model without class token.
+        drop_path_rate: stochastic depth of the last transformer block; earlier blocks' rates grow to it linearly.
+        post_layers: one "ca" per class attention block; None for a model without class token.
         use_aux_head: whether a second head classifies every token (token labelling).
-        use_mix_token: whether `forward_train` mixes tokens within the batch.
-        pooling_scale: how much smaller the token map is than the patch map.
+        use_mix_token: whether `forward_train` mixes tokens of two images (MixToken).
+        pooling_scale: patch map size / token map size.
         out_kernel: K of the outlookers.
         out_stride: S of the outlookers.
         out_padding: P of the outlookers.
-        dynamic_img_size: whether images of other sizes are taken, with `pos_embed` resized at each call.
+        dynamic_img_size: whether images of other sizes are accepted, with `pos_embed` resized at each call.
 
     Raises:
         TypeError: a size is not an int or a pair of ints.
-        ValueError: a value is out of range, or values do not fit each other.
+        ValueError: a value is out of range, or values contradict each other.
     """
 
     layers: tuple[int, ...]
@@ -268,7 +275,7 @@ class VOLOConfig:
 
     @property
     def network(self) -> tuple[Part, ...]:
-        """The entries of the model's `network`, in order: stages, each with the downsampling that follows it."""
+        """The entries of the model's `network`, in order: stages and the downsamplings after them."""
         parts = []
         for stage, (outlook, downsample) in enumerate(zip(self.outlook_attention, self.downsamples, strict=True)):
             parts.append(Part("outlooker" if outlook else "transformer", stage))
@@ -278,21 +285,21 @@ class VOLOConfig:
 
     @property
     def num_features(self) -> int:
-        """The channels of the tokens that the classifier sees."""
+        """Channels of the classifier's input."""
         return self.embed_dims[-1]
 
     @property
     def stride(self) -> int:
-        """How many pixels of the image one token stands for, along each axis."""
+        """Pixels of the image per token, along each axis."""
         return self.patch_size * self.pooling_scale
 
     @property
     def token_map(self) -> tuple[int, int]:
-        """(H, W) of the tokens of an image of `img_size`, which is the map of `pos_embed`."""
+        """(H, W) of the token map of an image of `img_size`, and of `pos_embed`."""
         return self.img_size[0] // self.stride, self.img_size[1] // self.stride
 
     def drop_path_rates(self, stage: int) -> tuple[float, ...]:
-        """Return the rates of stochastic depth of a stage's blocks; outlookers have none, as in the original."""
+        """Return the stochastic depth rates of a stage's blocks; 0 for outlookers, as in the original."""
         if self.outlook_attention[stage]:
             return (0.0,) * self.layers[stage]
         before, last = sum(self.layers[:stage]), max(sum(self.layers) - 1, 1)
@@ -300,7 +307,7 @@ class VOLOConfig:
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """What `forward_intermediates` gives for each stage."""
+        """The outputs of `forward_intermediates`, by stage."""
         reduction, features = self.patch_size, []
         for index, part in enumerate(self.network):
             if part.kind == "downsample":
@@ -392,9 +399,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class VOLOVariant:
-    """A released model: its configuration, how its images are prepared, and where its weights are.
+    """A released model: configuration, preparation of images, location of weights.
 
-    `crop_pct` is the part of the resized image that is kept, `mean` and `std` are per channel of images in 0…1.
+    `crop_pct` is the fraction of the resized image that is kept; `mean` and `std` are per channel, of images in 0…1.
     """
 
     config: VOLOConfig
@@ -451,7 +458,7 @@ VOLO_VARIANTS: dict[str, VOLOVariant] = {
 
 
 def volo_variant(name: str) -> VOLOVariant:
-    """Return a released variant by its name; raise a ValueError that says the nearest one if there is none such."""
+    """Return a released variant by name; raise a ValueError with the closest name if it is unknown."""
     if name not in VOLO_VARIANTS:
         close = closest(name, VOLO_VARIANTS, cutoff=0.0)
         raise ValueError(
@@ -460,7 +467,7 @@ def volo_variant(name: str) -> VOLOVariant:
     return VOLO_VARIANTS[name]
 
 
-# What timm's `create_model` takes and a configuration does not have.
+# Arguments of timm's `create_model` that are no fields of a configuration -> what to use instead.
 _ELSEWHERE = {
     "pretrained": "from_pretrained(name) makes a model with its released weights",
     "checkpoint_path": "from_pretrained(path) makes a model with the weights of a file",
@@ -472,8 +479,8 @@ def volo_config(name: str, **overrides: Any) -> VOLOConfig:
     """Return the configuration of a released variant with some fields changed.
 
     Raises:
-        TypeError: an override is not a field; the message says the nearest one, or what does that here.
-        ValueError: the variant is unknown, or the fields do not fit each other.
+        TypeError: an override is not a field; the message suggests a field or another function.
+        ValueError: the variant is unknown, or the fields contradict each other.
     """
     config = volo_variant(name).config
     known = [field.name for field in dataclass_fields(VOLOConfig)]

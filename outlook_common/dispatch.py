@@ -1,4 +1,4 @@
-"""How an op picks among its implementations; one rule for both twins."""
+"""Select an implementation of an op, by one rule for both twins."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,11 @@ ImplementationRequest = str | Sequence[str] | None
 class Implementation:
     """One way to compute an op.
 
-    `refusal` gets the arguments of `run` and returns why they cannot be computed this way, or None if they can.
-    `drawback` likewise returns why another way is better for them; then only who asks by name gets this one.
+    Attributes:
+        run: the op.
+        refusal: same arguments -> why it cannot run with them; None if it can.
+        drawback: same arguments -> why another implementation is better for them, so that this one is used only on
+            request by name; None if there is no reason.
     """
 
     run: Callable[..., Any]
@@ -28,14 +31,14 @@ def choose(
     *args: Any,
     **kwargs: Any,
 ) -> Callable[..., Any]:
-    """Return the `run` of the first implementation that can take these arguments.
+    """Return the `run` of the first implementation that can run with these arguments.
 
-    `requested` is a name, a sequence of names to try in order, or None for all of `implementations`, which are
-    ordered from fastest to slowest, without those that have a drawback.
+    `requested` is a name, a sequence of names to try in order, or None for all of `implementations` without a drawback,
+    which are ordered from fastest to slowest.
 
     Raises:
         ValueError: a name is unknown, or the sequence is empty.
-        NotImplementedError: the one name that was asked for cannot run; the message says why.
+        NotImplementedError: the one requested name cannot run; the message says why.
         ExceptionGroup: none of several can run; one NotImplementedError each.
     """
     names = check_implementation(requested, implementations)
@@ -55,7 +58,7 @@ def choose(
 def check_implementation(
     requested: ImplementationRequest, implementations: Mapping[str, Implementation]
 ) -> Sequence[str]:
-    """Return the names to try in order; raise a ValueError if one is unknown, or if there is none."""
+    """Return the names to try, in order; raise a ValueError if there is none, or one is unknown."""
     names = tuple(implementations) if requested is None else (requested,) if isinstance(requested, str) else requested
     if not names:
         raise ValueError(f"implementation is an empty sequence; known: {_listed(implementations)}")

@@ -1,4 +1,4 @@
-"""Optional dependencies: say which extra to install instead of a bare ModuleNotFoundError."""
+"""Optional dependencies: an ImportError that names the extra to install."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""Where the windows of outlook attention lie on a map. Every geometry error is raised here.
+"""Window geometry of outlook attention, and its validation.
 
 Letters, throughout the project:
 
@@ -20,7 +20,7 @@ _AXES = ("rows", "columns")
 
 
 def to_pair(name: str, size: IntOrPair | Sequence[int], *, minimum: int) -> tuple[int, int]:
-    """Return `size` as (rows, columns); a single int counts for both.
+    """Return `size` as (rows, columns); an int stands for both.
 
     Raises:
         TypeError: `size` is neither an int nor a pair of ints.
@@ -42,10 +42,10 @@ def grid_size(map_size: int, stride: int) -> int:
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """The windows of one map; each field holds (rows, columns), in pixels except `grid`, which counts windows.
+    """The windows on one map; fields are (rows, columns), in pixels except `grid`, which counts windows.
 
-    Window (i, j) covers rows S*i-P … S*i-P+K-1 and the columns likewise. Places outside the map read as zero,
-    and what is written there is dropped.
+    Window (i, j) covers rows S*i-P … S*i-P+K-1, and columns likewise. Positions outside the map read as zero, and
+    writes to them are dropped.
     """
 
     map_size: tuple[int, int]
@@ -55,7 +55,7 @@ class WindowGrid:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w): how many windows there are."""
+        """(h, w), the number of windows."""
         return grid_size(self.map_size[0], self.stride[0]), grid_size(self.map_size[1], self.stride[1])
 
     @property
@@ -65,17 +65,17 @@ class WindowGrid:
 
     @property
     def places(self) -> int:
-        """K*K: how many places one window has."""
+        """K*K, the number of positions in a window."""
         return self.kernel_size[0] * self.kernel_size[1]
 
 
 def window_grid(map_size: tuple[int, int], kernel_size: IntOrPair, stride: IntOrPair, padding: IntOrPair) -> WindowGrid:
-    """Lay the windows over a map of H rows and W columns.
+    """Return the windows on a map of H rows and W columns.
 
     Raises:
         TypeError: a size is neither an int nor a pair of ints.
-        ValueError: a size is not positive (`padding` may be zero), or the windows that fit, floor((H+2P-K)/S)+1,
-            differ from the ceil(H/S) places whose weights are predicted; the message says which padding would fit.
+        ValueError: a size is not positive (`padding` may be zero), or the number of windows that fit,
+            floor((H+2P-K)/S)+1, is not the ceil(H/S) for which weights are predicted; the message suggests a padding.
     """
     grid = WindowGrid(
         map_size=_size_of_map(map_size),
@@ -89,7 +89,7 @@ def window_grid(map_size: tuple[int, int], kernel_size: IntOrPair, stride: IntOr
 
 
 def _size_of_map(size: tuple[int, int]) -> tuple[int, int]:
-    # Under torch.export and torch.jit.trace the sizes of a tensor may be symbols, which have no value yet.
+    # Under torch.export and torch.jit.trace sizes may be symbolic, without a value.
     symbols = any(isinstance(n, SupportsIndex) and not isinstance(n, Integral) for n in size)
     return size if symbols else to_pair("the map's size", size, minimum=1)
 
@@ -99,8 +99,8 @@ def _windows_that_fit(map_size: int, kernel_size: int, stride: int, padding: int
 
 
 def _check_axis(axis: int, map_size: int, kernel_size: int, stride: int, padding: int) -> None:
-    # "Same" padding fits a map of any size. Deciding it without the map's size keeps symbolic sizes
-    # (torch.export with dynamic shapes) free of guards.
+    # "Same" padding fits any map. Deciding so without the map's size adds no guards to symbolic sizes (torch.export
+    # with dynamic shapes).
     if 2 * padding == kernel_size - 1:
         return
     expected = grid_size(map_size, stride)
@@ -110,7 +110,7 @@ def _check_axis(axis: int, map_size: int, kernel_size: int, stride: int, padding
     fitting = [p for p in range(kernel_size + 1) if _windows_that_fit(map_size, kernel_size, stride, p) == expected]
     if fitting:
         remedy = f"padding={min(fitting, key=lambda p: abs(p - padding))} would fit"
-    else:  # only an even kernel_size can be without one
+    else:  # only with an even kernel_size
         remedy = f"no padding fits; kernel_size={kernel_size + 1} with padding={kernel_size // 2} always does"
     name = _AXES[axis]
     raise ValueError(

@@ -1,6 +1,6 @@
-"""Files from the Hugging Face Hub, checked against the hashes the Hub gives, and said in one line what went wrong.
+"""Download files from the Hugging Face Hub, checked against its hashes; errors are one line.
 
-Everything about access is `huggingface_hub`'s, with its environment: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
+Access is that of `huggingface_hub`, with its environment variables: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
 `HF_TOKEN`, `HF_HUB_OFFLINE`.
 """
 
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-# What timm, and this package, call the weights in a repository; the first there is counts.
+# Names of the weights in a repository, as timm uses them; the first one found counts.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 CONFIG_FILE = "config.json"
 
@@ -19,15 +19,15 @@ _HUB_ID = re.compile(rf"(?:{PREFIX})?(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revisi
 
 
 class HubError(OSError):
-    """A file that cannot be had from the Hub; the message is one line that says which, why, and what would help."""
+    """A file that cannot be downloaded; the message is one line with the file, the reason and a remedy."""
 
 
 class NoSuchFileOnHubError(HubError):
-    """The repository is there, but has no such file."""
+    """The repository exists, but has no such file."""
 
 
 def split_hub_id(hub_id: str) -> tuple[str, str | None]:
-    """Return (repository, revision or None) of "owner/name" or "owner/name@revision", with "hf-hub:" in front or not.
+    """Return (repository, revision or None) of "owner/name" or "owner/name@revision", also after "hf-hub:".
 
     Raises:
         ValueError: it has another form.
@@ -47,10 +47,10 @@ def fetch(
     local_files_only: bool = False,
     filename: str | None = None,
 ) -> Path:
-    """Return where a file of a repository lies in the cache, downloaded if it is not there already.
+    """Return the path of a file of a repository in the cache, downloading it if needed.
 
-    Its SHA-256 (or Git's SHA-1 for a small file) is computed each time and compared with the Hub's, after which the
-    cache names its files; on file systems without symbolic links it does not, and nothing is compared.
+    Its SHA-256 (Git's SHA-1 for small files) is compared each time with the Hub's, by which the cache names its files;
+    not on file systems without symbolic links, where it does not.
 
     Args:
         hub_id: "owner/name" or "owner/name@revision".
@@ -58,16 +58,16 @@ def fetch(
         token: for private repositories; None means that of the environment or the last login.
         cache_dir: None means the one that all programs share.
         local_files_only: whether to look in the cache alone.
-        filename: None means the weights, whatever they are called.
+        filename: None for the weights, under any of `WEIGHT_FILES`.
 
     Raises:
         HubError: no such repository, revision or file; no access; no connection, or one that was cut; offline and not
-            in the cache; or the file is not what the Hub says it is, and has been removed from the cache.
+            in the cache; or the file has another hash than on the Hub, and has been removed from the cache.
         ValueError: `hub_id` is not of this form, or names another revision than `revision`.
     """
     repo, own_revision = split_hub_id(hub_id)
     if own_revision and revision not in (None, own_revision):
-        raise ValueError(f"{hub_id!r} names one revision, revision={revision!r} another")
+        raise ValueError(f"{hub_id!r} has a revision, and revision={revision!r} is another")
     access = {
         "revision": revision or own_revision,
         "token": token,
@@ -83,7 +83,7 @@ def fetch(
             missing = missing or error
     assert missing is not None
     if len(filenames) > 1 and not _is_offline(access):
-        raise NoSuchFileOnHubError(f"{repo}: it has no weights, that is none of {', '.join(filenames)}") from missing
+        raise NoSuchFileOnHubError(f"{repo}: it has no weights: none of {', '.join(filenames)}") from missing
     raise missing
 
 
@@ -104,7 +104,7 @@ def _download(repo: str, filename: str, access: dict[str, Any]) -> Path:
         raise HubError(f"{repo}: it has no revision {access['revision']!r}") from error
     except errors.GatedRepoError as error:
         raise HubError(
-            f"{at}: its owner grants access one by one; ask for it at {_endpoint()}/{repo}, then give token=, set "
+            f"{at}: access must be requested at {_endpoint()}/{repo}; then pass token=, set "
             "HF_TOKEN or log in with `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -112,13 +112,13 @@ def _download(repo: str, filename: str, access: dict[str, Any]) -> Path:
             f"{at}: no such repository at {_endpoint()}, or a private one that the given token, if any, does not open"
         ) from error
     except errors.HFValidationError as error:
-        raise ValueError(f"{repo!r} is no name of a repository: {_words(error)}") from error
-    except Exception as error:  # the libraries below raise their own errors, which differ between versions
+        raise ValueError(f"{repo!r} is not a name of a repository: {_words(error)}") from error
+    except Exception as error:  # of the libraries below, whose errors differ between versions
         raise HubError(f"{at}: {filename} could not be downloaded from {_endpoint()}: {_words(error)}") from error
 
 
 def _verified(path: Path, repo: str, filename: str) -> Path:
-    """Return `path`; if its contents do not have the hash that names them in the cache, remove them and raise."""
+    """Return `path`; if its contents do not have the hash that is its name in the cache, remove it and raise."""
     if not path.is_symlink():
         return path
     blob = path.parent / path.readlink()
@@ -128,14 +128,14 @@ def _verified(path: Path, repo: str, filename: str) -> Path:
     elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
         contents = blob.read_bytes()
         found = hashlib.sha1(b"blob %d\0" % len(contents) + contents, usedforsecurity=False).hexdigest()
-    else:  # some mirror's own tag
+    else:  # the tag of a mirror
         return path
     if found == blob.name:
         return path
     for link in (blob.resolve(), blob, path):
         link.unlink(missing_ok=True)
     raise HubError(
-        f"{repo}: {filename} has the hash {found}, expected {blob.name}: it was damaged on the way or in the cache, "
+        f"{repo}: {filename} has the hash {found}, expected {blob.name}: it was damaged in transit or in the cache, "
         "and has been removed; try again"
     )
 
@@ -152,7 +152,7 @@ def _offline(at: str, filename: str, access: dict[str, Any]) -> str:
     why = "local_files_only=True" if access["local_files_only"] else "HF_HUB_OFFLINE is set"
     return (
         f"{at}: {filename} is not in the cache at {access['cache_dir'] or constants.HF_HUB_CACHE}, and {why}; go "
-        f"online once, or fetch it elsewhere with `hf download {at.replace('@', ' --revision ')}` and give its path"
+        f"online once, or download it elsewhere with `hf download {at.replace('@', ' --revision ')}` and pass its path"
     )
 
 

@@ -1,4 +1,4 @@
-"""From image files to a model's input, the same for both twins and bit for bit as timm prepares its evaluation."""
+"""Image loading and preprocessing, bit for bit as in timm's evaluation."""
 
 import math
 from dataclasses import dataclass
@@ -10,29 +10,31 @@ from jaxtyping import Float32
 
 from outlook_common.config import IMAGENET_MEAN, IMAGENET_STD, volo_variant
 from outlook_common.extras import require
-from outlook_common.weights.formats.registry import PathLike
+from outlook_common.weights.formats.base import PathLike
 
 if TYPE_CHECKING:
     import PIL.Image
+
+__all__ = ["INTERPOLATIONS", "ImageError", "Preprocessing", "load_image", "preprocess"]
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message says which and why."""
+    """An image that cannot be used, and why."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a model's input.
+    """Preprocessing of images.
 
     Attributes:
         size: (rows, columns) of the result, in pixels.
-        crop_pct: the part of the resized image that is kept, along each axis; above 1 the resized image is smaller
-            than the result, and black surrounds it.
-        mean: per channel, of images in 0…1; subtracted.
-        std: likewise; divided by.
-        interpolation: of the resizing, by Pillow's name.
+        crop_pct: fraction of the resized image that is kept, along each axis; above 1 the resized image is smaller than
+            the result, with a black border.
+        mean: subtracted, per channel, of images in 0…1.
+        std: divided by, likewise.
+        interpolation: Pillow's name of the resizing filter.
 
     Raises:
         ValueError: a value is out of range.
@@ -62,11 +64,11 @@ class Preprocessing:
 
 
 def load_image(path: PathLike) -> "PIL.Image.Image":
-    """Read an image file as RGB; as in timm, the orientation in its EXIF data is left aside.
+    """Read an image file as RGB, ignoring EXIF orientation as timm does.
 
     Raises:
-        ImageError: the file is no image that Pillow knows, is damaged or cut short, or has more pixels than Pillow
-            takes (`PIL.Image.MAX_IMAGE_PIXELS`, twice over).
+        ImageError: Pillow does not know the format, the file is damaged or truncated, or it has more pixels than twice
+            `PIL.Image.MAX_IMAGE_PIXELS`.
         OSError: the file cannot be opened.
         ImportError: Pillow is not installed.
     """
@@ -78,20 +80,20 @@ def load_image(path: PathLike) -> "PIL.Image.Image":
             return PIL.Image.open(file).convert("RGB")
         except PIL.UnidentifiedImageError as error:
             raise ImageError(f"{path}: not an image of a known format") from error
-        except Exception as error:  # a damaged file sets off whatever the decoder of its format happens to raise
+        except Exception as error:  # decoders raise various errors on damaged files
             what = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise ImageError(f"{path}: not a readable image: {what}") from error
 
 
 def preprocess(image: "PIL.Image.Image", preprocessing: Preprocessing | str) -> Float32[np.ndarray, "rows columns 3"]:
-    """Return the input (H, W, 3) of a model: resized, cropped around the centre, normalised.
+    """Return a model's input (H, W, 3): the image resized, center-cropped and normalised.
 
     Args:
-        image: any mode that Pillow converts to RGB.
+        image: in any mode that Pillow converts to RGB.
         preprocessing: or the name of a released variant.
 
     Raises:
-        ImageError: the image has no pixels, or is so narrow that it would be huge once its shorter side fits.
+        ImageError: the image has no pixels, or is so narrow that it would exceed Pillow's limit when resized.
         ValueError: the variant is unknown.
     """
     import PIL.Image
@@ -110,14 +112,14 @@ def preprocess(image: "PIL.Image.Image", preprocessing: Preprocessing | str) -> 
     if (rows, columns) != (image.height, image.width):
         image = image.resize((columns, rows), PIL.Image.Resampling[how.interpolation.upper()])
     top, left = (_crop_start(old, new) for old, new in zip((rows, columns), how.size, strict=True))
-    # Pillow fills with black what lies outside.
+    # Pillow fills pixels outside the image with black.
     cropped = np.asarray(image.crop((left, top, left + how.size[1], top + how.size[0])))
     pixels = cropped.astype(np.float32) / np.float32(255)
     return (pixels - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
 
 
 def _resized_size(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
-    """Return (rows, columns) such that the crop's share along the tighter axis is crop_pct; timm's roundings."""
+    """Return (rows, columns) of which the crop is crop_pct along the tighter axis, rounded as timm does."""
     target = tuple(math.floor(side / how.crop_pct) for side in how.size)
     if target[0] == target[1]:
         short, long = min(size), max(size)
@@ -128,5 +130,5 @@ def _resized_size(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
 
 
 def _crop_start(size: int, crop: int) -> int:
-    """Return where the crop starts along one axis; where it is larger, it starts outside, the smaller half before."""
+    """Return the start of the crop along one axis; negative if the crop is larger, smaller half first."""
     return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)

@@ -1,18 +1,18 @@
-"""Bicubic resizing as two small matrices, one per axis, so that the twins share one interpolation."""
+"""Bicubic resizing as one matrix per axis, shared by the twins."""
 
 from functools import lru_cache
 
 import numpy as np
 
-# PyTorch's and the original's cubic convolution; Keys proposed -0.5, which NumPy libraries and JAX use.
+# a of the cubic convolution in PyTorch and the original; JAX and others use -0.5, as Keys proposed.
 CUBIC = -0.75
 
 
 @lru_cache(maxsize=64)
 def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
-    """Return the (new_size, size) float64 matrix that resizes one axis, as `F.interpolate(mode="bicubic")` does.
+    """Return the (new_size, size) float64 matrix that resizes one axis as `F.interpolate(mode="bicubic")` does.
 
-    Half-pixel centres, no antialiasing, the edge repeated beyond the border. The array is read-only.
+    Half-pixel centres, no antialiasing, edges clamped. The array is read-only.
 
     Raises:
         ValueError: a size is below 1.
@@ -30,7 +30,7 @@ def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
 
 
 def resize_map(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize maps (B, H, W, C) to `size` in float64 at least, and return them in their own dtype."""
+    """Resize maps (B, H, W, C) to `size` in float64; return them in their own dtype."""
     if x.shape[1:3] == tuple(size):
         return x
     rows, columns = (bicubic_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
@@ -38,7 +38,7 @@ def resize_map(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Keys's cubic convolution kernel, equation 4 of his paper of 1981, at distances from 0 to 2."""
+    """Return the cubic convolution kernel (Keys 1981, equation 4) at distances from 0 to 2."""
     a, d = CUBIC, distance
     near = ((a + 2) * d - (a + 3)) * d**2 + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a

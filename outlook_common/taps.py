@@ -1,12 +1,12 @@
-"""Which pixels a pixel takes from when all windows that cover it are merged, along one axis.
+"""Merged taps of outlook attention along one axis: the displacements from a pixel to those it sums.
 
-In padded coordinates, pixel i lies at x = i + P = S*c + r: cell c of phase r. The windows that cover it are c - m, at
-their places p = r + S*m. Place q of such a window lies d = q - p pixels further. So with A the weights of a window and
+In padded coordinates pixel i is at x = i + P = S*c + r: cell c of phase r. Window c - m covers it at the window's
+position p = r + S*m; position q of that window is d = q - p pixels further. So with A the weights of a window and
 
     W_r[c, d] = sum over m of A[c - m, r + S*m, r + S*m + d]
 
-outlook attention and its fold are one local weighted sum per phase, out[x] = sum over d of W_r[c, d] * value[x + d].
-Rows and columns do this independently of each other.
+outlook attention followed by fold is one local weighted sum per phase, out[x] = sum over d of W_r[c, d] * value[x + d].
+Rows and columns are independent.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class Phase:
     """The pixels S*c + r - P of one axis, for a fixed r.
 
     Attributes:
-        places: p = r, r + S, …: at which place of a window they lie, in the order of m.
-        first_displacement: the least d; the greatest is `first_displacement + displacements - 1`.
-        displacements: how many d there are.
-        first_pixel: the first pixel that is on the map.
+        places: p = r, r + S, …, their positions in a window, in the order of m.
+        first_displacement: the smallest d; the largest is `first_displacement + displacements - 1`.
+        displacements: number of d.
+        first_pixel: the first pixel on the map.
         first_cell: its cell c.
-        pixels: how many pixels of this phase are on the map.
+        pixels: number of pixels of this phase on the map.
     """
 
     places: range
@@ -35,20 +35,20 @@ class Phase:
     pixels: int
 
     def index(self, place: int, other: int) -> int:
-        """Return where the displacement from `place` to place `other` of a window stands among this phase's."""
+        """Return the index, among this phase's displacements, of that from position `place` to position `other`."""
         return other - place - self.first_displacement
 
 
 @dataclass(frozen=True)
 class AxisTaps:
-    """All phases of one axis, and how many cells the merged weights need.
+    """All phases of one axis.
 
     Attributes:
         size: of the map, in pixels.
         kernel_size: K.
         stride: S.
-        windows: h, how many windows there are.
-        cells: how many cells windows reach; pixels of later cells are covered by none.
+        windows: h, the number of windows.
+        cells: number of cells that windows cover; pixels of later cells are covered by none.
         phases: by r.
     """
 

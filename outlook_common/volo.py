@@ -1,4 +1,4 @@
-"""What the twins' VOLO and its losses check and decide alike: images, mixing boxes, intermediates, parameter groups."""
+"""Checks and decisions shared by the twins' VOLO: images, mixing boxes, intermediates, pruning, losses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,25 +15,25 @@ MixBox = tuple[Any, Any, Any, Any]
 
 NO_WEIGHT_DECAY = frozenset({"pos_embed", "cls_token"})
 
-# Which parameters belong together for layer-wise learning rates: regular expressions on their names (which are the
-# same in both twins as far as these look) and an ordinal, in the form that timm's optimizer factory reads.
+# Groups of parameters for layer-wise learning rates: regular expressions on names, alike in both twins, and an ordinal,
+# as timm's optimizer factory reads them.
 GROUP_MATCHER: dict[str, Any] = {
     "stem": r"^cls_token|pos_embed|patch_embed",
     "blocks": [(r"^network\.(\d+)\.(\d+)", None), (r"^network\.(\d+)", (0,))],
     "blocks2": [(r"^cls_token", (0,)), (r"^post_network\.(\d+)", None), (r"^norm", (99999,))],
 }
 
-# What says how images are prepared, in timm's words.
+# Keys of a `pretrained_cfg` on the preparation of images.
 _PREPARATION = ("crop_pct", "crop_mode", "mean", "std", "interpolation")
 
 
 def pretrained_cfg(variant: str, config: VOLOConfig, described: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what timm reads of a model: how its images are prepared, and how its first and last layers are called.
+    """Return timm's `pretrained_cfg`: preparation of images, names of the first and last layers.
 
     Args:
-        variant: the released one that the model is, or was changed from.
+        variant: the released variant that the model is based on.
         config: of the model.
-        described: `pretrained_cfg` of a config.json, which goes before what the variant says.
+        described: `pretrained_cfg` of a config.json, which takes precedence over the variant's.
     """
     released = volo_variant(variant)
     own = {name: (described or {}).get(name) for name in _PREPARATION}
@@ -48,7 +48,7 @@ def pretrained_cfg(variant: str, config: VOLOConfig, described: Mapping[str, Any
         "first_conv": FIRST_CONV,
         "classifier": ("head", "aux_head"),
         "license": released.license,
-        **{name: tuple(said) if isinstance(said, list) else said for name, said in own.items() if said},
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in own.items() if value},
     }
 
 
@@ -56,8 +56,8 @@ def check_images(shape: Sequence[int], layout: Layout, config: VOLOConfig) -> No
     """Check a batch of images against the model.
 
     Raises:
-        ValueError: another rank, other channels, a side that is no multiple of the model's stride, or, unless
-            `dynamic_img_size`, another size than the model was made for.
+        ValueError: wrong rank or channels, a side that is not a multiple of the model's stride, or, unless
+            `dynamic_img_size`, another size than the model's.
     """
     letters = ", ".join(layout.replace("N", "B"))
     if len(shape) != 4:
@@ -76,7 +76,7 @@ def check_images(shape: Sequence[int], layout: Layout, config: VOLOConfig) -> No
         rows, columns = config.img_size
         raise ValueError(
             f"images of {size[0]}x{size[1]} pixels, but the model was made for img_size={rows}x{columns}; "
-            "dynamic_img_size=True takes other sizes"
+            "dynamic_img_size=True accepts other sizes"
         )
 
 
@@ -85,10 +85,10 @@ def _order(channel_axis: int) -> str:
 
 
 def check_mix_box(box: MixBox, token_map: tuple[int, int]) -> None:
-    """Check a mixing box against a map of tokens; bounds that are traced under `jax.jit` are taken as they come.
+    """Check a mixing box against a map of tokens; bounds traced under `jax.jit` are not checked.
 
     Raises:
-        ValueError: it does not lie inside the map, or its bounds are not in order.
+        ValueError: it is not inside the map, or its bounds are not in order.
     """
     for axis, name in enumerate(("rows", "columns")):
         lower, upper = box[axis], box[axis + 2]
@@ -101,15 +101,15 @@ def check_mix_box(box: MixBox, token_map: tuple[int, int]) -> None:
 
 
 def stage_ends(config: VOLOConfig, parts: int) -> list[int]:
-    """Return at which of the first `parts` parts of the network each stage is."""
+    """Return the index of each stage among the first `parts` parts of the network."""
     return [index for index, part in enumerate(config.network[:parts]) if part.kind != "downsample"]
 
 
 def take_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Return the stages meant by `indices`: all for None, the last n for an int, else these; -1 is the last.
+    """Return the stages selected by `indices`: all for None, the last n for an int, else those listed; -1 is the last.
 
     Raises:
-        ValueError: there are no such stages.
+        ValueError: a stage does not exist, or the list is empty.
     """
     if indices is None:
         return tuple(range(stages))
@@ -130,13 +130,13 @@ class PrunePlan:
     """What `prune_intermediate_layers` keeps and drops.
 
     Attributes:
-        stages: the stages asked for, counted from the first.
-        parts: how many parts of the network stay.
+        stages: the requested stages, counted from the first.
+        parts: number of parts of the network that stay.
         pos_embed: whether it is dropped; it is added before the third part.
-        norm: whether the final norm is dropped; it is for the channels of the third part.
-        head: whether class token, its blocks and both heads are dropped.
-        incomplete: whether weights of the released names are then missing in what remains of the network.
-        config: of what remains.
+        norm: whether the final norm is dropped; its channels are those from the third part on.
+        head: whether class token, class attention blocks and both heads are dropped.
+        incomplete: whether weights with released names are then missing.
+        config: of the remaining model.
     """
 
     stages: tuple[int, ...]
@@ -151,10 +151,10 @@ class PrunePlan:
 def prune_plan(
     config: VOLOConfig, parts: int, indices: int | Sequence[int] | None, *, prune_norm: bool, prune_head: bool
 ) -> PrunePlan:
-    """Return what goes from a model whose network has the first `parts` parts of its configuration.
+    """Plan the pruning of a model whose network has the first `parts` parts of its configuration.
 
     Raises:
-        ValueError: `indices` is unknown.
+        ValueError: `indices` select no existing stages.
     """
     ends = stage_ends(config, parts)
     stages = take_indices(len(ends), indices)
@@ -183,7 +183,7 @@ def check_loss_weights(dense_weight: float, cls_weight: float) -> None:
 
 
 def check_repeats(rows: int, targets: int) -> int:
-    """Return how often a target of `targets` rows repeats to fill `rows`; a ValueError if it does not."""
+    """Return how often `targets` rows repeat in `rows`; raise a ValueError unless it divides them."""
     if targets == 0 or rows % targets != 0:
         raise ValueError(f"the logits have {rows} rows, which is no multiple of the target's {targets}")
     return rows // targets
@@ -193,34 +193,34 @@ def check_foldable(model: object, kind: type, *, training: Callable[[], bool]) -
     """Check that the BatchNorm of `model` can be folded into the convolutions before it.
 
     Args:
-        model: anything.
-        kind: the twin's VOLO.
-        training: whether `model` is in training mode; asked only if it is of that kind.
+        model: any object.
+        kind: the twin's VOLO class.
+        training: returns whether `model` is in training mode; called only for a VOLO.
 
     Raises:
-        TypeError: `model` is no VOLO of this package, or is folded already.
-        ValueError: it is in training mode, where BatchNorm normalises by the batch.
+        TypeError: `model` is not a VOLO of this package, or is folded already.
+        ValueError: it is in training mode, in which BatchNorm normalises by the batch.
     """
     if not isinstance(model, kind):
-        raise TypeError(f"{type(model).__name__} is not a VOLO of this package: no BatchNorm to fold is known in it")
+        raise TypeError(f"{type(model).__name__} is not a VOLO of this package, so its BatchNorm cannot be folded")
     _check_not_folded(model)
     if training():
         raise ValueError("the model is in training mode, where BatchNorm normalises by the batch: call model.eval()")
 
 
 def check_complete(model: object) -> None:
-    """Raise a TypeError if `model` has not all weights under the released names: it is folded, or pruned."""
+    """Raise a TypeError if `model` lacks weights of the released names, since it is folded or pruned."""
     _check_not_folded(model)
     if getattr(model, "pruned", False):
         raise TypeError(
-            "the model was pruned by prune_intermediate_layers, so it has not all weights of the released names: load "
-            "and save weights before"
+            "the model was pruned by prune_intermediate_layers, so it lacks weights of the released names: load and "
+            "save weights before pruning"
         )
 
 
 def _check_not_folded(model: object) -> None:
     if getattr(model, "batch_norm_folded", False):
         raise TypeError(
-            "the model's BatchNorm is folded into its convolutions, so it has no weights under the released names: use "
-            "the model that fold_batch_norm was called with"
+            "the model's BatchNorm is folded into its convolutions, so it has no weights of the released names: use "
+            "the model that was passed to fold_batch_norm"
         )

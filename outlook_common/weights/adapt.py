@@ -1,27 +1,27 @@
-"""A VOLO's weights for other classes, another image size or other channels, as the original and timm make them."""
+"""Adapt a VOLO's weights to other classes, image sizes and channels, as the original and timm do."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from outlook_common.config import FIRST_CONV, VOLOConfig
 from outlook_common.interpolation import resize_map
-from outlook_common.weights.checkpoint import Checkpoint
+from outlook_common.weights.checkpoint import Checkpoint, Shapes
+from outlook_common.weights.identify import as_in_file, classes_in_file
 from outlook_common.weights.match import resolve_checkpoint
-from outlook_common.weights.tables.volo import as_in_file, classes_in_file, volo_table
+from outlook_common.weights.tables.volo import volo_table
 
 _HEADS = ("head.", "aux_head.")
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """Weights that fit a model.
+    """A checkpoint's weights adapted to a model.
 
     Attributes:
         arrays: under PyTorch's names, in its layout.
-        dropped: the names in the source that are left out, of heads alone.
-        fresh: the names in the model that `arrays` has not, of heads alone: they keep what they were drawn as.
+        dropped: names of heads in the source that are left out.
+        fresh: names of heads in the model that keep their initial values.
     """
 
     arrays: dict[str, np.ndarray]
@@ -30,24 +30,23 @@ class Adapted:
 
     @property
     def change(self) -> str | None:
-        """What differs, in words; None if every tensor was taken."""
+        """A description of `dropped` and `fresh`; None if both are empty."""
         parts = [f"{', '.join(self.dropped)} left out"] if self.dropped else []
         parts += [f"{', '.join(self.fresh)} start with fresh weights"] if self.fresh else []
         return "; ".join(parts) or None
 
 
 def adapt(checkpoint: Checkpoint, config: VOLOConfig) -> Adapted:
-    """Return a checkpoint's tensors for the model with this configuration.
+    """Return a checkpoint's tensors adapted to the model with this configuration.
 
-    Everything must fit a model of the checkpoint's own class count, image size and channels. Then, if the class counts
-    differ, both heads are left out, and so is a head that the model does not have; `pos_embed` is resized, and the
-    first convolution made one for the model's channels.
+    The checkpoint must be complete for its own class count, image size and channels. Both heads are left out if the
+    class counts differ, as is a head that the model lacks; `pos_embed` is resized to the model's image size, and the
+    first convolution changed to its channels.
 
     Raises:
-        WeightsError: anything does not fit; all of it is reported together.
+        WeightsError: the checkpoint is not complete; all problems are reported together.
     """
-    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in checkpoint.items}
-    own = _config_in_file(config, shapes)
+    own = _config_in_file(config, checkpoint.shapes)
     arrays = resolve_checkpoint(checkpoint, volo_table(own))
     names = [entry.torch for entry in volo_table(config).entries]
     if own.num_classes == config.num_classes:
@@ -64,30 +63,29 @@ def adapt(checkpoint: Checkpoint, config: VOLOConfig) -> Adapted:
     )
 
 
-def _config_in_file(config: VOLOConfig, shapes: Mapping[str, tuple[int, ...]]) -> VOLOConfig:
+def _config_in_file(config: VOLOConfig, shapes: Shapes) -> VOLOConfig:
     classes = classes_in_file(shapes)
-    # Where both have classes, and as many, an auxiliary head that the model has must be there.
+    # With equal class counts, an auxiliary head that the model has must be in the checkpoint.
     expected = config.use_aux_head and classes == config.num_classes
     has_aux_head = any(name.startswith("aux_head.") for name in shapes) and config.post_layers is not None
     return replace(
         as_in_file(config, shapes),
         use_aux_head=expected or has_aux_head,
-        use_mix_token=False,  # has no weights, and would demand the auxiliary head
+        use_mix_token=False,  # has no weights, and would require the auxiliary head
     )
 
 
 def _for_channels(weight: np.ndarray, channels: int) -> np.ndarray:
-    """Return the weight of a convolution, (out, in, rows, columns), for images of as many channels.
+    """Return the weight of a convolution, (out, in, rows, columns), for other input channels.
 
-    One channel gets the sum of what all had: a grey image gives what it gave as an image of equal channels. More get
-    the same weights in turn, scaled so that an image whose channels are equal gives what it gave. Both as timm's
-    `adapt_input_conv` does.
+    One channel gets the sum over all channels; more channels repeat the weights cyclically, scaled by old / new. Either
+    way an image with equal channels gives the same output, as with timm's `adapt_input_conv`.
     """
     own = weight.shape[1]
     if channels == own:
         return weight
-    wide = weight.astype(np.promote_types(weight.dtype, np.float32))
+    weight32 = weight.astype(np.promote_types(weight.dtype, np.float32))
     if channels == 1:
-        return wide.sum(axis=1, keepdims=True).astype(weight.dtype)
-    in_turn = wide[:, np.arange(channels) % own]
-    return (in_turn * wide.dtype.type(own / channels)).astype(weight.dtype)
+        return weight32.sum(axis=1, keepdims=True).astype(weight.dtype)
+    repeated = weight32[:, np.arange(channels) % own]
+    return (repeated * weight32.dtype.type(own / channels)).astype(weight.dtype)

@@ -1,4 +1,4 @@
-"""What somebody saved, as a flat list of names: wrappers taken off, a part of it chosen."""
+"""A checkpoint flattened to `(name, value)` pairs, without wrappers."""
 
 import os
 import re
@@ -9,38 +9,41 @@ from typing import Any
 
 from outlook_common.text import listed
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.formats.registry import Contents, PathLike, open_file
+from outlook_common.weights.formats.base import Contents, PathLike
+from outlook_common.weights.formats.registry import open_file
 from outlook_common.weights.io import limits
 from outlook_common.weights.locate import weights_and_config
 
 Source = PathLike | Mapping[Any, Any]
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
-# What timm, and scripts like DeiT's, call averaged weights.
+# Averaged weights, as timm and scripts like DeiT's call them.
 _AVERAGED = ("state_dict_ema", "model_ema")
+# Longer prefixes are not searched.
 _PREFIX_STEPS = 12
-# Keys whose value is the checkpoint proper; what lies beside them (optimizer, epoch) is not weights.
+# Keys whose value holds the weights; their siblings (optimizer, epoch) are ignored.
 _WRAPPERS = ("state_dict", "model")
-# What every name begins with, if any does, in any order: DataParallel, torch.compile, Lightning, and the collections of
-# Flax Linen.
+# Starts of names, removed if all names have one of them, in any order: DataParallel, torch.compile, Lightning, and the
+# collections of Flax Linen.
 _COMMON = (("module.",), ("_orig_mod.",), ("model.",), ("params.", "batch_stats."))
 _PARAMETERS, _STATISTICS = re.compile(r"(?<![^.])params\."), re.compile(r"((?:.+\.)?)batch_stats\.(.+)")
-# What NNX keeps in the modules of this package beside their weights: random streams, rates of stochastic depth.
+# Variables of this package's NNX modules that are no weights: random streams, rates of stochastic depth.
 _NOT_WEIGHTS = re.compile(r"(?:.+\.)?(?:rngs\.(?:count|key)|drop_path[12]\.rate)")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named values, as found; nothing is known of what they are.
+    """Named values of a file or mapping, before they are matched to a model.
 
     Attributes:
-        label: what it was read from, for messages.
-        prefix: which part was chosen; "" for all.
-        items: (name, value) of that part, without the prefix; a name may come twice.
-        everything: likewise of every part, with their prefixes.
-        metadata: what the file says of itself.
-        file: where it was read from, None for a mapping.
-        none_anywhere: names of every part that are known to be no weights, a model's random streams and rates of
-            stochastic depth; they are in no items.
+        label: the source, for messages.
+        prefix: the selected part; "" for all.
+        items: (name, value) of that part, without the prefix; names may repeat.
+        everything: (name, value) of every part, with prefixes.
+        metadata: of the file.
+        file: the file or folder; None for a mapping.
+        excluded: full names of values known to be no weights: random streams and rates of stochastic depth.
     """
 
     label: str
@@ -49,77 +52,91 @@ class Checkpoint:
     everything: tuple[tuple[str, Any], ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     file: Path | None = None
-    none_anywhere: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
 
     @property
     def names(self) -> frozenset[str]:
-        """The names in the chosen part."""
+        """The names in the selected part."""
         return frozenset(name for name, _ in self.items)
 
     @property
+    def shapes(self) -> dict[str, Shape]:
+        """{name: shape} of the selected part; () for a value that is no array."""
+        return {name: _shape(value) for name, value in self.items}
+
+    @property
+    def where(self) -> str:
+        """The source and the prefix, for messages."""
+        return self.label + (f", prefix {self.prefix!r}" if self.prefix else "")
+
+    @property
     def not_weights(self) -> tuple[str, ...]:
-        """The names in the chosen part that are known to be no weights."""
+        """The names in the selected part of values known to be no weights."""
         start = f"{self.prefix}." if self.prefix else ""
-        return tuple(name[len(start) :] for name in self.none_anywhere if name.startswith(start))
+        return tuple(name[len(start) :] for name in self.excluded if name.startswith(start))
 
     def below(self, prefix: str) -> "Checkpoint":
-        """Return the part below a prefix, of everything."""
+        """Return this checkpoint with the part below another prefix selected."""
         start = f"{prefix}." if prefix else ""
         part = tuple((name[len(start) :], value) for name, value in self.everything if name.startswith(start))
         return replace(self, prefix=prefix, items=part)
 
-    def prefixes_where(self, holds: Callable[[Mapping[str, Any]], bool]) -> list[str]:
-        """Return the prefixes for which `holds` is true of what lies below them, {name without the prefix: value}.
+    def prefixes_where(self, predicate: Callable[[Shapes], bool]) -> list[str]:
+        """Return the prefixes whose part, {name without the prefix: shape}, satisfies a predicate.
 
-        Prefixes of more than `_PREFIX_STEPS` steps are not looked at.
+        Only prefixes of up to `_PREFIX_STEPS` steps are searched.
         """
-        parts: dict[str, dict[str, Any]] = {}
+        parts: dict[str, dict[str, Shape]] = {}
         for name, value in self.everything:
-            steps = name.split(".")
+            steps, shape = name.split("."), _shape(value)
             for depth in range(1, min(len(steps), _PREFIX_STEPS + 1)):
-                parts.setdefault(".".join(steps[:depth]), {})[".".join(steps[depth:])] = value
-        return [prefix for prefix, part in parts.items() if holds(part)]
+                parts.setdefault(".".join(steps[:depth]), {})[".".join(steps[depth:])] = shape
+        return [prefix for prefix, part in parts.items() if predicate(part)]
+
+
+def _shape(value: Any) -> Shape:
+    return tuple(getattr(value, "shape", ()))
 
 
 def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) -> Checkpoint:
-    """Read a path or what a Hub id names, or take a mapping, and strip what wraps the weights.
+    """Open a checkpoint and remove its wrappers; numbers are read later where the format allows.
 
     Nested mappings and paths with "/" become names with dots. The wrappers `state_dict`, `model` and, if `use_ema`,
-    `state_dict_ema` or `model_ema` are opened; `module.` and the like are stripped if every name begins so. What Flax
-    Linen has in `batch_stats` beside `params` is found below `params`.
+    `state_dict_ema` or `model_ema` are opened; `module.` and the like are removed if every name starts so. Flax Linen's
+    `batch_stats` beside `params` are moved below `params`.
 
     Args:
-        source: a path, a Hub id, a state_dict, an NNX state, a dict of parameters, flat or nested.
-        prefix: keeps only the names below it, without it.
+        source: a path, a Hub id, a state_dict, an NNX state, or a flat or nested dict of arrays.
+        prefix: select the names below it, and remove it from them.
         use_ema: take the averaged weights.
 
     Raises:
-        WeightsError: the file cannot be read, or has no averaged weights where they are asked for, or has only those.
-        OSError: the file cannot be opened, or cannot be had from the Hub (`HubError`).
-        ImportError: reading the file needs PyTorch, which is not installed.
-        TypeError: the source is something else, a model for instance; the message says what to give instead.
+        WeightsError: the file cannot be read, `use_ema` finds no averaged weights, or there are only averaged ones.
+        OSError: the file cannot be opened or downloaded (`HubError`).
+        ImportError: the format needs a framework that is not installed.
+        TypeError: the source is of another type, such as a model; the message says what to pass instead.
     """
     prefix = prefix.replace("/", ".").strip(".")
     if isinstance(source, Mapping):
         label, file, contents = "the given weights", None, Contents(source)
     elif not isinstance(source, str | os.PathLike):
-        raise TypeError(f"{type(source).__name__} is no source of weights: {_instead_of(source)}")
+        raise TypeError(f"{type(source).__name__} is not a source of weights: {_instead_of(source)}")
     else:
         label, file = str(source), weights_and_config(source)[0]
         contents = open_file(file)
-    flat = _joined(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label)))
-    flat = _without_common(flat, prefix)
+    flat = _with_statistics_in_params(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label)))
+    flat = _without_common_start(flat, prefix)
     items = tuple(item for item in flat if not _NOT_WEIGHTS.fullmatch(item[0]))
-    none = tuple(name for name, _ in flat if _NOT_WEIGHTS.fullmatch(name))
-    return Checkpoint(label, "", items, items, contents.metadata, file, none).below(prefix)
+    excluded = tuple(name for name, _ in flat if _NOT_WEIGHTS.fullmatch(name))
+    return Checkpoint(label, "", items, items, contents.metadata, file, excluded).below(prefix)
 
 
 def _instead_of(source: Any) -> str:
     if hasattr(source, "state_dict"):
-        return "of a model give model.state_dict()"
+        return "for a model pass model.state_dict()"
     if any(kind.__module__.startswith("flax.nnx") for kind in type(source).__mro__):
-        return "of a model give nnx.state(model)"
-    return "give a path, a Hub id or a mapping of arrays"
+        return "for a model pass nnx.state(model)"
+    return "pass a path, a Hub id or a mapping of arrays"
 
 
 def _unwrapped(contents: Mapping[Any, Any], label: str, *, use_ema: bool) -> Mapping[Any, Any]:
@@ -127,12 +144,12 @@ def _unwrapped(contents: Mapping[Any, Any], label: str, *, use_ema: bool) -> Map
     if use_ema:
         if averaged is None:
             names = " or ".join(map(repr, _AVERAGED))
-            raise WeightsError(f"{label}: use_ema=True, but it has no {names}; at the top it has {listed(contents)}")
+            raise WeightsError(f"{label}: use_ema=True, but there is no {names}; its top level has {listed(contents)}")
         contents = contents[averaged]
     while wrapper := _first_mapping(contents, _WRAPPERS):
         contents = contents[wrapper]
     if (averaged := _first_mapping(contents, _AVERAGED)) is not None:
-        raise WeightsError(f"{label}: it has only averaged weights, {averaged!r}; use_ema=True (--use-ema) takes them")
+        raise WeightsError(f"{label}: only averaged weights, {averaged!r}; use_ema=True (--use-ema) takes them")
     return contents
 
 
@@ -152,10 +169,10 @@ def _flat(contents: Mapping[Any, Any], label: str, above: str = "", depth: int =
             yield name, value
 
 
-def _without_common(items: list[tuple[str, Any]], prefix: str) -> list[tuple[str, Any]]:
+def _without_common_start(items: list[tuple[str, Any]], prefix: str) -> list[tuple[str, Any]]:
     while starts := next((starts for starts in _COMMON if all(name.startswith(starts) for name, _ in items)), None):
         if not items or f"{prefix}.".startswith(starts):
-            break  # somebody counts on it
+            break  # the prefix that was asked for includes it
         lengths = {start: len(start) for start in starts}
         items = [
             (name[next(size for start, size in lengths.items() if name.startswith(start)) :], value)
@@ -164,12 +181,12 @@ def _without_common(items: list[tuple[str, Any]], prefix: str) -> list[tuple[str
     return items
 
 
-def _joined(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Put BatchNorm's statistics, which Flax Linen keeps in a collection of their own, among the parameters."""
+def _with_statistics_in_params(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Move Flax Linen's `batch_stats` (BatchNorm's statistics) into the `params` beside them."""
     above_parameters = {name[: found.start()] for name, _ in items for found in _PARAMETERS.finditer(name)}
 
-    def joined(name: str) -> str:
+    def moved(name: str) -> str:
         found = _STATISTICS.fullmatch(name)
         return f"{found[1]}params.{found[2]}" if found and found[1] in above_parameters else name
 
-    return [(joined(name), value) for name, value in items]
+    return [(moved(name), value) for name, value in items]

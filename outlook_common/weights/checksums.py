@@ -1,4 +1,4 @@
-"""Hashes: of files as they are, and of tensors as PyTorch would have them, alike in every naming and format."""
+"""SHA-256 of files and of tensors; of tensors alike in every naming and format."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from outlook_common.weights.formats import sharded
-from outlook_common.weights.io.byte_range import KnownFile
+from outlook_common.weights.io.byte_range import UnchangedFile
 from outlook_common.weights.io.lazy import LazyTensor
 
-# Bytes of a file that are hashed at a time: many, since each time the thread waits for those that convert.
-_AT_ONCE = 1 << 23
+# Bytes of a file hashed at a time; large, since after each the thread waits for the converting ones.
+_BLOCK_BYTES = 1 << 23
 
 
 @dataclass(frozen=True)
-class Line:
-    """One tensor: PyTorch's name and shape, and the SHA-256 of its numbers row by row in PyTorch's layout.
+class Checksum:
+    """One line of a manifest: a tensor's PyTorch name, dtype, PyTorch shape and SHA-256.
 
-    The numbers are hashed as they lie in memory, little-endian, without dtype or shape.
+    The SHA-256 is of the numbers in row-major order in PyTorch's layout, little-endian, without dtype or shape.
     """
 
     name: str
@@ -31,27 +31,27 @@ class Line:
         return f"{self.sha256}  {self.dtype}  {'x'.join(map(str, self.shape)) or 'scalar'}  {self.name}"
 
 
-def manifest_of(tensors: Mapping[str, LazyTensor]) -> tuple[Line, ...]:
-    """Return a line per tensor, in order."""
-    return tuple(line_of(name, tensor, tensor.blocks()) for name, tensor in tensors.items())
+def checksums_of(tensors: Mapping[str, LazyTensor]) -> tuple[Checksum, ...]:
+    """Return a checksum per tensor, in order; the manifest."""
+    return tuple(checksum_of(name, tensor, tensor.blocks()) for name, tensor in tensors.items())
 
 
-def line_of(name: str, tensor: LazyTensor, blocks: Iterable[np.ndarray]) -> Line:
-    """Return the line of a tensor whose bytes are given."""
+def checksum_of(name: str, tensor: LazyTensor, blocks: Iterable[np.ndarray]) -> Checksum:
+    """Return the checksum of a tensor whose bytes are `blocks`."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block.data)
-    return Line(name, tensor.dtype.name, tensor.shape, digest.hexdigest())
+    return Checksum(name, tensor.dtype.name, tensor.shape, digest.hexdigest())
 
 
-def sha256_of(lines: Iterable[Line]) -> str:
-    """Return one hash of all lines, in the order of their names: equal for equal weights."""
-    text = "".join(f"{line}\n" for line in sorted(lines, key=lambda line: line.name))
+def combined_sha256(checksums: Iterable[Checksum]) -> str:
+    """Return one SHA-256 of all lines sorted by name; equal for equal weights."""
+    text = "".join(f"{line}\n" for line in sorted(checksums, key=lambda line: line.name))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def source_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; of a folder, or of an index and its shards, that of a list of them."""
+    """Return the SHA-256 of a file; for a folder, or an index with its shards, that of `sha256sum`'s list of them."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
     elif path.name.lower().endswith(sharded.INDEX.removeprefix("model")):
@@ -59,13 +59,13 @@ def source_sha256(path: Path) -> str:
     else:
         return _sha256(path)
     root = path if path.is_dir() else path.parent
-    listed = "".join(f"{_sha256(file)}  {file.relative_to(root).as_posix()}\n" for file in files)
-    return hashlib.sha256(listed.encode()).hexdigest()
+    lines = "".join(f"{_sha256(file)}  {file.relative_to(root).as_posix()}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
-    digest, block = hashlib.sha256(), bytearray(_AT_ONCE)
-    with KnownFile.look(path).open() as file:
+    digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
+    with UnchangedFile.at(path).open() as file:
         while count := file.readinto(block):  # type: ignore[attr-defined]
             digest.update(memoryview(block)[:count])
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The one error of loading, converting and writing weights."""
+"""WeightsError, the error of loading, converting and writing weights."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with one tensor; `detail` is for people, with the numbers."""
+    """One problem with one tensor; `detail` is a sentence with the numbers."""
 
     kind: Kind
     name: str
@@ -22,11 +22,11 @@ class Problem:
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be used, with everything that is wrong with them at once; nothing was loaded or written.
+    """Weights that cannot be used, with all problems; nothing was loaded or written.
 
     Attributes:
-        message: what was attempted, in one line.
-        problems: all of them, ordered by kind; empty if the file as a whole is at fault.
+        message: one line.
+        problems: ordered by kind; empty if the file as a whole is at fault.
     """
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:

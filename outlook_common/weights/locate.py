@@ -1,18 +1,19 @@
-"""Where weights come from: a file, a folder, or the Hub."""
+"""Locate weight files: a path, a folder, or a Hub id."""
 
 from pathlib import Path
 from typing import Any
 
 from outlook_common.hub import CONFIG_FILE, PREFIX, WEIGHT_FILES, HubError, NoSuchFileOnHubError, fetch, split_hub_id
 from outlook_common.weights.formats import orbax, sharded
-from outlook_common.weights.formats.registry import FORMATS, PathLike
+from outlook_common.weights.formats.base import PathLike
+from outlook_common.weights.formats.registry import FORMATS
 
 
 def hub_id_in(source: PathLike) -> str | None:
     """Return `source` if it is a Hub id, else None.
 
-    "owner/name" and "owner/name@revision" are, unless a file or folder of this name exists or the name ends as weight
-    files do; with "hf-hub:" in front they always are. A `Path` never is.
+    "owner/name" and "owner/name@revision" are Hub ids unless a file or folder of that name exists or the name has the
+    suffix of a weight file; "hf-hub:owner/name" always is, a `Path` never.
     """
     if not isinstance(source, str):
         return None
@@ -26,19 +27,19 @@ def hub_id_in(source: PathLike) -> str | None:
 
 
 def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | None]:
-    """Return the weights that a path, a folder or a Hub id names, and the `config.json` beside them, if any.
+    """Return the path of the weights and of the `config.json` beside them, if any.
 
     Args:
-        source: a file, a folder with files named as on the Hub, a folder of Orbax's, or a Hub id; see `hub_id_in`.
-        **access: of `fetch`, for a Hub id.
+        source: a file, a folder with files named as on the Hub, an Orbax folder, or a Hub id; see `hub_id_in`.
+        **access: arguments of `fetch` for a Hub id.
 
     Returns:
-        A file, the index of several, or a folder that Orbax saved.
+        A file, an index of shards, or an Orbax folder; and `config.json` or None.
 
     Raises:
         HubError: as `fetch` says.
-        FileNotFoundError: a folder without weights.
-        WeightsError: a folder with several checkpoints of Orbax's.
+        FileNotFoundError: the folder has no weights.
+        WeightsError: the folder has several Orbax checkpoints.
     """
     if (hub_id := hub_id_in(source)) is not None:
         try:
@@ -46,7 +47,7 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
         except HubError as error:
             if hub_id.startswith(PREFIX):
                 raise
-            raise type(error)(f"{error} (a Hub id, as there is no file or folder {source} here)") from error
+            raise type(error)(f"{error} (taken as a Hub id: there is no file or folder {source} here)") from error
     folder = Path(source)
     if not folder.is_dir():
         return folder, None
@@ -55,7 +56,7 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
         return item, None
     if not found:
         raise FileNotFoundError(
-            f"{source}: a folder without weights, that is without any of {', '.join(WEIGHT_FILES)}, nor Orbax's"
+            f"{source}: a folder without weights: no {', '.join(WEIGHT_FILES)} and no Orbax checkpoint"
         )
     config = folder / CONFIG_FILE
     return found[0], config if config.exists() else None

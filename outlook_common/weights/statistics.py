@@ -1,4 +1,4 @@
-"""Counts and moments of a tensor that passes by in blocks."""
+"""Streaming statistics of a tensor: counts, minimum, maximum, mean, standard deviation."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -10,15 +10,15 @@ from outlook_common.arrays import is_floating
 
 
 class Statistics:
-    """What is known of numbers that were seen once; moments and extremes are of the finite ones, in float64.
+    """Statistics of numbers seen once, in blocks; extremes and moments are of finite numbers, in float64.
 
     Attributes:
-        size: how many numbers.
-        nan: how many are NaN.
-        inf: how many are infinite.
-        zeros: how many are zero.
-        smallest: None if none is finite.
-        largest: likewise.
+        size: count of numbers.
+        nan: count of NaN.
+        inf: count of infinite numbers.
+        zeros: count of zeros.
+        smallest: minimum; None if no number is finite.
+        largest: maximum; likewise.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
@@ -30,12 +30,12 @@ class Statistics:
 
     @property
     def finite(self) -> int:
-        """How many numbers are finite."""
+        """Count of finite numbers."""
         return self.size - self.nan - self.inf
 
     @property
     def mean(self) -> float | None:
-        """None if no number is finite."""
+        """The mean; None if no number is finite."""
         return self._mean if self.finite and math.isfinite(self._mean) else None
 
     @property
@@ -44,36 +44,36 @@ class Statistics:
         return math.sqrt(self._squares / self.finite) if self.finite and math.isfinite(self._squares) else None
 
     def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield blocks of bytes, counting what is in them."""
+        """Yield blocks of bytes unchanged, adding them to the statistics."""
         for block in blocks:
-            self._see(block.view(self._dtype))
+            self._add(block.view(self._dtype))
             yield block
 
-    def _see(self, numbers: np.ndarray) -> None:
+    def _add(self, numbers: np.ndarray) -> None:
         before = self.finite
         self.size += numbers.size
         self.zeros += numbers.size - int(np.count_nonzero(numbers))
         if is_floating(numbers):
-            with np.errstate(invalid="ignore"):  # looking at a signalling NaN of bfloat16 sets it off
+            with np.errstate(invalid="ignore"):  # testing a signalling NaN of bfloat16 sets the flag
                 finite, nan = np.isfinite(numbers), int(np.count_nonzero(np.isnan(numbers)))
             self.nan += nan
             self.inf += numbers.size - int(np.count_nonzero(finite)) - nan
             numbers = numbers[finite]
         if numbers.size == 0:
             return
-        wide = numbers.astype(np.float64)
-        low, high = float(wide.min()), float(wide.max())
+        in_float64 = numbers.astype(np.float64)
+        low, high = float(in_float64.min()), float(in_float64.max())
         self.smallest = low if self.smallest is None else min(self.smallest, low)
         self.largest = high if self.largest is None else max(self.largest, high)
-        # Chan's way of adding moments: no difference of large sums.
+        # Chan's parallel algorithm: no difference of large sums.
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = float(wide.mean())
-            squares = float(np.square(wide - mean).sum())
+            mean = float(in_float64.mean())
+            squares = float(np.square(in_float64 - mean).sum())
         share, gap = numbers.size / (before + numbers.size), mean - self._mean
         self._squares += squares + gap * gap * before * share
         self._mean += gap * share
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the statistics as a dict for JSON."""
         names = ("size", "nan", "inf", "zeros", "smallest", "largest", "mean", "deviation")
         return {name: getattr(self, name) for name in names}

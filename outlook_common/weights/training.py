@@ -1,7 +1,7 @@
-"""A training that goes on later, in either framework: weights, the optimizer's moments, the step.
+"""Training checkpoints for both frameworks: weights, the optimizer's moments, the step.
 
-In a file the weights lie below `model`, each kind of moment below `optimizer`, all under PyTorch's names and in its
-layout, whichever twin wrote them; `optimizer.step` counts the steps that were made.
+In a file weights are below `model.`, each kind of moment below `optimizer.<kind>.`, all under PyTorch's names and in
+its layout, whichever twin wrote them; `optimizer.step` is the number of steps done.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,8 +11,9 @@ import numpy as np
 
 from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.formats.registry import PathLike, write_arrays
-from outlook_common.weights.io.lazy import stored
+from outlook_common.weights.formats.base import PathLike
+from outlook_common.weights.formats.registry import write_arrays
+from outlook_common.weights.io.lazy import as_lazy
 from outlook_common.weights.match import resolve_checkpoint
 from outlook_common.weights.tables.base import WeightTable
 
@@ -20,18 +21,18 @@ Arrays = dict[str, np.ndarray]
 
 MODEL, OPTIMIZER, STEP = "model", "optimizer", "step"
 
-# PyTorch's name of each kind of moment -> Optax's, for Adam and AdamW and for SGD with momentum.
+# Kinds of moments, PyTorch's name -> Optax's: Adam and AdamW, and SGD with momentum.
 MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu", "momentum_buffer": "trace"}
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is needed to go on with a training.
+    """State of a training.
 
     Attributes:
         weights: every parameter and buffer, under PyTorch's names and in its layout.
-        moments: kind -> likewise for the parameters that are trained; see `MOMENTS`.
-        step: how many steps were made.
+        moments: kind (see `MOMENTS`) -> arrays of the trained parameters, likewise.
+        step: number of steps done.
     """
 
     weights: Arrays
@@ -40,11 +41,11 @@ class Training:
 
 
 def write_training(path: PathLike, training: Training) -> None:
-    """Write a training, whole or not at all; the suffix of `path` decides the format.
+    """Write a training atomically; the suffix of `path` selects the format.
 
     Raises:
         WeightsError: the suffix is unknown.
-        OSError: the file cannot be written; what stood there is as it was.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     arrays = {f"{MODEL}.{name}": array for name, array in training.weights.items()}
     for kind, moments in training.moments.items():
@@ -54,16 +55,16 @@ def write_training(path: PathLike, training: Training) -> None:
 
 
 def read_training(path: PathLike, table: WeightTable, kinds: Iterable[str], parameters: Iterable[str]) -> Training:
-    """Return a training for a model and its optimizer.
+    """Read a training for a model and its optimizer.
 
     Args:
         path: a file that `write_training` wrote.
         table: of the model.
-        kinds: of moments that the optimizer has.
-        parameters: PyTorch's names of those it trains.
+        kinds: the optimizer's kinds of moments.
+        parameters: PyTorch's names of the trained parameters.
 
     Raises:
-        WeightsError: the file is no training, has other moments than the optimizer, or anything does not fit.
+        WeightsError: the file is not a training, has other moments than the optimizer, or does not match the model.
         OSError: the file cannot be opened.
     """
     checkpoint, kinds, trained = open_checkpoint(path), set(kinds), set(parameters)
@@ -84,17 +85,16 @@ def read_training(path: PathLike, table: WeightTable, kinds: Iterable[str], para
 
 def _step(optimizer: Checkpoint) -> int:
     value = dict(optimizer.items).get(STEP)
-    step = None if value is None else stored(value)
+    step = None if value is None else as_lazy(value)
     if step is None or step.shape != () or step.dtype.kind not in "iu":
-        raise WeightsError(f"{optimizer.label}: no training, it has no count of steps, {OPTIMIZER}.{STEP}")
+        raise WeightsError(f"{optimizer.label}: not a training: it has no step count {OPTIMIZER}.{STEP}")
     return int(step.read())
 
 
-def refuse_moments(strange: Iterable[object]) -> None:
-    """Raise a TypeError if there is anything an optimizer keeps that is not in `MOMENTS`."""
-    if names := sorted(set(map(str, strange))):
-        known = ", ".join(f"{theirs} ({ours})" for theirs, ours in MOMENTS.items())
+def refuse_moments(unknown: Iterable[object]) -> None:
+    """Raise a TypeError if an optimizer has state that is not in `MOMENTS`."""
+    if names := sorted(set(map(str, unknown))):
+        known = ", ".join(f"{torch_name} ({optax_name})" for torch_name, optax_name in MOMENTS.items())
         raise TypeError(
-            f"the optimizer keeps {', '.join(names)}, of which nothing is known; known: {known}, as Adam, AdamW and "
-            "SGD with momentum keep them"
+            f"the optimizer has unknown state {', '.join(names)}; known: {known}, of Adam, AdamW and SGD with momentum"
         )

@@ -1,4 +1,4 @@
-"""`outlook inspect`: what a checkpoint holds, or in what two of them differ."""
+"""`outlook inspect`: inspect a checkpoint, or compare two."""
 
 import json
 from dataclasses import asdict
@@ -11,7 +11,8 @@ from rich.table import Table
 
 from outlook_common.text import listed, printable
 from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
-from outlook_common.weights.inspection import Difference, Inspection, Row, differences, inspect_checkpoint
+from outlook_common.weights.inspection import Difference, Inspection, Row, differences
+from outlook_common.weights.inspection import inspect as inspect_weights
 from outlook_parity.cli.exit_codes import MISMATCH
 
 
@@ -35,11 +36,11 @@ def inspect(
 
     Exit codes: 0, for two checkpoints only if every bit agrees; 1 they differ, 2 error.
     """
-    checkpoint = open_checkpoint(file, prefix=prefix, use_ema=use_ema)
     if other is not None:
-        _compare(checkpoint, open_checkpoint(other, prefix=prefix, use_ema=use_ema), as_json=as_json)
+        a, b = (open_checkpoint(path, prefix=prefix, use_ema=use_ema) for path in (file, other))
+        _compare(a, b, as_json=as_json)
         return
-    found = inspect_checkpoint(checkpoint)
+    found = inspect_weights(file, prefix=prefix, use_ema=use_ema)
     if as_json:
         typer.echo(json.dumps(_to_dict(found)))
     elif manifest:
@@ -67,9 +68,9 @@ def _to_dict(found: Inspection) -> dict[str, Any]:
 
 def _row_to_dict(row: Row) -> dict[str, Any]:
     about = {"name": row.name, "dtype": row.dtype, "shape": row.shape}
-    if row.statistics is None or row.line is None:
+    if row.statistics is None or row.checksum is None:
         return about
-    return about | row.statistics.to_dict() | {"torch_name": row.line.name, "sha256": row.line.sha256}
+    return about | row.statistics.to_dict() | {"torch_name": row.checksum.name, "sha256": row.checksum.sha256}
 
 
 def _print(found: Inspection) -> None:
@@ -101,14 +102,14 @@ def _table(found: Inspection) -> Table:
     table.add_column("sha256", overflow="fold")
     for row in found.rows:
         name, shape = escape(printable(row.name)), "×".join(map(str, row.shape)) or "scalar"
-        if row.statistics is None or row.line is None:
+        if row.statistics is None or row.checksum is None:
             table.add_row(name, escape(printable(row.dtype)))
             continue
         of = row.statistics
         numbers = (f"{x:.3g}" if x is not None else "" for x in (of.smallest, of.largest, of.mean, of.deviation))
         counts = (str(count) for count in (of.nan, of.inf, of.zeros))
         style = "red" if of.nan or of.inf else None
-        table.add_row(name, row.dtype, shape, *counts, *numbers, row.line.sha256[:12], style=style)
+        table.add_row(name, row.dtype, shape, *counts, *numbers, row.checksum.sha256[:12], style=style)
     return table
 
 

@@ -13,9 +13,8 @@ from outlook_common.geometry import window_grid
 from outlook_common.images import preprocess
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.weights.checkpoint import open_checkpoint
-from outlook_common.weights.conversion import recognisable_prefixes, recognise_checkpoint
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.identify import table_for
+from outlook_common.weights.identify import recognisable_prefixes, recognise_checkpoint, table_for
 from outlook_common.weights.match import resolve_checkpoint
 from outlook_common.weights.tables.base import Entry
 

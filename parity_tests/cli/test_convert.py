@@ -16,9 +16,16 @@ from typer.testing import CliRunner
 
 from outlook_common.arrays import to_tensor
 from outlook_common.weights import WeightsError, read_arrays, write_arrays
-from outlook_common.weights.conversion import renamed
 from outlook_parity.cli.app import convert, inspect
-from parity_tests.weights.test_load import TABLE, WEIGHTS, assert_same_bits, inside_a_model, layer_bits, layer_weights
+from parity_tests.weights.layers import (
+    TABLE,
+    WEIGHTS,
+    assert_same_bits,
+    inside_a_model,
+    layer_bits,
+    layer_weights,
+    renamed,
+)
 
 app = typer.Typer()
 app.command()(convert.convert)
@@ -42,7 +49,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_convert_writes_the_file_and_says_what_it_found_and_wrote(file: Path, tmp_path: Path) -> None:
+def test_convert_writes_the_file_and_reports_what_it_found_and_wrote(file: Path, tmp_path: Path) -> None:
     result = outlook("convert", file, tmp_path / "out.npz")
     assert result.exit_code == 0, result.output
     for words in ("OutlookAttention(dim=6", str(file), "out.npz", "torch", "flax", "6 bfloat16"):
@@ -63,7 +70,7 @@ def test_convert_takes_prefix_naming_and_averaged_weights(tmp_path: Path) -> Non
     assert done["sizes"]["num_heads"] == 2
 
 
-def test_convert_of_broken_weights_raises_everything_and_writes_nothing(tmp_path: Path) -> None:
+def test_convert_of_broken_weights_reports_all_problems_and_writes_nothing(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.npz", {name: array for name, array in WEIGHTS.items() if "bias" not in name})
     result = outlook("convert", tmp_path / "a.npz", tmp_path / "b.npz")
     assert isinstance(result.exception, WeightsError)
@@ -72,7 +79,7 @@ def test_convert_of_broken_weights_raises_everything_and_writes_nothing(tmp_path
 
 
 @pytest.mark.parametrize("name", ["absent[torch].npz", "absent.h5"])
-def test_what_a_user_gets_wrong_ends_in_one_plain_line_and_exit_code_2(
+def test_usage_errors_end_in_one_line_and_exit_code_2(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from outlook_parity.cli.app import main
@@ -109,7 +116,7 @@ def test_inspect_counts_nan_and_inf(tmp_path: Path, dtype: str) -> None:
     assert set(counts.values()) == {(0, 0)}
 
 
-def test_inspect_of_a_model_it_does_not_know_shows_where_it_has_layers(tmp_path: Path) -> None:
+def test_inspect_of_an_unknown_model_lists_prefixes_with_layers(tmp_path: Path) -> None:
     torch.save({name: to_tensor(array) for name, array in inside_a_model("torch").items()}, tmp_path / "a.pth")
     found = outlook_json("inspect", tmp_path / "a.pth")
     assert (found["model"], found["naming"]) == (None, None)
@@ -121,7 +128,7 @@ def test_inspect_of_a_model_it_does_not_know_shows_where_it_has_layers(tmp_path:
     assert len(part["tensors"]) == 6
 
 
-def test_inspect_shows_what_is_no_tensor_as_what_it_is(tmp_path: Path) -> None:
+def test_inspect_shows_the_type_of_values_that_are_no_tensors(tmp_path: Path) -> None:
     torch.save({"v.weight": torch.ones(2, 2), "note": "by hand"}, tmp_path / "a.pth")
     rows = {row["name"]: row["dtype"] for row in outlook_json("inspect", tmp_path / "a.pth")["tensors"]}
     assert rows == {"v.weight": "float32", "note": "not numbers: str"}
@@ -146,7 +153,7 @@ def test_inspect_cuts_no_number_short_on_a_usual_terminal(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_what_a_terminal_cannot_show_is_no_error(file: Path, tmp_path: Path, encoding: str) -> None:
+def test_characters_that_a_terminal_cannot_show_are_no_error(file: Path, tmp_path: Path, encoding: str) -> None:
     source = os.fsencode(tmp_path) + b"/caf\xe9.safetensors"
     Path(os.fsdecode(source)).write_bytes(file.read_bytes())
     code = "from outlook_parity.cli.app import main; main()"

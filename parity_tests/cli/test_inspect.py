@@ -1,4 +1,4 @@
-"""`outlook inspect` of one checkpoint and of two, and the options of `outlook convert`."""
+"""`outlook inspect` of one and two checkpoints, and options of `outlook convert`."""
 
 import hashlib
 import json
@@ -11,10 +11,9 @@ import torch
 
 from outlook_common.arrays import to_tensor
 from outlook_common.weights import WeightsError, convert, read_arrays, write_arrays
-from outlook_common.weights.conversion import renamed
 from outlook_common.weights.statistics import Statistics
 from parity_tests.cli.test_convert import outlook, outlook_json
-from parity_tests.weights.test_load import FLOATS, TABLE, WEIGHTS, any_bits, assert_same_bits
+from parity_tests.weights.layers import FLOATS, TABLE, WEIGHTS, any_bits, assert_same_bits, renamed
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -39,7 +38,7 @@ def test_statistics_are_those_of_the_finite_numbers(tmp_path: Path, dtype: str) 
         assert [found[name][key] for key in ("smallest", "largest", "mean", "deviation")] == [None] * 4
 
 
-def test_statistics_do_not_lose_small_deviations_beside_a_large_mean() -> None:
+def test_statistics_keep_small_deviations_around_a_large_mean() -> None:
     numbers = 1e8 + np.random.default_rng(0).standard_normal(100_000)
     seen = Statistics(numbers.dtype)
     for block in np.array_split(numbers, 7):
@@ -80,7 +79,7 @@ def test_manifest_of_other_weights_differs(tmp_path: Path) -> None:
 # Two checkpoints
 
 
-def test_two_checkpoints_in_other_formats_and_namings_are_the_same(tmp_path: Path) -> None:
+def test_checkpoints_in_different_formats_and_namings_are_equal(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.pth", WEIGHTS)
     convert(tmp_path / "a.pth", tmp_path / "b.npz", to="flax")
     convert(tmp_path / "a.pth", tmp_path / "c.safetensors", to="external-attention")
@@ -118,7 +117,7 @@ def test_every_difference_of_two_checkpoints_is_named_and_counted(tmp_path: Path
     assert found["v.weight"]["differing"] == 2
     assert found["v.weight"]["largest"] == pytest.approx(3, rel=1e-6)
     assert found["proj.weight"]["detail"].startswith("1 of 36 numbers differ, by ")
-    assert found["attn.bias"]["detail"] == "float32 in A, float64 in B; every number is the same"
+    assert found["attn.bias"]["detail"] == "float32 in A, float64 in B; all numbers are equal"
     assert found["v.bias"]["differing"] == 6
     assert found["proj.bias"]["detail"] == "(6,) in A, (5,) in B"
     text = outlook("inspect", tmp_path / "a.npz", tmp_path / "b.safetensors")
@@ -128,7 +127,7 @@ def test_every_difference_of_two_checkpoints_is_named_and_counted(tmp_path: Path
 
 
 @pytest.mark.parametrize("differ", [False, True], ids=["the same", "different"])
-def test_what_is_no_weight_is_not_compared_and_said_so(tmp_path: Path, differ: bool) -> None:
+def test_what_is_not_weights_is_listed_and_not_compared(tmp_path: Path, differ: bool) -> None:
     none = {"dropout.rngs.count": np.array(7, np.uint32), "drop_path1.rate": np.array(0.1, np.float32)}
     other = {name: array + 1 if differ and name == "v.bias" else array for name, array in WEIGHTS.items()}
     write_arrays(tmp_path / "a.npz", {f"net.{name}": array for name, array in (WEIGHTS | none).items()})
@@ -154,15 +153,15 @@ def test_nan_payloads_and_signs_of_zero_are_differences(tmp_path: Path) -> None:
         assert outlook("inspect", tmp_path / "a.npz", tmp_path / "b.npz").exit_code == 1, name
 
 
-def test_nothing_compared_is_no_pass(tmp_path: Path) -> None:
+def test_an_empty_comparison_is_an_error(tmp_path: Path) -> None:
     torch.save({"note": "no tensors"}, tmp_path / "a.pth")
     result = outlook("inspect", tmp_path / "a.pth", tmp_path / "a.pth")
     assert isinstance(result.exception, WeightsError)
-    assert "there are no tensors to compare" in str(result.exception)
+    assert "no tensors to compare" in str(result.exception)
 
 
 @pytest.mark.parametrize("how", ["nested and flat", "in two namings"])
-def test_names_that_come_twice_are_not_compared_as_if_one_were_not_there(tmp_path: Path, how: str) -> None:
+def test_duplicate_names_are_not_compared(tmp_path: Path, how: str) -> None:
     if how == "nested and flat":
         given = {name: to_tensor(array) for name, array in WEIGHTS.items()}
         twice = {"v": {"weight": given["v.weight"] + 1}, **given}
@@ -179,11 +178,11 @@ def test_names_that_come_twice_are_not_compared_as_if_one_were_not_there(tmp_pat
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["convert", "b.npz"]], ids=["inspect", "convert"])
-def test_a_prefix_with_nothing_below_is_an_error_that_says_what_there_is(tmp_path: Path, command: list[str]) -> None:
+def test_a_prefix_with_nothing_below_is_an_error_that_lists_alternatives(tmp_path: Path, command: list[str]) -> None:
     where = [tmp_path / name for name in ("a.npz", *command[1:])]
     for names, words in (
-        (WEIGHTS, "without a prefix there is OutlookAttention(dim=6"),
-        ({f"net.{name}": array for name, array in WEIGHTS.items()}, "there is a known model with prefix='net'"),
+        (WEIGHTS, "without a prefix it is OutlookAttention(dim=6"),
+        ({f"net.{name}": array for name, array in WEIGHTS.items()}, "a known model has prefix='net'"),
         ({"other.weight": np.ones(3)}, "its names are other.weight"),
     ):
         write_arrays(where[0], names)

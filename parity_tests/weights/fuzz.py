@@ -1,6 +1,6 @@
-"""`make fuzz`: thousands of damaged and hostile files, each of which must end in a clear error or in an exact result.
+"""`make fuzz`: convert thousands of hostile files; each must end in a clear error or an exact result.
 
-One process converts file after file, so that what it does to itself (crash, hang, grow) is seen from outside.
+A child process converts one file after another, so that crashes, hangs and growth are seen from outside.
 """
 
 import json
@@ -32,7 +32,7 @@ OLD = {"old": np.arange(5.0)}
 
 
 class Dropped:
-    """Takes whatever a pickle gives an object, and keeps none of it; PyTorch by itself refuses what we stand in for."""
+    """Drops everything a pickle gives to an object; for the classes that have stubs, which PyTorch refuses."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -40,12 +40,12 @@ class Dropped:
 
 
 class HarmError(AssertionError):
-    """A file that did something else than it should; the message has its number."""
+    """A file that did harm; the message has its number."""
 
 
 @dataclass
 class Figures:
-    """What a run saw: how many files ended how, by family, and the worst of seconds and memory."""
+    """Figures of a run: outcomes, families, largest time and memory."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     families: Counter[str] = field(default_factory=Counter)
@@ -63,7 +63,7 @@ class Figures:
 
 
 class Fuzz:
-    """A folder with a destination, and a process that converts one file after another to it."""
+    """A folder with a destination, and a process that converts files to it."""
 
     def __init__(self, folder: Path, process: "subprocess.Popen[str]", figures: Figures) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ class Fuzz:
         self.figures = figures
 
     def check(self, seed: int) -> None:
-        """Convert the file of this number.
+        """Convert the file with this number.
 
         Raises:
             HarmError: it crashed, hung, grew, executed, wrote where it should not, or gave a result the file has not.
@@ -91,17 +91,17 @@ class Fuzz:
         for name, contents in made.beside.items():
             _put(self.source / name, contents)
         try:
-            said = self._ask(path)
-            self._judge(made, path, said)
+            answer = self._ask(path)
+            self._judge(made, path, answer)
         except HarmError as failure:
             raise HarmError(f"file {seed} ({made.family}, {made.suffix}): {failure}") from None
         finally:
             for file in self.source.iterdir():
                 remove(file)
-        self.figures.outcomes[said["outcome"]] += 1
+        self.figures.outcomes[answer["outcome"]] += 1
         self.figures.families[made.family] += 1
-        self.figures.seconds = max(self.figures.seconds, said["seconds"])
-        self.figures.megabytes = max(self.figures.megabytes, said["megabytes"])
+        self.figures.seconds = max(self.figures.seconds, answer["seconds"])
+        self.figures.megabytes = max(self.figures.megabytes, answer["megabytes"])
 
     def _ask(self, path: Path) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -110,23 +110,23 @@ class Fuzz:
         line = _read_line(self.process, 6 * SECONDS)
         if not line:
             raise HarmError(f"the process is gone or hangs, exit status {self.process.poll()}")
-        said: dict[str, Any] = json.loads(line)
-        return said
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
-    def _judge(self, made: Hostile, path: Path, said: dict[str, Any]) -> None:
-        if said["outcome"] not in ("error", "result"):
-            raise HarmError(f"{said['outcome']}: {said['message']}")
-        if said["seconds"] > SECONDS or said["megabytes"] > MEGABYTES:
-            raise HarmError(f"took {said['seconds']:.1f} s and {said['megabytes']:.0f} MB")
+    def _judge(self, made: Hostile, path: Path, answer: dict[str, Any]) -> None:
+        if answer["outcome"] not in ("error", "result"):
+            raise HarmError(f"{answer['outcome']}: {answer['message']}")
+        if answer["seconds"] > SECONDS or answer["megabytes"] > MEGABYTES:
+            raise HarmError(f"took {answer['seconds']:.1f} s and {answer['megabytes']:.0f} MB")
         if list(self.canary.iterdir()):
             raise HarmError(f"code was executed: it created {list(self.canary.iterdir())}")
         if [file.name for file in self.target.iterdir()] != [self.destination.name]:
             raise HarmError(f"debris: {[file.name for file in self.target.iterdir()]}")
-        if said["outcome"] == "error":
+        if answer["outcome"] == "error":
             if self.destination.read_bytes() != self.old:
                 raise HarmError("the destination was touched in spite of the error")
-            if not said["message"] or not said["message"].replace("\n", "").replace("…", "").isprintable():
-                raise HarmError(f"the message cannot be printed: {said['message']!r}")
+            if not answer["message"] or not answer["message"].replace("\n", "").replace("…", "").isprintable():
+                raise HarmError(f"the message cannot be printed: {answer['message']!r}")
             return
         found = reference(self.destination, ".safetensors")
         self.destination.write_bytes(self.old)
@@ -145,7 +145,7 @@ class Fuzz:
 
 
 def reference(path: Path, suffix: str) -> dict[str, np.ndarray]:
-    """Return what the library that owns a format reads."""
+    """Read a file with the library that owns its format."""
     if suffix == ".safetensors":
         import safetensors.numpy
 
@@ -170,7 +170,7 @@ def reference(path: Path, suffix: str) -> dict[str, np.ndarray]:
 
 
 def _by_tensorstore(folder: Path) -> dict[str, np.ndarray]:
-    """Return the arrays that TensorStore itself finds: those of Orbax's store by listing it, else a folder each."""
+    """Return the arrays that TensorStore finds: in Orbax's store, or one per folder."""
     import tensorstore
 
     is_store = (folder / "manifest.ocdbt").exists()
@@ -205,7 +205,7 @@ def _put(path: Path, contents: bytes | Link) -> None:
 
 @contextmanager
 def fuzz(figures: Figures) -> Iterator[Fuzz]:
-    """Give a folder and a process to fuzz with; what is seen goes to `figures`."""
+    """Yield a folder and a process to fuzz with; results are added to `figures`."""
     command = [sys.executable, "-m", "parity_tests.weights.fuzz", "--worker"]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -228,7 +228,7 @@ def _read_line(process: "subprocess.Popen[str]", seconds: float) -> str:
 
 
 def work(commands: IO[str], answers: IO[str]) -> None:
-    """Convert what each line asks for, and answer with what came of it."""
+    """Convert the file named in each line, and answer with the outcome."""
     import tensorstore  # noqa: F401  (so that no file is charged with the imports)
     import torch  # noqa: F401
 
@@ -247,8 +247,8 @@ def work(commands: IO[str], answers: IO[str]) -> None:
         seconds = time.process_time() - start
         status = Path("/proc/self/status").read_text()
         peak = next(int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))
-        said = {"outcome": outcome, "message": message, "seconds": seconds, "megabytes": peak / 1024}
-        answers.write(json.dumps(said) + "\n")
+        answer = {"outcome": outcome, "message": message, "seconds": seconds, "megabytes": peak / 1024}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
@@ -257,7 +257,7 @@ def main(
     first: Annotated[int, typer.Option(help="The number of the first.")] = 0,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
-    """Convert hostile files; print what was seen as JSON, exit with 1 if any file did harm."""
+    """Convert hostile files; print figures as JSON; exit with 1 if any file did harm."""
     if worker:
         answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print is no answer

@@ -1,4 +1,4 @@
-"""Files of weights that are damaged, or made to harm whoever reads them: `hostile(seed)` gives one, always the same."""
+"""Damaged and hostile weight files: `hostile(seed)` returns one, the same each time."""
 
 import argparse
 import bz2
@@ -53,16 +53,16 @@ NAMES = ("v.weіght", "v.weight ", "v.weight\u200b", "V.weight", "v․weight", "
 
 
 class Link(str):
-    """What is no file but a symbolic link to this path; a pipe if it is empty."""
+    """A symbolic link to this path; a pipe if it is empty."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """One file: its suffix, how it came about, and what is in it; {name: contents} for what lies beside it.
+    """One file: suffix, family, contents, and {name: contents} of files beside it.
 
-    An Orbax checkpoint is a folder: it has nothing but what lies below it.
+    An Orbax checkpoint is a folder: it has only files beside it.
     """
 
     suffix: str
@@ -72,7 +72,7 @@ class Hostile:
 
 
 def hostile(seed: int, canary: str) -> Hostile:
-    """Return the file of this number; code in it, if it ran, would create something in the folder `canary`."""
+    """Return the file with this number; code in it, if executed, creates a file in the folder `canary`."""
     rng = random.Random(seed)
     family = rng.choice(FAMILIES)
     suffix, contents, beside = family(rng, canary)
@@ -118,7 +118,7 @@ def state_dict() -> dict[str, Any]:
     return {name: torch.from_numpy(array.copy()) for name, array in WEIGHTS.items()}
 
 
-def whole(rng: random.Random) -> tuple[str, bytes]:
+def intact(rng: random.Random) -> tuple[str, bytes]:
     arrays = rng.choice((WEIGHTS, IN_FLAX))
     kind = rng.randrange(5)
     if kind == 0:
@@ -129,12 +129,12 @@ def whole(rng: random.Random) -> tuple[str, bytes]:
 
 
 def truncated(rng: random.Random, canary: str) -> Made:
-    suffix, contents = whole(rng)
+    suffix, contents = intact(rng)
     return suffix, contents[: rng.randrange(len(contents))], {}
 
 
 def flipped(rng: random.Random, canary: str) -> Made:
-    suffix, contents = whole(rng)
+    suffix, contents = intact(rng)
     damaged = bytearray(contents)
     # Near either end lies what describes the rest.
     spread = rng.choice((300, 1500, len(damaged)))
@@ -145,14 +145,14 @@ def flipped(rng: random.Random, canary: str) -> Made:
 
 
 def spliced(rng: random.Random, canary: str) -> Made:
-    suffix, contents = whole(rng)
+    suffix, contents = intact(rng)
     start, end = sorted(rng.randrange(len(contents)) for _ in range(2))
     other = rng.choice((b"", rng.randbytes(rng.randrange(1, 64)), contents[start:end] * 2, bytes(end - start)))
     return suffix, contents[:start] + other + contents[end:], {}
 
 
 def mislabelled(rng: random.Random, canary: str) -> Made:
-    _, contents = whole(rng)
+    _, contents = intact(rng)
     return rng.choice((".safetensors", ".npz", ".pth", ".bin", ".safetensors.index.json")), contents, {}
 
 
@@ -199,7 +199,7 @@ def safetensors_header(rng: random.Random, canary: str) -> Made:
 
 
 def safetensors_names(rng: random.Random, canary: str) -> Made:
-    """Names by the thousand, deep or alike, for whoever looks among them for models or for the nearest."""
+    """Thousands of names, deep or similar, which slow down the search for models and similar names."""
     start = rng.choice(("network.0.0.attn.", "pos_embed", "a." * 60, "network.0.0.attn.v.weigh", ""))
     count = rng.choice((3000, 15_000, 19_000))
     names = [f"{start}{index}" if rng.random() < 0.9 else f"{index}.{start}.pos_embed" for index in range(count)]
@@ -238,7 +238,7 @@ def safetensors_json(rng: random.Random, canary: str) -> Made:
 
 
 def safetensors_swapped(rng: random.Random, canary: str) -> Made:
-    """Big-endian numbers, which the format does not know: they are read as they stand, bit for bit."""
+    """Big-endian numbers, which the format lacks: they are read bit for bit."""
     return ".safetensors", safetensors_file({name: array.astype(">f4") for name, array in WEIGHTS.items()}), {}
 
 
@@ -312,7 +312,7 @@ def npz_bomb(rng: random.Random, canary: str) -> Made:
 
 
 def npz_directory(rng: random.Random, canary: str) -> Made:
-    """Sizes, offsets, flags and methods of the archive's list of members changed."""
+    """Changed sizes, offsets, flags and methods in the archive's list of members."""
     contents = bytearray(npz_file(WEIGHTS, packed=rng.random() < 0.5))
     entry = contents.find(b"PK\1\2")
     for _ in range(rng.randrange(len(WEIGHTS))):
@@ -372,7 +372,7 @@ def pickle_bomb(rng: random.Random, canary: str) -> Made:
 
 
 def pickle_opcodes(rng: random.Random, canary: str) -> Made:
-    """Pickles written by hand, in every way to name a global or to build an object."""
+    """Handwritten pickles, with every opcode that names a global or builds an object."""
     target = f"{canary}/exploded-{rng.randrange(10**9)}".encode()
     text = b"V" + target + b"\n"
     code = rng.choice(
@@ -403,7 +403,7 @@ def pickle_opcodes(rng: random.Random, canary: str) -> Made:
 
 
 class Built:
-    """What a call gives, and then this state, whatever class that is of."""
+    """The result of a call, then given this state, of whatever class it is."""
 
     def __init__(self, call: Callable[..., Any], arguments: tuple[Any, ...], state: Any) -> None:
         self.reduced = call, arguments, state
@@ -418,7 +418,7 @@ def among_or_beside_weights(rng: random.Random, name: str, value: Any) -> Made:
 
 
 def pickle_attributes(rng: random.Random, canary: str) -> Made:
-    """Objects that are allowed, with attributes with which they pass for arrays, mappings or tensors."""
+    """Allowed objects with attributes that make them pass for arrays, mappings or tensors."""
     import torch
 
     address = rng.choice((0, 8, 4096, 2**47, 2**64 - 8, -1, None, "0"))
@@ -443,7 +443,7 @@ def pickle_attributes(rng: random.Random, canary: str) -> Made:
 
 
 def numpy_scalars(rng: random.Random, canary: str) -> Made:
-    """Numbers of NumPy's, as training scripts save what they measured; and what is none, objects at an address."""
+    """NumPy scalars, as training scripts save them, and non-numeric ones: objects at an address."""
     code = rng.choice(("f8", "f8", "f4", "i8", "b1", "O8", "V8", "M8", "U2", "f16", "c16", "f8,f8", "", 8, None))
     state = rng.choice(((3, "<", None, None, None, -1, -1, 0), (3, ">"), (3, "|"), (3, "x"), (3,), 3, (3, None), {}))
     dtype: Any = Built(np.dtype, (code, *rng.choice(((), (False, True), (0,) * 9))), state)
@@ -453,7 +453,7 @@ def numpy_scalars(rng: random.Random, canary: str) -> Made:
 
 
 def torch_sizes(rng: random.Random, canary: str) -> Made:
-    """Offsets, shapes and strides that reach beyond the numbers, or repeat one of them a billion times."""
+    """Offsets, shapes and strides beyond the storage, or that repeat a number a billion times."""
     import torch
 
     storage = torch.storage.TypedStorage(
@@ -467,7 +467,7 @@ def torch_sizes(rng: random.Random, canary: str) -> Made:
 
 
 def torch_nested(rng: random.Random, canary: str) -> Made:
-    """Mappings that nest deeply, or hold each other twice, so that there are more names than atoms."""
+    """Mappings nested deeply, or each containing the next twice, for 2**n names."""
     value: dict[Any, Any] = state_dict()
     for _ in range(rng.choice((3, 40, 200))):
         value = rng.choice(({"a": value, "b": value}, {"state_dict": value}, {"model": value, "x": 1}))
@@ -578,7 +578,7 @@ def tree_metadata(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 @cache
 def ocdbt_parts() -> Parts:
-    """Return a checkpoint as Orbax saves it; the names of some files are drawn anew in each process."""
+    """Return a checkpoint as Orbax saves it; some file names are random in each process."""
     from outlook_common.weights import convert
 
     with tempfile.TemporaryDirectory() as folder:
@@ -596,7 +596,7 @@ def any_parts(rng: random.Random) -> Parts:
 
 
 def orbax_damaged(rng: random.Random, canary: str) -> Made:
-    """Files truncated, with bits flipped, spliced, exchanged, emptied, left out."""
+    """Files truncated, with flipped bits, spliced, exchanged, emptied, removed."""
     parts = any_parts(rng)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         name = rng.choice([name for name, part in parts.items() if part])
@@ -624,7 +624,7 @@ def orbax_damaged(rng: random.Random, canary: str) -> Made:
 
 
 def orbax_metadata(rng: random.Random, canary: str) -> Made:
-    """What names the arrays says something else: names that lead elsewhere, look alike or are none; deep and long."""
+    """Changed lists of arrays: names that lead elsewhere, look alike, are invalid, deep or long."""
     parts = rng.choice((dict(ocdbt_parts()), zarr_parts(IN_FLAX)))
     about = json.loads(parts["_METADATA"])
     tree = about["tree_metadata"]
@@ -654,7 +654,7 @@ def orbax_metadata(rng: random.Random, canary: str) -> Made:
 
 
 def orbax_arrays(rng: random.Random, canary: str) -> Made:
-    """What describes one array says something else: shapes, chunks, dtypes, packing; and chunks that unpack hugely."""
+    """Changed descriptions of arrays: shapes, chunks, dtypes, compression; chunks that unpack to huge sizes."""
     zarr3 = rng.random() < 0.4
     parts = zarr_parts(IN_FLAX, zarr3=zarr3)
     name = rng.choice(list(IN_FLAX))
@@ -700,7 +700,7 @@ def orbax_arrays(rng: random.Random, canary: str) -> Made:
 
 
 def orbax_links(rng: random.Random, canary: str) -> Made:
-    """Links that lead out of the folder or nowhere, and pipes and devices, on which a reader would wait for ever."""
+    """Links out of the folder or to nowhere; pipes and devices, on which a reader would wait for ever."""
     parts = any_parts(rng)
     name = rng.choice(list(parts))
     target = rng.choice(

@@ -1,4 +1,4 @@
-"""`python -m parity_tests.weights.kill`: kill conversions at random moments, and look at what is left.
+"""`python -m parity_tests.weights.kill`: kill conversions at random moments, then check what is left.
 
 Children are forked from a process that has imported what they need, so that they die while converting.
 """

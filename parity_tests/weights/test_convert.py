@@ -1,4 +1,4 @@
-"""`convert` between any two formats: every bit, every counter, the metadata; shards, Orbax, options, no framework."""
+"""`convert` between all formats: bits, counters, metadata, shards, Orbax, options, no framework."""
 
 import contextlib
 import hashlib
@@ -21,20 +21,19 @@ import outlook_jax
 import outlook_torch
 from outlook_common.arrays import DTYPES
 from outlook_common.config import VOLO_VARIANTS, VOLOConfig
-from outlook_common.weights import WeightsError, convert, read_arrays, table_for, write_arrays
+from outlook_common.weights import WeightsError, convert, inspect, read_arrays, table_for, write_arrays
 from outlook_common.weights.checkpoint import open_checkpoint
-from outlook_common.weights.conversion import renamed
 from outlook_common.weights.formats.sharded import INDEX
 from outlook_common.weights.identify import recognise_as
-from outlook_common.weights.inspection import differences, inspect_checkpoint
+from outlook_common.weights.inspection import differences
 from outlook_common.weights.io import atomic
-from outlook_common.weights.io.lazy import stored
+from outlook_common.weights.io.lazy import as_lazy
 from outlook_common.weights.match import resolve, resolve_checkpoint
 from outlook_jax.weights import WEIGHTS as NNX_WEIGHTS
 from outlook_jax.weights import path_name
 from parity_tests.support.hub_server import Repository, serve, use_hub
 from parity_tests.support.volo import draw_weights, small_config
-from parity_tests.weights.test_load import (
+from parity_tests.weights.layers import (
     CONFIG,
     DIM,
     FLOATS,
@@ -46,6 +45,7 @@ from parity_tests.weights.test_load import (
     jax_layer,
     layer_bits,
     layer_weights,
+    renamed,
 )
 
 FORMATS = (".safetensors", ".npz", ".pth", ".orbax", ".shards")
@@ -57,7 +57,7 @@ def convert_to(source: Any, path: Path, shard: int = LAYER_SHARD, **options: Any
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
-    return {name: stored(value).read() for name, value in open_checkpoint(path).items}
+    return {name: as_lazy(value).read() for name, value in open_checkpoint(path).items}
 
 
 def circuit(kinds: tuple[str, ...]) -> list[str]:
@@ -72,7 +72,7 @@ def circuit(kinds: tuple[str, ...]) -> list[str]:
     return done[::-1]
 
 
-def test_the_circuit_goes_from_each_format_to_each_once() -> None:
+def test_the_circuit_visits_every_pair_of_formats_once() -> None:
     found = circuit(FORMATS)
     assert sorted(itertools.pairwise(found)) == sorted(itertools.product(FORMATS, FORMATS))
 
@@ -199,7 +199,7 @@ def test_what_orbax_saved_of_the_twin_is_read(tmp_path: Path, save: str) -> None
 
 
 @pytest.mark.parametrize("pure", [False, True])
-def test_an_orbax_folder_of_a_whole_state_is_read_and_what_is_no_weight_is_listed(tmp_path: Path, pure: bool) -> None:
+def test_an_orbax_folder_of_a_complete_nnx_state_lists_what_is_not_weights(tmp_path: Path, pure: bool) -> None:
     config = small_config(layers=(1, 1), drop_path_rate=0.1, attn_drop_rate=0.1)
     drawn = draw_weights(config).items()
     weights = {name: array.astype(np.float32) if array.ndim else array for name, array in drawn}
@@ -213,7 +213,7 @@ def test_an_orbax_folder_of_a_whole_state_is_read_and_what_is_no_weight_is_liste
     assert {"rngs.key", "network.2.0.drop_path1.rate", "network.0.0.attn.attn_drop.rngs.count"} <= others
     checkpoint = open_checkpoint(tmp_path / "a")
     assert set(checkpoint.not_weights) == others
-    assert set(inspect_checkpoint(checkpoint).not_weights) == others
+    assert set(inspect(tmp_path / "a").not_weights) == others
     assert set(checkpoint.below("network.0.0.attn").not_weights) == {
         name.removeprefix("network.0.0.attn.") for name in others if name.startswith("network.0.0.attn.")
     }
@@ -224,14 +224,14 @@ def test_an_orbax_folder_of_a_whole_state_is_read_and_what_is_no_weight_is_liste
 
 
 @pytest.mark.parametrize("name", ["a%20b", "a%b", "a#b", "a?b=1"])
-def test_an_orbax_folder_may_be_called_what_would_mean_something_in_a_url(tmp_path: Path, name: str) -> None:
+def test_an_orbax_folder_may_have_a_name_with_url_escapes(tmp_path: Path, name: str) -> None:
     convert(layer_weights(seed=1), tmp_path / "a b.orbax")  # what "a%20b" would be there
     convert(WEIGHTS, tmp_path / f"{name}.orbax")
     convert(tmp_path / f"{name}.orbax", tmp_path / "b.npz", to="torch")
     assert_same_bits(read_arrays(tmp_path / "b.npz"), WEIGHTS)
 
 
-def test_nnx_state_that_was_saved_beside_other_things_is_found_below_its_name(tmp_path: Path) -> None:
+def test_nnx_state_saved_with_other_items_is_found_below_its_name(tmp_path: Path) -> None:
     layer = jax_layer()
     outlook_jax.load_weights(layer, WEIGHTS)
     with ocp.StandardCheckpointer() as saver:
@@ -252,7 +252,7 @@ def test_orbax_items_and_steps_may_have_any_name(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "a").names == set(renamed(WEIGHTS, TABLE, "flax"))
 
 
-def test_files_named_as_on_the_hub_go_before_orbax_folders_beside_them(tmp_path: Path) -> None:
+def test_files_named_as_on_the_hub_take_precedence_over_orbax_folders(tmp_path: Path) -> None:
     write_arrays(tmp_path / "model.safetensors", WEIGHTS)
     convert(WEIGHTS, tmp_path / "other.orbax")
     assert open_checkpoint(tmp_path).file == tmp_path / "model.safetensors"
@@ -260,16 +260,16 @@ def test_files_named_as_on_the_hub_go_before_orbax_folders_beside_them(tmp_path:
 
 def test_nothing_is_written_into_the_folder_that_is_read(tmp_path: Path) -> None:
     convert(WEIGHTS, tmp_path / "a.orbax")
-    with pytest.raises(WeightsError, match="it would lie inside the checkpoint that is read"):
+    with pytest.raises(WeightsError, match="inside the checkpoint that is read"):
         convert(tmp_path / "a.orbax", tmp_path / "a.orbax" / "b.npz")
 
 
-def test_folder_with_several_steps_names_them(tmp_path: Path) -> None:
+def test_folder_with_several_steps_is_an_error_that_lists_them(tmp_path: Path) -> None:
     for step in (1, 2):
         (tmp_path / "a" / str(step)).mkdir(parents=True)
         convert(WEIGHTS, tmp_path / "a" / str(step) / "default.orbax")
         (tmp_path / "a" / str(step) / "default.orbax").rename(tmp_path / "a" / str(step) / "default")
-    with pytest.raises(WeightsError, match="several Orbax checkpoints, give the path of one: 1/default, 2/default"):
+    with pytest.raises(WeightsError, match="several Orbax checkpoints, pass the path of one: 1/default, 2/default"):
         convert(tmp_path / "a", tmp_path / "b.npz")
     convert(tmp_path / "a" / "2", tmp_path / "b.npz")
 
@@ -303,7 +303,7 @@ def test_orbax_without_jax_names_the_extra_to_install(tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["a.orbax"]
 
 
-def test_shards_are_as_the_hub_has_them_and_no_larger_than_asked(tmp_path: Path) -> None:
+def test_shards_have_the_hubs_layout_and_at_most_the_requested_size(tmp_path: Path) -> None:
     convert(WEIGHTS, tmp_path / "a", to="torch", max_shard_size=2000)
     index = json.loads((tmp_path / "a" / INDEX).read_text())
     assert index["metadata"] == {"total_size": sum(array.nbytes for array in WEIGHTS.values())}
@@ -348,7 +348,7 @@ def test_hub_ids_are_sources_also_of_shards(tmp_path: Path, monkeypatch: pytest.
 # Options
 
 
-def test_missing_and_unexpected_are_allowed_only_when_asked_and_then_listed(tmp_path: Path) -> None:
+def test_missing_and_unexpected_are_allowed_only_on_request_and_listed(tmp_path: Path) -> None:
     source = {name: array for name, array in WEIGHTS.items() if name != "v.bias"} | {"epoch": np.array(3)}
     for options in ({}, {"allow_missing": True}, {"ignore_unexpected": True}):
         with pytest.raises(WeightsError):
@@ -376,9 +376,9 @@ def test_dtype_casts_as_the_twins_do_and_leaves_counters(tmp_path: Path, to: str
     assert_same_bits(read_arrays(tmp_path / "a.safetensors"), outlook_torch.export_weights(reference))
 
 
-def test_number_too_large_for_the_dtype_is_an_error_and_infinity_is_not(tmp_path: Path) -> None:
+def test_overflow_of_a_cast_is_an_error_and_infinity_is_not(tmp_path: Path) -> None:
     weights = layer_weights() | {"v.bias": np.array([1e6, -7e4, 1, 2, 3, np.inf], np.float32)}
-    with pytest.raises(WeightsError, match=r"v\.bias: 2 numbers are too large for float16, up to 1e\+06"):
+    with pytest.raises(WeightsError, match=r"v\.bias: 2 numbers overflow float16, the largest 1e\+06"):
         convert(weights, tmp_path / "a.npz", dtype="float16")
     assert list(tmp_path.iterdir()) == []
     convert(weights, tmp_path / "a.npz", dtype="bfloat16")
@@ -386,7 +386,7 @@ def test_number_too_large_for_the_dtype_is_an_error_and_infinity_is_not(tmp_path
         convert(weights, tmp_path / "a.npz", dtype="int8")
 
 
-def test_model_can_be_named_and_what_it_lacks_is_then_said(tmp_path: Path) -> None:
+def test_a_named_model_reports_its_missing_tensors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown variant 'volo_d6'; did you mean 'volo_d"):
         convert(WEIGHTS, tmp_path / "a.npz", model="volo_d6")
     with pytest.raises(WeightsError, match=r"problems with its 6 tensors for volo_d1_224(?s:.*)missing \("):
@@ -397,18 +397,18 @@ def test_model_can_be_named_and_what_it_lacks_is_then_said(tmp_path: Path) -> No
     assert recognise_as("volo_d2_224", {}) is not None
 
 
-def test_a_layer_whose_values_have_another_name_says_how_to_learn_the_nearest(tmp_path: Path) -> None:
+def test_a_layer_with_a_misspelt_value_projection_suggests_the_model_option(tmp_path: Path) -> None:
     misspelt = WEIGHTS | {"v.wieght": WEIGHTS["v.weight"]}
     del misspelt["v.weight"]
     with pytest.raises(WeightsError, match=r"no known model in its 6 tensors .*with model='layer' \(--model layer\)"):
         convert(misspelt, tmp_path / "a.npz")
-    with pytest.raises(WeightsError, match=r"v\.weight \(6, 6\); the nearest there is v\.wieght"):
+    with pytest.raises(WeightsError, match=r"v\.weight \(6, 6\); the most similar found is v\.wieght"):
         convert(misspelt, tmp_path / "a.npz", model="layer")
     done = convert(misspelt, tmp_path / "a.npz", model="layer", allow_missing=True, ignore_unexpected=True)
     assert (done.missing, done.ignored) == (("v.weight",), ("v.wieght",))
 
 
-def test_metadata_say_where_the_weights_are_from(tmp_path: Path) -> None:
+def test_metadata_record_the_source(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.safetensors", WEIGHTS, {"author": "somebody", "format": "pt", "outlook.version": "0"})
     for suffix in (".safetensors", ".npz", ".orbax"):
         done = convert(tmp_path / "a.safetensors", tmp_path / f"b{suffix}")
@@ -421,7 +421,7 @@ def test_metadata_say_where_the_weights_are_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "times"), [(".safetensors", 1), (".npz", 1), (".shards", 1), (".pth", 2)])
-def test_progress_counts_every_byte_once_more_where_it_is_compared_later(
+def test_progress_counts_bytes_twice_if_they_are_compared_after_writing(
     tmp_path: Path, suffix: str, times: int
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -447,7 +447,7 @@ def test_manifest_is_the_same_in_every_format_and_naming(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_manifest_of_what_replaces_its_source_is_of_what_was_read(tmp_path: Path, suffix: str) -> None:
+def test_manifest_is_of_the_source_even_if_it_is_replaced(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     expected = convert_to(WEIGHTS, path, manifest=True).manifest
     assert convert_to(path, path, manifest=True).manifest == expected
@@ -476,11 +476,11 @@ def test_memory_stays_below_the_largest_tensor_and_200_mb(tmp_path: Path, kind: 
         import numpy as np
         from pathlib import Path
         from outlook_common.weights import convert, write_arrays
-        from outlook_common.weights.io.lazy import Computed, stored
+        from outlook_common.weights.io.lazy import Computed, as_lazy
         def held(what):
             return 1024 * next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(what))
         features, source, target = 37_500_000 // 6, Path(sys.argv[1]), Path(sys.argv[2])
-        zero = stored(np.zeros(1, "f4"))
+        zero = as_lazy(np.zeros(1, "f4"))
         def lazily(*shape):
             return Computed(zero, np.dtype("f4"), shape, lambda z: np.broadcast_to(z, shape))
         write_arrays(source, {

@@ -1,4 +1,4 @@
-"""Files of weights: every bit comes back, writing is all or nothing, and nothing in a file is executed."""
+"""Weight files: every bit is kept, writes are atomic, nothing in a file is executed."""
 
 import argparse
 import contextlib
@@ -27,11 +27,10 @@ import outlook_jax
 import outlook_torch
 from outlook_common.arrays import DTYPES, NotNumbers, to_numpy
 from outlook_common.weights import WeightsError, convert, read_arrays, write_arrays
-from outlook_common.weights.conversion import renamed
 from outlook_common.weights.formats import registry as weight_files
-from outlook_common.weights.io import verified as checked
-from outlook_common.weights.io.lazy import stored
-from parity_tests.weights.test_load import (
+from outlook_common.weights.io import verified
+from outlook_common.weights.io.lazy import as_lazy
+from parity_tests.weights.layers import (
     FLOATS,
     TABLE,
     WEIGHTS,
@@ -40,6 +39,7 @@ from parity_tests.weights.test_load import (
     inside_a_model,
     jax_layer,
     layer_bits,
+    renamed,
     torch_layer,
 )
 
@@ -67,7 +67,7 @@ def test_file_gives_back_every_bit_of_every_dtype_and_shape(tmp_path: Path, suff
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_names_may_be_anything_even_the_arguments_of_savez(tmp_path: Path, suffix: str) -> None:
+def test_names_may_be_arguments_of_savez(tmp_path: Path, suffix: str) -> None:
     arrays = {name: np.random.default_rng(0).random(3) for name in ("file", "allow_pickle", "a/b", "größe", "a.npy")}
     write_arrays(tmp_path / f"weights{suffix}", arrays)
     assert_same_bits(read(tmp_path / f"weights{suffix}"), arrays)
@@ -101,7 +101,7 @@ def test_convert_goes_between_any_two_namings_without_changing_a_bit(tmp_path: P
     assert (done.found_naming, done.written_naming) == (naming, back)
 
 
-def test_convert_without_a_naming_goes_to_the_other_twin_but_to_torch_in_torchs_files(tmp_path: Path) -> None:
+def test_convert_defaults_to_the_other_twins_naming_and_to_torchs_in_torchs_files(tmp_path: Path) -> None:
     flax = renamed(WEIGHTS, TABLE, "flax")
     written = {
         (naming, suffix): convert(source, tmp_path / f"to{suffix}").written_naming
@@ -116,7 +116,7 @@ def test_convert_without_a_naming_goes_to_the_other_twin_but_to_torch_in_torchs_
     }
 
 
-def test_convert_says_what_it_found_and_wrote(tmp_path: Path) -> None:
+def test_convert_reports_what_it_found_and_wrote(tmp_path: Path) -> None:
     write_arrays(tmp_path / "model.npz", inside_a_model("external-attention"))
     done = convert(tmp_path / "model.npz", tmp_path / "layer.safetensors", prefix="network.0.1.attn")
     assert done.to_dict() == {
@@ -144,7 +144,7 @@ def test_convert_can_replace_its_own_source(tmp_path: Path) -> None:
     assert_same_bits(read(path), renamed(WEIGHTS, TABLE, "flax"))
 
 
-def test_convert_refuses_flax_names_in_torchs_files_and_namings_nobody_knows(tmp_path: Path) -> None:
+def test_convert_refuses_flax_names_in_torchs_files_and_unknown_namings(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds PyTorch's names; for Flax's use \.safetensors or \.npz"):
         convert(WEIGHTS, tmp_path / "a.pth", to="flax")
     with pytest.raises(ValueError, match="no names in 'keras'; known: torch, flax, external-attention"):
@@ -152,14 +152,14 @@ def test_convert_refuses_flax_names_in_torchs_files_and_namings_nobody_knows(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_convert_of_something_else_says_so_and_where_a_layer_is(tmp_path: Path) -> None:
+def test_convert_of_an_unknown_model_lists_prefixes_with_a_layer(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no known model in its 1 tensors \(fc\.weight\); known: OutlookAttention"):
         convert({"fc.weight": np.ones((2, 2))}, tmp_path / "a.npz")
-    with pytest.raises(WeightsError, match=r"there is one with prefix='network\.0\.0\.attn', 'network\.0\.1\.attn'"):
+    with pytest.raises(WeightsError, match=r"a known one has prefix='network\.0\.0\.attn', 'network\.0\.1\.attn'"):
         convert(inside_a_model("flax"), tmp_path / "a.npz")
 
 
-def test_convert_of_a_layer_that_lacks_a_tensor_names_it_and_writes_nothing(tmp_path: Path) -> None:
+def test_convert_of_a_layer_with_a_missing_tensor_names_it_and_writes_nothing(tmp_path: Path) -> None:
     for name in WEIGHTS.keys() - {"v.weight", "v.bias"}:
         with pytest.raises(WeightsError, match="1 problem with") as caught:
             convert({key: array for key, array in WEIGHTS.items() if key != name}, tmp_path / "a.npz")
@@ -170,7 +170,7 @@ def test_convert_of_a_layer_that_lacks_a_tensor_names_it_and_writes_nothing(tmp_
 # Formats and their traps
 
 
-def test_safetensors_header_says_whose_names_it_holds(tmp_path: Path) -> None:
+def test_safetensors_metadata_state_the_framework(tmp_path: Path) -> None:
     for naming, words in (("torch", "pt"), ("flax", "flax"), ("external-attention", "pt")):
         convert(WEIGHTS, tmp_path / "a.safetensors", to=naming)
         with safetensors.safe_open(tmp_path / "a.safetensors", "np") as file:
@@ -252,7 +252,7 @@ def test_damaged_file_is_one_clear_error(tmp_path: Path, suffix: str, damage: st
         read_arrays(path)
 
 
-def test_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+def test_missing_file_is_an_os_error(tmp_path: Path) -> None:
     for suffix in KINDS:
         with pytest.raises(FileNotFoundError):
             read_arrays(tmp_path / f"absent{suffix}")
@@ -322,9 +322,9 @@ def test_checkpoint_of_timms_own_training_is_read(tmp_path: Path, metric: Any) -
 
 
 @pytest.mark.parametrize("scalar", [np.datetime64("2026-01-01"), np.str_("a"), np.longdouble(1)])
-def test_numpy_scalar_that_is_no_number_says_how_to_get_rid_of_it(tmp_path: Path, scalar: Any) -> None:
+def test_non_numeric_numpy_scalar_is_an_error_with_a_remedy(tmp_path: Path, scalar: Any) -> None:
     torch.save({"metric": scalar}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"convert it with \.item\(\) before it is saved"):
+    with pytest.raises(WeightsError, match=r"convert it with \.item\(\) before saving"):
         read_arrays(tmp_path / "a.pth")
 
 
@@ -364,7 +364,7 @@ def write_pickle(path: Path, contents: bytes) -> None:
     ("value", "words"),
     [
         # An object of Python's would be an address taken for one.
-        (scalar_opcodes(b"O8", b"|", bytes(8)), "a NumPy scalar that is no number"),
+        (scalar_opcodes(b"O8", b"|", bytes(8)), "a NumPy scalar that is not a number"),
         (scalar_opcodes(b"f8", b"<", bytes(7)), "a NumPy scalar of 7 bytes"),
         (scalar_opcodes(b"f8", b"x", bytes(8)), "a NumPy scalar of unknown byte order"),
         (b"cnumpy._core.multiarray\n_reconstruct\n)R", r"refers to numpy\._core\.multiarray\._reconstruct"),
@@ -374,7 +374,7 @@ def write_pickle(path: Path, contents: bytes) -> None:
         (b"cargparse\nArgumentParser\n)R", r"refers to argparse\.ArgumentParser"),
     ],
 )
-def test_what_stands_in_for_harmless_classes_opens_no_other_way(tmp_path: Path, value: bytes, words: str) -> None:
+def test_pickle_stubs_do_not_allow_other_classes(tmp_path: Path, value: bytes, words: str) -> None:
     write_pickle(tmp_path / "a.pth", pickle_with(value))
     with pytest.raises(WeightsError, match=words):
         read_arrays(tmp_path / "a.pth")
@@ -382,7 +382,7 @@ def test_what_stands_in_for_harmless_classes_opens_no_other_way(tmp_path: Path, 
 
 @pytest.mark.parametrize("kind", [b"argparse\nNamespace", b"torch.storage\nTypedStorage", b"collections\nOrderedDict"])
 @pytest.mark.parametrize("twice", [False, True])  # the second half of a state is set by setattr
-def test_attributes_that_a_file_gives_to_its_objects_are_not_heeded(tmp_path: Path, kind: bytes, twice: bool) -> None:
+def test_attributes_set_by_a_pickle_are_ignored(tmp_path: Path, kind: bytes, twice: bool) -> None:
     """With `__array_interface__` anything at all would be an array: of this process's memory."""
     secret = np.arange(36, dtype=np.float32)
     interface = {"data": (secret.ctypes.data, True), "shape": (6, 6), "typestr": "<f4", "version": 3}
@@ -405,7 +405,7 @@ def test_lightnings_file_is_one_of_pytorchs(tmp_path: Path) -> None:
         assert_same_bits(read_arrays(tmp_path / "b.npz"), WEIGHTS)
 
 
-def test_torch_file_that_is_no_state_dict_is_named(tmp_path: Path) -> None:
+def test_torch_file_without_a_state_dict_is_an_error_with_its_type(tmp_path: Path) -> None:
     torch.save(torch.ones(3), tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="it holds Tensor, expected a state_dict"):
         read_arrays(tmp_path / "a.pth")
@@ -420,15 +420,13 @@ def test_torch_file_that_is_no_state_dict_is_named(tmp_path: Path) -> None:
     ],
     ids=["pointer", "page"],
 )
-def test_what_people_have_in_place_of_weights_is_called_what_it_is(
-    tmp_path: Path, suffix: str, text: str, words: str
-) -> None:
+def test_git_lfs_pointers_and_web_pages_are_recognised(tmp_path: Path, suffix: str, text: str, words: str) -> None:
     (tmp_path / f"a{suffix}").write_text(text)
     with pytest.raises(WeightsError, match=words):
         read_arrays(tmp_path / f"a{suffix}")
 
 
-def test_torchscript_is_called_so(tmp_path: Path) -> None:
+def test_torchscript_is_recognised(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         for name in ("a/data.pkl", "a/code/__torch__.py", "a/constants.pkl"):
             archive.writestr(name, b"")
@@ -436,11 +434,11 @@ def test_torchscript_is_called_so(tmp_path: Path) -> None:
         read_arrays(tmp_path / "a.pt")
 
 
-def test_member_of_an_npz_that_is_no_array_is_named(tmp_path: Path) -> None:
+def test_npz_member_that_is_not_an_array_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **WEIGHTS)
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.writestr("README", "hi")
-    with pytest.raises(WeightsError, match="README is none of NumPy's arrays"):
+    with pytest.raises(WeightsError, match="README is not a NumPy array"):
         read_arrays(tmp_path / "a.npz")
 
 
@@ -472,7 +470,7 @@ def test_write_that_fails_midway_leaves_the_old_file_and_no_debris(
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_write_that_reads_back_otherwise_leaves_the_old_file_and_no_debris(
+def test_write_that_reads_back_differently_leaves_the_old_file_and_no_debris(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / f"a{suffix}"
@@ -482,7 +480,7 @@ def test_write_that_reads_back_otherwise_leaves_the_old_file_and_no_debris(
     def one_bit_flipped(file: Path, tensors: Any, metadata: Any) -> Any:
         bits = tensors["v.bias"].read().copy()
         bits.view("u4")[0] ^= 1
-        return file_format.write(file, tensors | {"v.bias": stored(bits)}, metadata)
+        return file_format.write(file, tensors | {"v.bias": as_lazy(bits)}, metadata)
 
     monkeypatch.setitem(weight_files.FORMATS, suffix, replace(file_format, write=one_bit_flipped))
     with pytest.raises(WeightsError, match=r"what was read back differs: .*v.bias"):
@@ -490,34 +488,34 @@ def test_write_that_reads_back_otherwise_leaves_the_old_file_and_no_debris(
     assert_only_the_old_file_is_left(path)
 
 
-class Forgetful(FileIO):
-    """A file that keeps one bit otherwise."""
+class BitFlippingFile(FileIO):
+    """A file that flips one bit when it is written."""
 
-    place = 0
+    position = 0
 
     def write(self, data: Any) -> int:
-        kept, at = bytearray(data), self.place - self.tell()
+        kept, at = bytearray(data), self.position - self.tell()
         if 0 <= at < len(kept):
             kept[at] ^= 1
         return super().write(kept)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-@pytest.mark.parametrize("place", [0, 200, 900])  # of a header and of numbers
-def test_disk_that_keeps_another_bit_is_found_out(
-    tmp_path: Path, suffix: str, place: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("position", [0, 200, 900])  # of a header and of numbers
+def test_disk_that_flips_a_bit_is_detected(
+    tmp_path: Path, suffix: str, position: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / f"a{suffix}"
     write_arrays(path, OLD)
-    monkeypatch.setattr(Forgetful, "place", place)
-    monkeypatch.setattr(checked, "FileIO", Forgetful)
+    monkeypatch.setattr(BitFlippingFile, "position", position)
+    monkeypatch.setattr(verified, "FileIO", BitFlippingFile)
     with pytest.raises(WeightsError, match="not written, other bits were read back from byte"):
         write_arrays(path, WEIGHTS)
     assert_only_the_old_file_is_left(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_what_is_found_elsewhere_than_it_was_written_is_compared(
+def test_tensors_found_at_another_position_are_compared_again(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that takes one tensor for another of the same shape is not believed, though both were written well."""

@@ -1,4 +1,4 @@
-"""Files from the Hub: what is asked of it, what the cache spares, and every failure as one line."""
+"""Files from the Hub: requests, the cache, and errors of one line."""
 
 import json
 import os
@@ -76,12 +76,12 @@ def test_files_are_taken_by_name_and_weights_by_preference(hub: Callable[..., Se
 
 
 @pytest.mark.parametrize("how", ["argument", "in the id"])
-def test_a_revision_is_asked_for(hub: Callable[..., Server], how: str) -> None:
+def test_a_revision_is_requested(hub: Callable[..., Server], how: str) -> None:
     server = hub(Repository(files(), {"main": COMMIT, "v1.0": OTHER_COMMIT}))
     path = fetch("org/model", revision="v1.0") if how == "argument" else fetch("org/model@v1.0")
     assert {request for _, request in server.requests} == {"org/model/v1.0/model.safetensors"}
     assert path.parent.name == OTHER_COMMIT
-    with pytest.raises(ValueError, match=r"names one revision, revision='main' another"):
+    with pytest.raises(ValueError, match=r"has a revision, and revision='main' is another"):
         fetch("org/model@v1.0", revision="main")
 
 
@@ -125,17 +125,17 @@ def test_offline_without_the_file_says_where_it_looked_and_what_to_do(
     assert server.requests == []
 
 
-def test_what_may_be_a_mistyped_path_is_said_to_be_no_file_here_either(hub: Callable[..., Server]) -> None:
+def test_an_unknown_hub_id_is_reported_as_a_missing_path_too(hub: Callable[..., Server]) -> None:
     hub(Repository(files()))
     with one_line("org/absent: no such repository") as lines:
         weights_and_config("org/absent")
-    assert lines[0].endswith(" (a Hub id, as there is no file or folder org/absent here)")
+    assert lines[0].endswith(" (taken as a Hub id: there is no file or folder org/absent here)")
     with one_line("org/absent: no such repository") as lines:
         weights_and_config("hf-hub:org/absent")
     assert "file or folder" not in lines[0]
 
 
-def test_what_is_not_there_is_said(hub: Callable[..., Server]) -> None:
+def test_missing_repositories_files_and_revisions_are_reported(hub: Callable[..., Server]) -> None:
     server = hub(Repository(files()), bare=Repository({"README.md": b"soon"}), gated=Repository(files(), gated=True))
     with one_line(f"org/absent: no such repository at {server.url}, or a private one"):
         fetch("org/absent")
@@ -144,15 +144,14 @@ def test_what_is_not_there_is_said(hub: Callable[..., Server]) -> None:
     with one_line("org/model: it has no file absent.txt"):
         fetch("org/model", filename="absent.txt")
     with one_line(
-        "org/bare: it has no weights, that is none of "
-        "model.safetensors, model.safetensors.index.json, pytorch_model.bin"
+        "org/bare: it has no weights: none of model.safetensors, model.safetensors.index.json, pytorch_model.bin"
     ):
         fetch("org/bare")
-    with one_line(f"org/gated: its owner grants access one by one; ask for it at {server.url}/org/gated"):
+    with one_line(f"org/gated: access must be requested at {server.url}/org/gated"):
         fetch("org/gated")
 
 
-def test_without_a_connection_or_with_a_broken_hub_the_cache_is_enough_and_else_the_reason_is_said(
+def test_without_a_working_hub_the_cache_is_used_or_the_reason_reported(
     hub: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = hub(Repository(files()), other=Repository(files()))
@@ -171,13 +170,13 @@ def test_without_a_connection_or_with_a_broken_hub_the_cache_is_enough_and_else_
         fetch("org/other")
 
 
-def test_a_connection_cut_once_is_taken_up_where_it_broke_off(hub: Callable[..., Server]) -> None:
+def test_a_connection_cut_once_is_resumed(hub: Callable[..., Server]) -> None:
     server = hub(Repository(files(), cuts=1))
     assert fetch("org/model").read_bytes() == WEIGHTS
     assert server.count("GET", "model.safetensors") == 2
 
 
-def test_a_connection_cut_for_good_is_said_and_leaves_nothing_behind(
+def test_a_connection_cut_for_good_is_reported_and_leaves_nothing_behind(
     hub: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = hub(Repository(files(), cuts=1000))
@@ -202,7 +201,7 @@ def test_a_wrong_hash_is_an_error_and_the_bad_file_is_removed(
     assert fetch("org/model", filename=name).read_bytes() == files()[name]
 
 
-def test_a_file_that_changes_inside_the_cache_is_noticed(hub: Callable[..., Server]) -> None:
+def test_a_file_changed_in_the_cache_is_detected(hub: Callable[..., Server]) -> None:
     server = hub(Repository(files()))
     blob = fetch("org/model").resolve()
     blob.write_bytes(WEIGHTS[:-1] + b"!")
@@ -212,7 +211,7 @@ def test_a_file_that_changes_inside_the_cache_is_noticed(hub: Callable[..., Serv
     assert server.count("GET", "model.safetensors") == 2
 
 
-def test_a_mirrors_own_tags_are_taken_as_they_are(hub: Callable[..., Server]) -> None:
+def test_tags_of_a_mirror_are_not_checked_as_hashes(hub: Callable[..., Server]) -> None:
     hub(Repository(files(), etags={"model.safetensors": "version-7"}))
     assert fetch("org/model").read_bytes() == WEIGHTS
 
@@ -263,12 +262,12 @@ def test_the_environment_of_huggingface_hub_is_obeyed(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_hub_ids_are_told_from_paths(source: str | Path, expected: tuple[str, str | None] | None) -> None:
+def test_hub_ids_are_distinguished_from_paths(source: str | Path, expected: tuple[str, str | None] | None) -> None:
     found = hub_id_in(source)
     assert (found and split_hub_id(found)) == expected
 
 
-def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_is_not_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert hub_id_in("owner/name") is None
@@ -276,11 +275,11 @@ def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("hub_id", ["volo", "owner/", "a/b/c", "owner/na me"])
-def test_what_is_no_hub_id_is_not_asked_for(hub: Callable[..., Server], hub_id: str) -> None:
+def test_what_is_not_a_hub_id_is_not_requested(hub: Callable[..., Server], hub_id: str) -> None:
     server = hub(Repository(files()))
     with pytest.raises(ValueError, match="is not of the form owner/name"):
         fetch(hub_id)
-    with pytest.raises(ValueError, match=r"'owner/na\.\.me' is no name of a repository"):
+    with pytest.raises(ValueError, match=r"'owner/na\.\.me' is not a name of a repository"):
         fetch("owner/na..me")
     assert server.requests == []
 

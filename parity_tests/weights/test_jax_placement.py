@@ -1,4 +1,4 @@
-"""Loading weights in JAX leaves every variable where it was, and free to move if it was free."""
+"""Loading weights in JAX keeps the placement of every variable, committed or not."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`from_pretrained` in both twins: where the weights come from, other heads and sizes, and what does not fit."""
+"""`from_pretrained` in both twins: sources, other heads and sizes, errors."""
 
 import inspect
 import json
@@ -24,9 +24,9 @@ from outlook_common.arrays import BFLOAT16, to_tensor
 from outlook_common.config import volo_config
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.weights import WeightsError, convert, table_for, write_arrays
-from outlook_common.weights.conversion import renamed
 from parity_tests.support.hub_server import Repository, Server, one_line, serve, use_hub
 from parity_tests.support.runners import relative_error
+from parity_tests.weights.layers import renamed
 
 Array = np.ndarray
 
@@ -151,7 +151,7 @@ def test_twins_from_the_same_place_agree(hub: Server) -> None:
 
 
 @both_twins
-def test_what_the_hub_refuses_is_the_same_one_line_in_both_twins(hub: Server, twin: str) -> None:
+def test_errors_of_the_hub_are_the_same_line_in_both_twins(hub: Server, twin: str) -> None:
     with one_line("org/model: it has no revision 'v9'"):
         TWINS[twin].from_pretrained("org/model", revision="v9")
     with one_line("org/absent@main: no such repository"):
@@ -159,7 +159,7 @@ def test_what_the_hub_refuses_is_the_same_one_line_in_both_twins(hub: Server, tw
 
 
 @both_twins
-def test_the_name_of_a_variant_means_its_released_weights_unless_something_here_has_that_name(
+def test_a_variants_name_means_its_released_weights_unless_a_path_has_that_name(
     hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: str
 ) -> None:
     with one_line("timm/volo_d1_224.sail_in1k: no such repository"):
@@ -178,7 +178,7 @@ def test_load_weights_takes_a_hub_id(hub: Server, tmp_path: Path, twin: str) -> 
 
 @both_twins
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
-def test_a_folder_and_a_single_file_do_as_well(tmp_path: Path, twin: str, file: str) -> None:
+def test_a_folder_or_a_single_file_is_a_source(tmp_path: Path, twin: str, file: str) -> None:
     path = folder(tmp_path / "folder", WEIGHTS, file)
     assert_loaded(twin, TWINS[twin].from_pretrained(path, **exact(twin)), WEIGHTS)
     alone = TWINS[twin].from_pretrained(path / file, variant="volo_d1_224", img_size=SIDE, **SMALL, **exact(twin))
@@ -186,7 +186,7 @@ def test_a_folder_and_a_single_file_do_as_well(tmp_path: Path, twin: str, file: 
 
 
 @both_twins
-def test_averaged_weights_prefixes_and_flaxs_names_are_understood(tmp_path: Path, twin: str) -> None:
+def test_averaged_weights_prefixes_and_flax_names_are_supported(tmp_path: Path, twin: str) -> None:
     averaged = {f"body.{name}": to_tensor(array) for name, array in weights(config(), 9).items()}
     torch.save({"state_dict": {}, "state_dict_ema": averaged}, tmp_path / "a.pth.tar")
     settings: dict[str, Any] = {"variant": "volo_d1_224", "img_size": SIDE, **SMALL, **exact(twin)}
@@ -207,7 +207,7 @@ def test_the_jax_twin_needs_no_torch(model: Path) -> None:
     assert done.stdout.split() == [str(CLASSES)]
 
 
-def test_both_twins_take_the_same_arguments_but_for_their_frameworks_own() -> None:
+def test_both_twins_take_the_same_arguments_except_their_frameworks() -> None:
     own = {"device", "dtype", "param_dtype", "precision", "rngs", "scan_layers"}
     names = [
         [name for name in inspect.signature(package.from_pretrained).parameters if name not in own]
@@ -248,7 +248,7 @@ def test_pos_embed_is_resized_as_pytorch_resizes_it(model: Path, twin: str, side
 
 @both_twins
 @pytest.mark.parametrize("channels", [1, 2, 5, 8])
-def test_the_first_convolution_is_made_one_for_other_channels_as_timm_makes_it(
+def test_the_first_convolution_is_adapted_to_other_channels_as_in_timm(
     tmp_path: Path, twin: str, channels: int
 ) -> None:
     given = {name: array if array.dtype == np.int64 else array.astype(np.float32) for name, array in WEIGHTS.items()}
@@ -259,7 +259,7 @@ def test_the_first_convolution_is_made_one_for_other_channels_as_timm_makes_it(
     assert_loaded(twin, made, given | {weight: expected})
 
 
-def test_weights_for_grey_images_stay_so_unless_asked_and_colours_share_them_evenly(tmp_path: Path) -> None:
+def test_weights_for_grey_images_are_adapted_to_colours_only_on_request(tmp_path: Path) -> None:
     grey = weights(config(in_chans=1))
     path = folder(tmp_path / "model", grey)
     assert prepared(path).config == config(in_chans=1)
@@ -326,7 +326,7 @@ def test_a_model_that_was_loaded_in_jax_trains(model: Path) -> None:
 
 
 @both_twins
-def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, twin: str) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path, twin: str) -> None:
     broken = {name: array for name, array in WEIGHTS.items() if name not in ("norm.bias", "aux_head.weight")}
     path = folder(tmp_path / "broken", broken | {"norm.weight": np.ones(5), "stranger": np.ones(2)})
     with pytest.raises(WeightsError, match="4 problems") as caught:
@@ -351,11 +351,11 @@ def test_an_auxiliary_head_that_is_missing_is_an_error_where_the_classes_are_the
     [
         ({"num_classes": 1000}, "config.json says num_classes=1000, but the weights are for 7 classes"),
         ({"architecture": "resnet50"}, "config.json says architecture='resnet50'; known: volo_d1_224, "),
-        ({"architecture": None, "num_classes": None, "model_args": None}, "are of no released VOLO; .*give variant="),
+        ({"architecture": None, "num_classes": None, "model_args": None}, "fit no released VOLO; .*pass variant="),
     ],
     ids=["classes", "architecture", "unknown sizes"],
 )
-def test_a_description_that_the_weights_contradict_is_an_error(
+def test_a_config_json_that_contradicts_the_weights_is_an_error(
     tmp_path: Path, twin: str, described: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(WeightsError, match=words):
@@ -363,9 +363,9 @@ def test_a_description_that_the_weights_contradict_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "its config.json is no JSON"), ("[1]", "holds list, expected an obj")]
+    ("text", "words"), [("{", "its config.json is not JSON"), ("[1]", "holds list, expected an obj")]
 )
-def test_a_broken_description_is_an_error(model: Path, text: str, words: str) -> None:
+def test_a_broken_config_json_is_an_error(model: Path, text: str, words: str) -> None:
     (model / "config.json").write_text(text)
     with pytest.raises(WeightsError, match=words):
         prepared(model)
@@ -380,7 +380,7 @@ def zeros(of: VOLOConfig) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("name", VOLO_VARIANTS)
-def test_weights_of_another_variant_are_called_by_its_name(name: str) -> None:
+def test_weights_of_another_variant_are_recognised_by_name(name: str) -> None:
     made = outlook_torch.VOLO(config())
     with pytest.raises(WeightsError, match=f"; they are those of {name}\n"):
         outlook_torch.load_weights(made, zeros(volo_config(name)))
@@ -391,7 +391,7 @@ def test_weights_of_another_variant_are_called_by_its_name(name: str) -> None:
 
 
 @both_twins
-def test_a_file_of_another_variant_than_asked_for_is_an_error_that_says_which_it_is(tmp_path: Path, twin: str) -> None:
+def test_a_file_of_another_variant_than_requested_is_an_error_with_its_name(tmp_path: Path, twin: str) -> None:
     write_arrays(tmp_path / "a.safetensors", zeros(volo_config("volo_d1_224", num_classes=10)))
     with pytest.raises(WeightsError, match="they are those of volo_d1_224 with num_classes=10\n"):
         TWINS[twin].from_pretrained(tmp_path / "a.safetensors", variant="volo_d2_224")
@@ -410,7 +410,7 @@ def test_a_bare_file_is_recognised_with_its_own_classes_size_and_channels(tmp_pa
 
 
 @pytest.mark.parametrize("naming", ["torch", "flax"])
-def test_a_file_that_lacks_a_heads_bias_is_told_that_and_not_that_it_has_no_classes(naming: str) -> None:
+def test_a_file_without_the_heads_bias_reports_the_bias_as_missing(naming: str) -> None:
     config = volo_config("volo_d1_224", num_classes=10)
     arrays = renamed(zeros(config), table_for(config), naming)
     del arrays["head.bias"]
@@ -442,7 +442,7 @@ def test_images_are_prepared_as_config_json_says_and_else_as_the_variants_are(tm
 
 
 @pytest.mark.slow  # VOLO-D1 is built and compiled in full
-def test_a_released_variant_in_its_real_size_gives_the_same_logits_in_both_twins(tmp_path: Path) -> None:
+def test_a_released_variant_gives_the_same_logits_in_both_twins(tmp_path: Path) -> None:
     drawn = outlook_torch.volo("volo_d1_224", dtype=torch.float64)
     outlook_torch.save_weights(drawn, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "volo_d1_224", "num_classes": 1000}))

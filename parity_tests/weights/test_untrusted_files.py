@@ -1,4 +1,4 @@
-"""Hostile files and hard times: clear errors, nothing executed, the old destination intact."""
+"""Hostile files, full disks, killed processes: clear errors, nothing executed, the old file intact."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_five_thousand_hostile_files_do_no_harm() -> None:
     assert run.figures.outcomes["result"] > 100
 
 
-def test_the_fuzz_sees_code_that_runs_and_a_result_that_is_not_the_files(tmp_path: Path) -> None:
+def test_the_fuzz_detects_executed_code_and_wrong_results(tmp_path: Path) -> None:
     with fuzz_weights.fuzz(fuzz_weights.Figures()) as run:
         bomb = next(seed for seed in range(1000) if hostile(seed, "x").family == "pickle_bomb")
         run._ask = lambda path: {"outcome": "error", "message": "no", "seconds": 0.0, "megabytes": 0.0}
@@ -107,22 +107,17 @@ def header_of(**changes: Any) -> bytes:
         ({"shape": [2**60]}, "which no tensor has"),
         ({"shape": [7]}, "v.bias is 24 bytes long, float32 of shape (7,) would be 28"),
         ({"data_offsets": [0, 24]}, "lies at bytes"),
-        (
-            {"data_offsets": [144, 2**62]},
-            "v.bias lies at bytes 144 to 4611686018427387904" * 0 + "expected it to begin",
-        ),
+        ({"data_offsets": [144, 2**62]}, "expected it to begin"),
         ({"data_offsets": ["0", 24]}, "v.bias has the data_offsets ['0', 24], expected two integers"),
         ({"dtype": "F8_E4M3"}, "unknown dtypes {'v.bias': 'F8_E4M3'}"),
         ({"more": 1}, "a tensor is not described by dtype, shape and data_offsets alone"),
     ],
 )
-def test_safetensors_that_contradict_themselves_are_refused(
-    tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
+def test_inconsistent_safetensors_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     assert words in refused(tmp_path / "a.safetensors", header_of(**changes))
 
 
-def test_names_that_come_twice_are_refused_in_every_format(tmp_path: Path) -> None:
+def test_duplicate_names_are_refused_in_every_format(tmp_path: Path) -> None:
     text = b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}'
     said = refused(tmp_path / "a.safetensors", len(text).to_bytes(8, "little") + text + bytes(4))
     assert "a is there twice in its header" in said
@@ -131,20 +126,20 @@ def test_names_that_come_twice_are_refused_in_every_format(tmp_path: Path) -> No
     assert "a.npy is there twice" in refused(tmp_path / "a.pth", zipped(members))
 
 
-def test_a_name_that_looks_like_another_is_shown_by_its_code_and_cannot_steer_the_terminal(tmp_path: Path) -> None:
+def test_names_are_escaped_so_that_lookalikes_show_and_the_terminal_is_safe(tmp_path: Path) -> None:
     def change(header: dict[str, Any]) -> None:
         header["attn.weіght"] = header.pop("attn.weight")  # a Cyrillic letter
         header["\x1b[2Jproj.bias"] = header.pop("proj.bias")
 
     said = refused(tmp_path / "a.safetensors", safetensors_file(WEIGHTS, change))
-    assert "attn.we\\u0456ght; the nearest known is attn.weight" in said
+    assert "attn.we\\u0456ght; the most similar known is attn.weight" in said
     assert "\\x1b[2Jproj.bias" in said
     assert "\x1b" not in said
-    with pytest.raises(WeightsError, match=r"at the top it has \\x1b\[2J"):
+    with pytest.raises(WeightsError, match=r"its top level has \\x1b\[2J"):
         convert({"\x1b[2J": {}}, tmp_path / "b.npz", use_ema=True)
 
 
-def test_a_long_list_of_names_ends_in_how_many_more_there_are() -> None:
+def test_a_long_list_of_names_ends_with_a_count() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed("abcdefgh") == "a, b, c, d, e, f, g, h"
     assert listed((name for name in ("a", "\x1b", *"cdefghijklmn")), most=2) == "a, \\x1b, … and 12 more"
@@ -185,7 +180,7 @@ def test_index_that_names_a_file_elsewhere_is_refused(tmp_path: Path, place: str
     (tmp_path / "in").mkdir()
     text = json.dumps({"weight_map": dict.fromkeys(WEIGHTS, place)}).encode()
     said = refused(tmp_path / "in" / "a.safetensors.index.json", text)
-    assert "which does not lie beside it" in said
+    assert "which is not in its folder" in said
 
 
 def test_index_and_shards_must_agree(tmp_path: Path) -> None:
@@ -220,24 +215,26 @@ def zarr_with(**changes: Any) -> Parts:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        (zarr_parts(IN_FLAX) | {"v.bias/0": Link("/etc/passwd")}, "v.bias/0 is a link, expected files alone"),
+        (zarr_parts(IN_FLAX) | {"v.bias/0": Link("/etc/passwd")}, "v.bias/0 is a link, expected only files"),
         (zarr_parts(IN_FLAX) | {"more": Link("..")}, "more is a link"),
         (zarr_parts(IN_FLAX) | {"v.bias/0": Link("")}, "v.bias/0 is a device or pipe"),
         (zarr_with(shape=[10**9]), "its arrays would take 4000004848 bytes, more than 64 times the"),
         (zarr_with(chunks=[10**10]), "one chunk of v.bias would take 40000000000 bytes, more than 64 times the"),
-        (zarr_with(compressor={"id": "blosc"}), "v.bias is packed by blosc, which Orbax does not use"),
+        (zarr_with(compressor={"id": "blosc"}), "v.bias is compressed by blosc, which Orbax does not use"),
         (zarr_with(shape=[7], chunks=[7]), "v.bias: (7,), expected (6,)"),
-        (zarr_parts({"../v.bias": WEIGHTS["v.bias"]}), "is no name of an array"),
-        ({"_METADATA": b"{}"}, "its _METADATA has no tree_metadata, which names its arrays"),
+        (zarr_parts({"../v.bias": WEIGHTS["v.bias"]}), "is not a name of an array"),
+        ({"_METADATA": b"{}"}, "its _METADATA has no tree_metadata, which lists its arrays"),
         ({"_METADATA": b"[" * 100_000}, "not a readable Orbax file"),
     ],
 )
-def test_orbax_folders_made_to_harm_are_refused_unread(tmp_path: Path, parts: Parts, words: str) -> None:
+def test_hostile_orbax_folders_are_refused_unread(tmp_path: Path, parts: Parts, words: str) -> None:
     assert words in refused_orbax(tmp_path / "a.orbax", parts)
 
 
-def test_an_orbax_folder_of_too_many_files_says_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orbax, "_FILES", 3)
+def test_an_orbax_folder_with_too_many_files_is_refused_with_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orbax, "_MOST_FILES", 3)
     parts = {f"{place}": b"" for place in range(12)} | {"_METADATA": b"{}"}
     assert "at least 13 files and folders, at most 3 are read" in refused_orbax(tmp_path / "a.orbax", parts)
 
@@ -253,7 +250,7 @@ def test_an_orbax_folder_without_ocdbt_is_read(tmp_path: Path) -> None:
         assert all(np.array_equal(found[name], array) for name, array in WEIGHTS.items())
 
 
-def test_a_device_or_a_pipe_is_no_source(tmp_path: Path) -> None:
+def test_devices_and_pipes_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.npz")
     with pytest.raises(WeightsError, match=r"a\.npz: not a file"):
         convert(tmp_path / "a.npz", tmp_path / "b.npz")
@@ -293,7 +290,7 @@ def test_folder_is_replaced_only_if_it_is_such_a_checkpoint(tmp_path: Path) -> N
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(WeightsError, match="it is there and is no checkpoint of this kind, so it is not replaced"):
+    with pytest.raises(WeightsError, match="exists and is not a checkpoint of this kind, so it is not replaced"):
         convert(WEIGHTS, mine, max_shard_size=1000)
     (tmp_path / "mine.orbax").mkdir()
     (tmp_path / "mine.orbax" / "thesis.txt").write_text("years of work")
@@ -335,13 +332,13 @@ def test_folder_where_nothing_can_be_written_is_an_os_error() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".shards"])
-def test_killed_at_a_random_moment_the_destination_is_whole(suffix: str) -> None:
+def test_killed_at_a_random_moment_the_destination_is_old_or_new(suffix: str) -> None:
     assert killed(suffix, 4)["kills"] == 4
 
 
 @pytest.mark.slow  # 200 conversions in each of four formats, each killed and then compared: some minutes
 @pytest.mark.parametrize("suffix", kill_weights.SUFFIXES)
-def test_killed_at_200_random_moments_the_destination_is_whole(suffix: str) -> None:
+def test_killed_at_200_random_moments_the_destination_is_old_or_new(suffix: str) -> None:
     seen = killed(suffix, 200)
     assert seen["old"] >= 20
     assert seen["new"] >= 20
@@ -357,16 +354,14 @@ def killed(suffix: str, kills: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".shards"])
-def test_conversions_to_one_destination_at_once_end_with_one_whole_file(suffix: str) -> None:
+def test_simultaneous_conversions_to_one_destination_end_with_one_complete_file(suffix: str) -> None:
     code = "import sys; from parity_tests.weights.kill import together; print(together(sys.argv[1], 3))"
     done = subprocess.run([sys.executable, "-c", code, suffix], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ("0", "1", "2")
 
 
-def test_a_folder_that_somebody_else_has_just_put_there_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_created_meanwhile_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, shards = atomic.sync, tmp_path / "a"
 
     def sync(path: Path) -> None:
@@ -381,7 +376,7 @@ def test_a_folder_that_somebody_else_has_just_put_there_is_replaced(
     assert np.array_equal(read_arrays(shards / sharded.INDEX)["v.bias"], WEIGHTS["v.bias"])
 
 
-def test_a_folder_that_is_swept_up_before_it_is_locked_is_made_anew(
+def test_a_temporary_folder_removed_before_it_is_locked_is_recreated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, swept = os.open, []
@@ -398,7 +393,7 @@ def test_a_folder_that_is_swept_up_before_it_is_locked_is_made_anew(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_a_killed_process_left_is_swept_up_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_and_files_of_living_ones_kept(tmp_path: Path) -> None:
     from outlook_common.weights.io.atomic import replacing
 
     orphan = tmp_path / f".a.npz.{'0' * 32}.tmp"

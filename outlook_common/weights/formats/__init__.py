@@ -1,1 +1,1 @@
-"""The kinds of files, one per module; which suffix means which stands in `outlook_common.weights.formats.registry`."""
+"""File formats, one per module; `registry` maps suffixes to them."""

@@ -1,4 +1,4 @@
-"""What every format offers, and what they share."""
+"""The interface of a file format, and checks that formats share."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,27 +16,27 @@ from outlook_common.weights.io.lazy import LazyTensor
 
 PathLike = str | os.PathLike[str]
 Tensors = Mapping[str, LazyTensor]
-# What is said of the tensors as a whole; a value may still be under way, and then is `LATE` characters long.
+# Metadata of a file; a value may still be computed, and then has `PENDING_LENGTH` characters.
 Metadata = Mapping[str, "str | Future[str]"]
-LATE = 64
-# How files begin that people often have in place of weights, in small letters, and what they are.
-_MISTAKEN = {
-    b"version https://git-lfs.": "it is Git LFS's pointer to the file, which `git lfs pull` in its folder gets",
+PENDING_LENGTH = 64
+# Starts, in lower case, of files often found in place of weights -> what they are.
+_NOT_WEIGHTS = {
+    b"version https://git-lfs.": "it is a Git LFS pointer; `git lfs pull` in its folder downloads the file",
     b"<!doctype html": "it is a web page",
     b"<html": "it is a web page",
 }
-_BEGIN = max(map(len, _MISTAKEN))
-# Of tensors whose bytes were read again and compared as they were written: the file and the byte where they begin.
-Places = Mapping[str, tuple[Path, int]]
+_LONGEST_START = max(map(len, _NOT_WEIGHTS))
+# {name: (file, first byte)} of tensors whose bytes were verified as they were written.
+Positions = Mapping[str, tuple[Path, int]]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds.
+    """Contents of a file.
 
     Attributes:
-        values: by name; `LazyTensor`, or from PyTorch's files whatever was saved, wrappers included.
-        metadata: what the file says of itself.
+        values: by name; `LazyTensor`, or in PyTorch's files whatever was saved, wrappers included.
+        metadata: of the file.
     """
 
     values: Mapping[Any, Any]
@@ -45,79 +45,77 @@ class Contents:
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file or folder.
+    """A file or folder format.
 
     Attributes:
-        name: for people.
-        read: looks at what there is without reading numbers, as far as the format allows.
-        write: fills the empty file or folder at a path; returns what need not be compared any more but for its place.
+        name: for messages.
+        read: opens a file; numbers are read later where the format allows.
+        write: fills the empty file or folder at a path; returns the positions of tensors already verified.
         torch_names: whether it always holds PyTorch's names.
-        usual_naming: what it holds unless asked otherwise; None for the other twin's.
-        keeps_metadata: whether it has a place for metadata.
-        checks_itself: whether `write` compares all tensors.
-        is_ours: None for files; for folders, whether a folder is one of this kind.
+        usual_naming: the default naming to write; None for the other twin's.
+        verifies_itself: whether `write` verifies all tensors.
+        is_replaceable: None for files; for folders, whether an existing folder is of this format.
     """
 
     name: str
     read: Callable[[Path], Contents]
-    write: Callable[[Path, Tensors, Metadata], Places]
+    write: Callable[[Path, Tensors, Metadata], Positions]
     torch_names: bool = False
     usual_naming: str | None = None
-    keeps_metadata: bool = True
-    checks_itself: bool = False
-    is_ours: Callable[[Path], bool] | None = None
+    verifies_itself: bool = False
+    is_replaceable: Callable[[Path], bool] | None = None
 
 
 @contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a damaged file sets off in a library into a WeightsError."""
+def damage_errors(path: Path, kind: str) -> Iterator[None]:
+    """Re-raise any error that a damaged file causes in a library as a WeightsError."""
     try:
         yield
     except (WeightsError, OSError, ImportError):
         raise
     except Exception as error:
-        what = _mistaken(path) or printable(next(iter(str(error).splitlines()), "") or type(error).__name__)
+        what = _other_kind(path) or printable(next(iter(str(error).splitlines()), "") or type(error).__name__)
         raise WeightsError(f"{path}: not a readable {kind} file: {what}") from error
 
 
-def _mistaken(path: Path) -> str | None:
-    """Return what a file that cannot be read is, if it is what people often have in place of it."""
+def _other_kind(path: Path) -> str | None:
+    """Return what an unreadable file is, if it is one of `_NOT_WEIGHTS`."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        begin = file.read(_BEGIN).lower()
-    return next((what for start, what in _MISTAKEN.items() if begin.startswith(start)), None)
+        start_of_file = file.read(_LONGEST_START).lower()
+    return next((what for start, what in _NOT_WEIGHTS.items() if start_of_file.startswith(start)), None)
 
 
-def settled(metadata: Metadata) -> dict[str, str]:
-    """Return metadata once all of it is known."""
+def awaited(metadata: Metadata) -> dict[str, str]:
+    """Return metadata after waiting for pending values."""
     return {name: value if isinstance(value, str) else value.result() for name, value in metadata.items()}
 
 
-def provisional(metadata: Metadata) -> dict[str, str]:
-    """Return metadata of the same length without waiting for what is under way."""
-    return {name: value if isinstance(value, str) else "0" * LATE for name, value in metadata.items()}
+def with_placeholders(metadata: Metadata) -> dict[str, str]:
+    """Return metadata of the same length, with placeholders for pending values."""
+    return {name: value if isinstance(value, str) else "0" * PENDING_LENGTH for name, value in metadata.items()}
 
 
 def check_shape(path: Path, name: str, shape: Any) -> tuple[int, ...]:
-    """Return a shape from a file as a tuple.
+    """Return a shape read from a file as a tuple.
 
     Raises:
-        WeightsError: it is not a list of sizes, or of sizes that no tensor has.
+        WeightsError: it is not a list of sizes, has more than 32 axes, or too many numbers.
     """
-    good = isinstance(shape, list | tuple) and all(type(size) is int and size >= 0 for size in shape)
-    if not good or len(shape) > 32 or prod(max(size, 1) for size in shape) > limits.NUMBERS:
+    is_list = isinstance(shape, list | tuple) and all(type(size) is int and size >= 0 for size in shape)
+    if not is_list or len(shape) > 32 or prod(max(size, 1) for size in shape) > limits.NUMBERS:
         raise WeightsError(f"{path}: {printable(name)} has the shape {printable(str(shape)[:80])}, which no tensor has")
     return tuple(shape)
 
 
 def check_names(path: Path, names: list[str]) -> None:
-    """Raise a WeightsError if there are too many names, or one that is too long or comes twice."""
+    """Raise a WeightsError if there are too many names, or a name is too long or a duplicate."""
     if len(names) > limits.NAMES:
         raise WeightsError(f"{path}: {len(names)} names, at most {limits.NAMES} are read")
     if long := next((name for name in names if len(name) > limits.NAME_LENGTH), None):
         raise WeightsError(f"{path}: a name of {len(long)} characters, at most {limits.NAME_LENGTH} are read")
     if len(set(names)) < len(names):
         seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise WeightsError(f"{path}: {printable(twice)} is there twice")
+        duplicate = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise WeightsError(f"{path}: {printable(duplicate)} is there twice")

@@ -1,7 +1,7 @@
-"""`.npz`: a ZIP archive of NumPy's arrays, one member each.
+"""`.npz`: a ZIP archive with one NumPy array per member.
 
-NumPy's own format forgets what bfloat16 was, so its bits are stored as uint16, and which those are in the JSON of one
-more member, together with the metadata.
+NumPy's format has no bfloat16: its bits are stored as uint16, and a further JSON member lists those names, beside the
+metadata.
 """
 
 import io
@@ -24,25 +24,25 @@ from outlook_common.weights.formats.base import (
     Contents,
     Format,
     Metadata,
-    Places,
+    Positions,
     Tensors,
+    awaited,
     check_names,
     check_shape,
-    reading,
-    settled,
+    damage_errors,
 )
 from outlook_common.weights.io import limits
-from outlook_common.weights.io.byte_range import ByteRange, KnownFile
+from outlook_common.weights.io.byte_range import ByteRange, UnchangedFile
 from outlook_common.weights.io.lazy import Computed, InFile, LazyTensor
-from outlook_common.weights.io.prefetch import each_ahead
+from outlook_common.weights.io.prefetch import prefetch_tensors
 from outlook_common.weights.io.verified import VerifiedFile
 
 _NOTE = "__metadata__"
 _SUFFIX = ".npy"
 _UTF8 = 0x800
-# Flags of members that are read: how hard deflate tried, where sizes stand, how names are written. Not encryption.
+# Accepted flags of members: deflate level, position of sizes, encoding of names. Not encryption.
 _FLAGS = 0x6 | 0x8 | _UTF8
-# Of a member's own header: its length without name and extra field, and where the lengths of those stand.
+# A member's local header: its size without name and extra field, and the lengths of those two.
 _LOCAL_BYTES, _LOCAL_LENGTHS = 30, struct.Struct("<26x2H")
 _LOCAL_MAGIC = b"PK\3\4"
 _NPY_HEADER_BYTES = 1 << 14
@@ -50,9 +50,9 @@ _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_hea
 
 
 def read(path: Path) -> Contents:
-    """Return the tensors of an archive; of each member only the header is read."""
-    file = KnownFile.look(path)
-    with reading(path, ".npz"):
+    """Open an archive; only the header of each member is read."""
+    file = UnchangedFile.at(path)
+    with damage_errors(path, ".npz"):
         members = _members(file)
         check_names(path, list(members))
         found = {name: _member(file, name, byte_range, size) for name, (byte_range, size) in members.items()}
@@ -62,26 +62,28 @@ def read(path: Path) -> Contents:
             tensor = found[name]
             if tensor.dtype != np.uint16:
                 raise ValueError(f"{printable(name)} holds {tensor.dtype}, its note says that it is bfloat16 in uint16")
-            found[name] = tensor.seen_as(BFLOAT16)
+            found[name] = tensor.view_as(BFLOAT16)
     if lost := sorted(name for name, tensor in found.items() if tensor.dtype.kind == "V" and name not in bfloat16):
         raise WeightsError(
             f"{path}: {listed(lost)} hold raw bytes ({found[lost[0]].dtype.str!r}): `np.savez` leaves "
-            "bfloat16 so, and which numbers they are is lost; save them with `save_weights`, or as .safetensors"
+            "bfloat16 so, and its dtype is lost; save them with `save_weights`, or as .safetensors"
         )
     return Contents(found, note.get("metadata", {}))
 
 
-def _members(file: KnownFile) -> dict[str, tuple[ByteRange, int]]:
-    """Return where each member lies, and how long it is unpacked, having checked the archive as a whole."""
+def _members(file: UnchangedFile) -> dict[str, tuple[ByteRange, int]]:
+    """Return each member's byte range and unpacked size, after checking the archive as a whole."""
     with file.open() as opened, zipfile.ZipFile(opened) as archive:
         infos = archive.infolist()
         names = [info.filename.removesuffix(_SUFFIX) for info in infos]
         check_names(file.path, names)
         _check_sizes(file, infos)
-        return {name: (_extent(file, opened, info), info.file_size) for name, info in zip(names, infos, strict=True)}
+        return {
+            name: (_byte_range_of(file, opened, info), info.file_size) for name, info in zip(names, infos, strict=True)
+        }
 
 
-def _check_sizes(file: KnownFile, infos: list[zipfile.ZipInfo]) -> None:
+def _check_sizes(file: UnchangedFile, infos: list[zipfile.ZipInfo]) -> None:
     at = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < at:
@@ -96,7 +98,7 @@ def _check_sizes(file: KnownFile, infos: list[zipfile.ZipInfo]) -> None:
         )
 
 
-def _extent(file: KnownFile, opened: Any, info: zipfile.ZipInfo) -> ByteRange:
+def _byte_range_of(file: UnchangedFile, opened: Any, info: zipfile.ZipInfo) -> ByteRange:
     if info.flag_bits & ~_FLAGS:
         raise ValueError(f"{printable(info.filename)} is encrypted or patched: flags {info.flag_bits:#x}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -110,29 +112,29 @@ def _extent(file: KnownFile, opened: Any, info: zipfile.ZipInfo) -> ByteRange:
     name_length, extra_length = _LOCAL_LENGTHS.unpack(header)
     own_name = opened.read(name_length).decode("utf-8" if info.flag_bits & _UTF8 else "cp437")
     if own_name != info.orig_filename:
-        raise ValueError(f"{printable(info.filename)} is called {printable(own_name)} where it lies")
+        raise ValueError(f"{printable(info.filename)} is called {printable(own_name)} in its own header")
     start = info.header_offset + _LOCAL_BYTES + name_length + extra_length
     deflated = info.compress_type == zipfile.ZIP_DEFLATED
     return ByteRange(file, start, info.compress_size, deflated, crc=info.CRC)
 
 
-def _member(file: KnownFile, name: str, byte_range: ByteRange, size: int) -> LazyTensor:
-    """Return one array of the archive, `size` bytes long with its header."""
+def _member(file: UnchangedFile, name: str, byte_range: ByteRange, size: int) -> LazyTensor:
+    """Return one array of the archive; `size` is in bytes, with its header."""
     header = np.empty(min(size, _NPY_HEADER_BYTES), np.uint8)
     with byte_range.open() as stream:
         stream.fill(header)
     text = io.BytesIO(header.tobytes())
     if not text.getvalue().startswith(npy.MAGIC_PREFIX):
-        raise ValueError(f"{printable(name)} is none of NumPy's arrays, which begin otherwise")
+        raise ValueError(f"{printable(name)} is not a NumPy array: it starts differently")
     version = npy.read_magic(text)
     if version not in _HEADER_READERS:
         raise ValueError(f"{printable(name)} is of version {version} of .npy, only {list(_HEADER_READERS)} are read")
     shape, fortran, dtype = _HEADER_READERS[version](text)
     shape = check_shape(file.path, name, shape)
     if dtype.hasobject:
-        raise ValueError(f"{printable(name)} holds Python objects, a pickle, which would need allow_pickle; never read")
+        raise ValueError(f"{printable(name)} holds Python objects, a pickle (allow_pickle), which is never read")
     if dtype.kind not in "biufUV" or dtype.names or dtype.subdtype:
-        raise ValueError(f"{printable(name)} holds {printable(dtype)}, no plain numbers")
+        raise ValueError(f"{printable(name)} holds {printable(dtype)}, not plain numbers")
     if (expected := text.tell() + prod(shape) * dtype.itemsize) != size:
         raise ValueError(f"{printable(name)} is {size} bytes long, {dtype} of shape {shape} would be {expected}")
     data = ByteRange(file, byte_range.offset, byte_range.size, byte_range.deflated, text.tell(), byte_range.crc)
@@ -145,7 +147,7 @@ def _member(file: KnownFile, name: str, byte_range: ByteRange, size: int) -> Laz
 
 
 def _note(path: Path, found: dict[str, LazyTensor]) -> dict[str, Any]:
-    """Take the member that says what the others are out of `found`."""
+    """Remove the JSON member from `found` and return it, checked."""
     if _NOTE not in found:
         return {}
     text = found.pop(_NOTE)
@@ -154,31 +156,31 @@ def _note(path: Path, found: dict[str, LazyTensor]) -> dict[str, Any]:
     note = json.loads(str(text.read()[()]))
     bfloat16, metadata = note.get("bfloat16", []), note.get("metadata", {})
     if not isinstance(bfloat16, list) or not set(bfloat16) <= found.keys():
-        raise ValueError(f"{_NOTE} names bfloat16 tensors that are not there")
+        raise ValueError(f"{_NOTE} names bfloat16 tensors that are missing")
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"{_NOTE} has metadata that are no mapping of strings")
+        raise ValueError(f"{_NOTE} has metadata that are not a mapping of strings")
     return note
 
 
-def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
-    """Fill an archive, unpacked; what makes it one, its list of members, comes last."""
+def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
+    """Fill an archive, without compression; its list of members is written last."""
     if _NOTE in tensors:
         raise WeightsError(f"a tensor cannot be called {_NOTE} in .npz")
-    places: dict[str, tuple[Path, int]] = {}
-    # Not `np.savez`: it takes the names as keyword arguments, and "file" is its own.
+    positions: dict[str, tuple[Path, int]] = {}
+    # Not `np.savez`: it takes names as keyword arguments, and has a parameter `file`.
     with VerifiedFile(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, tensor, blocks in each_ahead(tensors):
+        for name, tensor, blocks in prefetch_tensors(tensors):
             with _new_member(archive, name, tensor.dtype, tensor.shape) as member:
-                places[name] = path, file.tell()
+                positions[name] = path, file.tell()
                 for block in blocks:
                     member.write(block.data)
         bfloat16 = [name for name, tensor in tensors.items() if tensor.dtype == BFLOAT16]
-        note = {"bfloat16": bfloat16, "metadata": settled(metadata)}
+        note = {"bfloat16": bfloat16, "metadata": awaited(metadata)}
         if any(note.values()):
             text = np.array(json.dumps({name: value for name, value in note.items() if value}))
             with _new_member(archive, _NOTE, text.dtype, ()) as member:
                 member.write(text.tobytes())
-    return places
+    return positions
 
 
 @contextmanager
@@ -193,4 +195,4 @@ def _new_member(
         yield member
 
 
-FORMAT = Format("npz", read, write, checks_itself=True)
+FORMAT = Format("npz", read, write, verifies_itself=True)

@@ -1,4 +1,4 @@
-"""PyTorch's files: pickles, of which only what `weights_only=True` lets through is ever read."""
+"""PyTorch's files: pickles, read only with `weights_only=True`."""
 
 import pickle
 import re
@@ -14,7 +14,15 @@ from outlook_common.arrays import NotNumbers, to_tensor
 from outlook_common.extras import require
 from outlook_common.text import printable
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.formats.base import Contents, Format, Metadata, Places, Tensors, check_names, reading
+from outlook_common.weights.formats.base import (
+    Contents,
+    Format,
+    Metadata,
+    Positions,
+    Tensors,
+    check_names,
+    damage_errors,
+)
 from outlook_common.weights.formats.pickle_stubs import PICKLE_STUBS, SCALARS
 from outlook_common.weights.io import limits
 from outlook_common.weights.tables.base import TORCH
@@ -22,15 +30,15 @@ from outlook_common.weights.tables.base import TORCH
 if TYPE_CHECKING:
     import torch
 
-# What is handed on as it is; none of them has attributes of its own.
+# Types kept as they are; none has attributes of its own.
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), *SCALARS}
 _LOADING = Lock()
 
 
 def read(path: Path) -> Contents:
-    """Return what was saved, all of it read into memory."""
+    """Read a file, all of it into memory."""
     require("torch", extra="torch", needed_by=f"{path.name}, a file of PyTorch's,")
-    with reading(path, path.suffix):
+    with damage_errors(path, path.suffix):
         if zipfile.is_zipfile(path):
             _check_archive(path)
         elif path.stat().st_size > 0:
@@ -45,30 +53,30 @@ def _load(path: Path) -> Any:
     import torch
 
     try:
-        with warnings.catch_warnings(), _stand_ins():
-            warnings.simplefilter("ignore")  # of pickle protocols that may not be understood: that is an error then
-            # Not with mmap=True, which does not check that a tensor's numbers end where its record does.
+        with warnings.catch_warnings(), _pickle_stubs():
+            warnings.simplefilter("ignore")  # about pickle protocols; those it cannot read are errors
+            # Not with mmap=True, which does not check that a tensor ends where its record does.
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if blocked := re.search(r"GLOBAL (\S+)", str(error)):
             raise WeightsError(
                 f"{path}: it refers to {printable(blocked[1])}, which is code and is not executed; "
-                f"where you trust the file, load it with PyTorch and save its state_dict alone"
+                f"if you trust the file, load it with PyTorch and save its state_dict alone"
             ) from error
         raise
 
 
 @contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Have our own code read what training scripts put beside weights; what is allowed already stays as it is."""
+def _pickle_stubs() -> Iterator[None]:
+    """Allow the stubs in pickles, except where PyTorch or the user allows the original."""
     from torch import serialization
 
-    with _LOADING:  # PyTorch has one list for all threads
-        theirs = {
+    with _LOADING:  # PyTorch's list is global to all threads
+        allowed = {
             item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}"
             for item in serialization.get_safe_globals()
         }
-        with serialization.safe_globals([(item, name) for name, item in PICKLE_STUBS.items() if name not in theirs]):
+        with serialization.safe_globals([(item, name) for name, item in PICKLE_STUBS.items() if name not in allowed]):
             yield
 
 
@@ -80,29 +88,29 @@ def _check_archive(path: Path) -> None:
     if sum(info.compress_size for info in infos) > size:
         raise ValueError(f"its members would be longer than the file, {size} bytes: they overlap")
     if any(info.filename.endswith("/constants.pkl") for info in infos):
-        raise ValueError("it is a TorchScript archive, that is code; where you trust it, save its state_dict alone")
+        raise ValueError("it is a TorchScript archive, that is code; if you trust it, save its state_dict alone")
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise ValueError(f"{printable(info.filename)} is packed; PyTorch writes numbers as they are")
+            raise ValueError(f"{printable(info.filename)} is compressed; PyTorch never compresses")
         if info.filename.endswith(".pkl") and info.file_size > limits.PICKLE_BYTES:
             raise ValueError(f"{printable(info.filename)} has {info.file_size} bytes, at most {limits.PICKLE_BYTES}")
 
 
 def _check_legacy(path: Path) -> None:
-    """Refuse what is no pickle before PyTorch tries whether it is a tar archive, which it would unpack."""
+    """Refuse files that are not pickles: PyTorch would try to unpack them as tar archives."""
     with path.open("rb") as file:
         if not file.read(1) == pickle.PROTO:
             raise ValueError("neither a ZIP archive nor a pickle")
 
 
 def _plain(path: Path, found: dict[Any, Any]) -> dict[Any, Any]:
-    """Return what was saved as dictionaries, tensors, numbers and texts without the attributes a pickle may give them.
+    """Return a copy with plain dictionaries, tensors, numbers and strings, without attributes set by the pickle.
 
-    With attributes of the file's choice (`__array_interface__`, `items`) an object tells NumPy to read any memory as
-    its numbers, or shows each reader something else.
+    An attribute such as `__array_interface__` or `items` could make NumPy read any memory, or show each reader
+    something else.
 
     Raises:
-        WeightsError: mappings nest too deeply or too often, or a tensor is larger than its numbers.
+        WeightsError: mappings nest too deeply or have too many names, or a tensor is larger than its storage.
     """
     plain: dict[Any, Any] = {}
     names, level = 0, [(found, plain)]
@@ -150,17 +158,17 @@ def _check_tensor(path: Path, name: Any, tensor: "torch.Tensor") -> None:
     import torch
 
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return  # `to_numpy` names it
-    there = tensor.untyped_storage().nbytes()
-    if tensor.numel() * tensor.element_size() > there:
+        return  # `to_numpy` refuses it
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > stored:
         raise WeightsError(
-            f"{path}: {printable(name)} has shape {tuple(tensor.shape)}, that is {tensor.numel()} numbers, but only "
-            f"{there} bytes"
+            f"{path}: {printable(name)} has the shape {tuple(tensor.shape)}, that is {tensor.numel()} numbers, but "
+            f"only {stored} bytes"
         )
 
 
-def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
-    """Fill a file with a state_dict, which has no place for metadata; all numbers are in memory at once."""
+def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
+    """Fill a file with a state_dict, which has no metadata; all numbers are in memory at once."""
     require("torch", extra="torch", needed_by="writing a file of PyTorch's")
     import torch
 
@@ -168,10 +176,10 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     with path.open("r+b") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # what PyTorch makes of an error of the disk
+        except RuntimeError as error:  # how PyTorch reports errors of the disk
             why = error.__cause__ or error.__context__ or error
             raise OSError(f"{path}: {why}") from error
     return {}
 
 
-FORMAT = Format("PyTorch", read, write, torch_names=True, usual_naming=TORCH, keeps_metadata=False)
+FORMAT = Format("PyTorch", read, write, torch_names=True, usual_naming=TORCH)

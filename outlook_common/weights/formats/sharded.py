@@ -1,4 +1,4 @@
-"""Several `.safetensors` and an index that says which of them holds which tensor, as the Hub has large models."""
+"""Sharded `.safetensors` with an index of tensor name -> file, as on the Hub."""
 
 import json
 import re
@@ -11,48 +11,56 @@ from typing import Any
 from outlook_common.text import printable
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats import safetensors
-from outlook_common.weights.formats.base import Contents, Format, Metadata, Places, Tensors, check_names, reading
+from outlook_common.weights.formats.base import (
+    Contents,
+    Format,
+    Metadata,
+    Positions,
+    Tensors,
+    check_names,
+    damage_errors,
+)
 from outlook_common.weights.io import limits
 
 INDEX = "model.safetensors.index.json"
 _SHARD = "model-{:05d}-of-{:05d}.safetensors"
-_OURS = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def read(path: Path) -> Contents:
-    """Return the tensors of all shards that an index names; only headers are read."""
-    with reading(path, ".safetensors.index.json"):
-        places = weight_map(path)
-        shards = {name: safetensors.read(path.with_name(name)) for name in sorted(set(places.values()))}
+    """Open an index and its shards; only headers are read."""
+    with damage_errors(path, ".safetensors.index.json"):
+        files = weight_map(path)
+        shards = {name: safetensors.read(path.with_name(name)) for name in sorted(set(files.values()))}
         for shard, contents in shards.items():
             for name in contents.values:
-                if places.get(name) != shard:
-                    said = f"in {printable(places[name])}" if name in places else "nowhere"
-                    raise ValueError(f"{printable(name)} lies in {printable(shard)}, its index says {said}")
-        if lost := next((name for name, shard in places.items() if name not in shards[shard].values), None):
-            raise ValueError(f"{printable(lost)} is not in {printable(places[lost])}, where its index says it is")
+                if files.get(name) != shard:
+                    listed = f"in {printable(files[name])}" if name in files else "nowhere"
+                    raise ValueError(f"{printable(name)} lies in {printable(shard)}, its index says {listed}")
+        if lost := next((name for name, shard in files.items() if name not in shards[shard].values), None):
+            raise ValueError(f"{printable(lost)} is not in {printable(files[lost])}, where its index says it is")
     metadata = {key: value for contents in shards.values() for key, value in contents.metadata.items()}
-    return Contents({name: shards[shard].values[name] for name, shard in places.items()}, metadata)
+    return Contents({name: shards[shard].values[name] for name, shard in files.items()}, metadata)
 
 
 def weight_map(path: Path) -> dict[str, str]:
-    """Return {name: file} of an index; the files lie beside it.
+    """Return {tensor name: file name} of an index.
 
     Raises:
-        WeightsError: it is none, or names a file elsewhere.
+        WeightsError: it is not an index, or names a file in another folder.
     """
-    with reading(path, ".safetensors.index.json"):
+    with damage_errors(path, ".safetensors.index.json"):
         if (size := path.stat().st_size) > limits.HEADER_BYTES:
             raise ValueError(f"it is {size} bytes long, at most {limits.HEADER_BYTES} are read")
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        places = found.get("weight_map") if isinstance(found, dict) else None
-        if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        files = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
             raise ValueError("it has no weight_map from names to files")
-        check_names(path, list(places))
-        for place in set(places.values()):
-            if not _is_plain(place):
-                raise ValueError(f"it names the file {printable(repr(place))}, which does not lie beside it")
-    return places
+        check_names(path, list(files))
+        for file in set(files.values()):
+            if not _is_plain(file):
+                raise ValueError(f"it names the file {printable(repr(file))}, which is not in its folder")
+    return files
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -63,57 +71,61 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is that of a file in the same folder, on every system."""
+    """Whether a name is that of a .safetensors file in the same folder, on every system."""
     kinds = (PurePosixPath, PureWindowsPath)
     return name.endswith(".safetensors") and "\0" not in name and all(kind(name).name == name for kind in kinds)
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether a folder is empty or has nothing but shards and their index."""
-    return all(path.name == INDEX or _OURS.fullmatch(path.name) for path in folder.iterdir())
+def is_replaceable(folder: Path) -> bool:
+    """Whether a folder has nothing but shards and their index."""
+    return all(path.name == INDEX or _SHARD_NAME.fullmatch(path.name) for path in folder.iterdir())
 
 
-def _write(largest: int, path: Path, tensors: Tensors, metadata: Metadata) -> Places:
-    numbers = _shard_numbers(tensors, largest)
+def _write(max_bytes: int, path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
+    numbers = _shard_numbers(tensors, max_bytes)
     count = max(numbers.values(), default=0) + 1
     files: dict[str, str] = {}
-    places: dict[str, tuple[Path, int]] = {}
+    positions: dict[str, tuple[Path, int]] = {}
     for number, group in groupby(tensors, key=numbers.__getitem__):
         names, shard = list(group), _SHARD.format(number + 1, count)
         (path / shard).touch()
-        places |= safetensors.write(path / shard, {name: tensors[name] for name in names}, metadata)
+        positions |= safetensors.write(path / shard, {name: tensors[name] for name in names}, metadata)
         files |= dict.fromkeys(names, shard)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": files}
     (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return places
+    return positions
 
 
-def _shard_numbers(tensors: Tensors, largest: int) -> dict[str, int]:
+def _shard_numbers(tensors: Tensors, max_bytes: int) -> dict[str, int]:
     numbers, number, held = {}, 0, 0
     for name, tensor in tensors.items():
-        if held and held + tensor.nbytes > largest:
+        if held and held + tensor.nbytes > max_bytes:
             number, held = number + 1, 0
         numbers[name] = number
         held += tensor.nbytes
     return numbers
 
 
-def _write_index(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
-    raise WeightsError(f"{path}: shards are written into a folder; give its path and max_shard_size")
+def _write_index(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
+    raise WeightsError(f"{path}: shards are written into a folder; pass its path and max_shard_size")
 
 
-def folder_of_shards(largest: int) -> Format:
-    """Return the format of a folder of shards with up to `largest` bytes of numbers each (one tensor at least).
+def folder_of_shards(max_bytes: int) -> Format:
+    """Return the format of a folder of shards with up to `max_bytes` of numbers each, or one tensor.
 
     Raises:
-        ValueError: `largest` is not positive.
+        ValueError: `max_bytes` is not positive.
     """
-    if largest < 1:
-        raise ValueError(f"max_shard_size must be at least 1 byte, got {largest}")
-    write: Callable[[Path, Tensors, Metadata], Places] = partial(_write, largest)
+    if max_bytes < 1:
+        raise ValueError(f"max_shard_size must be at least 1 byte, got {max_bytes}")
+    write: Callable[[Path, Tensors, Metadata], Positions] = partial(_write, max_bytes)
     return Format(
-        "sharded safetensors", lambda folder: read(folder / INDEX), write, checks_itself=True, is_ours=is_ours
+        "sharded safetensors",
+        lambda folder: read(folder / INDEX),
+        write,
+        verifies_itself=True,
+        is_replaceable=is_replaceable,
     )
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole or not at all."""
+"""Atomic replacement of files and folders."""
 
 import ctypes
 import errno
@@ -14,7 +14,7 @@ from typing import Any
 
 from outlook_common.weights.errors import WeightsError
 
-fcntl: Any  # Windows has none: what is left behind there is not swept up
+fcntl: Any  # not on Windows, where files left by killed processes are not removed
 try:
     import fcntl
 except ImportError:
@@ -24,28 +24,28 @@ _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
 
 @contextmanager
-def replacing(path: Path, *, is_ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """Yield an empty hidden file (or folder) beside `path`, which replaces it once the block ends without error.
+def replacing(path: Path, *, is_replaceable: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """Yield an empty hidden file or folder beside `path` that replaces it once the block ends without error.
 
-    Killed at any moment, `path` is as it was or whole and new. What is then left behind is hidden, ends in ".tmp", and
-    is removed by the next one that writes `path`.
+    If the process is killed, `path` is unchanged or completely new. A hidden file ending in ".tmp" may be left; the
+    next write to `path` removes it.
 
     Args:
-        path: what to replace, if it is there.
-        is_ours: None for a file; for a folder, whether a folder that stands there may be replaced.
+        path: to create or replace.
+        is_replaceable: None for a file; for a folder, whether an existing one may be replaced.
 
     Raises:
-        WeightsError: what stands there is not to be replaced: a symbolic link, a device, somebody's folder.
+        WeightsError: `path` is not replaced: a symbolic link, a device, another kind of folder.
         OSError: it cannot be written.
     """
-    _check_destination(path, is_ours)
-    _sweep(path)
-    temporary, lock = _create(path, is_folder=is_ours is not None)
+    _check_destination(path, is_replaceable)
+    _remove_leftovers(path)
+    temporary, lock = _create(path, is_folder=is_replaceable is not None)
     try:
         yield temporary
         sync(temporary)
-        _check_destination(path, is_ours)  # once more: minutes may have passed
-        if is_ours is None:
+        _check_destination(path, is_replaceable)  # once more: minutes may have passed
+        if is_replaceable is None:
             if path.exists():
                 shutil.copymode(path, temporary)
             temporary.replace(path)
@@ -58,7 +58,7 @@ def replacing(path: Path, *, is_ours: Callable[[Path], bool] | None = None) -> I
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder with all that is in it, to the disk."""
+    """Fsync a file, or a folder with everything in it."""
     if not path.is_dir():
         descriptor = os.open(path, os.O_RDWR)
         try:
@@ -72,8 +72,8 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the list of a folder's files to the disk."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such thing
+    """Fsync the entries of a folder."""
+    if not hasattr(os, "O_DIRECTORY"):  # not on Windows
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -83,41 +83,41 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with everything in it, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def _check_destination(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
+def _check_destination(path: Path, is_replaceable: Callable[[Path], bool] | None) -> None:
     if path.is_symlink():
-        raise WeightsError(f"{path}: a symbolic link to {path.readlink()}; give the path of what is to be written")
+        raise WeightsError(f"{path}: a symbolic link to {path.readlink()}; pass the path of the file itself")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     if not path.exists():
         return
-    if is_ours is None and not path.is_file():
-        raise WeightsError(f"{path}: a {'folder' if path.is_dir() else 'device'}, expected a file or nothing there")
-    if is_ours is not None and not (path.is_dir() and is_ours(path)):
-        raise WeightsError(f"{path}: it is there and is no checkpoint of this kind, so it is not replaced")
+    if is_replaceable is None and not path.is_file():
+        raise WeightsError(f"{path}: a {'folder' if path.is_dir() else 'device'}, expected a file or an unused path")
+    if is_replaceable is not None and not (path.is_dir() and is_replaceable(path)):
+        raise WeightsError(f"{path}: exists and is not a checkpoint of this kind, so it is not replaced")
 
 
 def _create(path: Path, *, is_folder: bool) -> tuple[Path, int]:
-    """Return a new file or folder and a descriptor that keeps it locked."""
+    """Return a new file or folder, and the descriptor that holds its lock."""
     while True:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         if is_folder:
             temporary.mkdir()
             try:
                 descriptor = os.open(temporary, os.O_RDONLY)
-            except FileNotFoundError:  # another process took it for an orphan
+            except FileNotFoundError:  # removed by another process as a leftover
                 continue
         else:
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if _lock(descriptor) and temporary.exists():
             return temporary, descriptor
-        os.close(descriptor)  # likewise, before it was locked
+        os.close(descriptor)  # likewise, before the lock
 
 
 def _lock(descriptor: int) -> bool:
@@ -132,12 +132,12 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _sweep(path: Path) -> None:
-    """Remove what processes that were killed while writing `path` left behind; those alive hold a lock."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of killed processes that wrote `path`; living ones hold a lock."""
     if fcntl is None:
         return
-    orphan = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{32}\.tmp")
-    for found in [entry for entry in path.parent.iterdir() if orphan.fullmatch(entry.name)]:
+    leftover = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{32}\.tmp")
+    for found in [entry for entry in path.parent.iterdir() if leftover.fullmatch(entry.name)]:
         with suppress(OSError):
             descriptor = os.open(found, os.O_RDONLY | os.O_NOFOLLOW)
             try:
@@ -148,7 +148,7 @@ def _sweep(path: Path) -> None:
 
 
 def _replace_folder(new: Path, path: Path) -> None:
-    """Put one folder in the place of another in a single step; the old one is then called `new`."""
+    """Exchange two folders in one step; the old one is then called `new`."""
     exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     while True:
         try:
@@ -158,10 +158,8 @@ def _replace_folder(new: Path, path: Path) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         if exchange is None:
-            raise WeightsError(
-                f"{path}: it is there, and this system cannot replace a folder in one step; remove it first"
-            )
+            raise WeightsError(f"{path}: exists, and this system cannot replace a folder in one step; remove it first")
         if exchange(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:
             return
-        if (number := ctypes.get_errno()) != errno.ENOENT:  # else it has been removed meanwhile
+        if (number := ctypes.get_errno()) != errno.ENOENT:  # ENOENT: removed meanwhile
             raise OSError(number, os.strerror(number), str(path))

@@ -1,4 +1,7 @@
-"""Parts of files: where bytes lie, and how they are packed. Read without a memory map, whose pages would pile up."""
+"""Byte ranges of files, stored or deflated, with CRC-32; files that change while read are an error.
+
+No memory map: its pages would accumulate, and a file truncated meanwhile would kill the process.
+"""
 
 import os
 import zlib
@@ -12,20 +15,20 @@ import numpy as np
 
 from outlook_common.weights.errors import WeightsError
 
-_PACKED = 1 << 18  # bytes of packed input that are read at a time
+_PACKED_BYTES = 1 << 18  # of deflated input read at a time
 
 
 @dataclass(frozen=True)
-class KnownFile:
-    """A file as it was when it was first looked at."""
+class UnchangedFile:
+    """A file that must stay as it was when first looked at."""
 
     path: Path
     size: int
     identity: tuple[int, int, int]
 
     @classmethod
-    def look(cls, path: Path) -> "KnownFile":
-        """Return what the file is now."""
+    def at(cls, path: Path) -> "UnchangedFile":
+        """Return the file in its present state."""
         status = path.stat()
         return cls(path, status.st_size, _identity(status))
 
@@ -34,7 +37,7 @@ class KnownFile:
         """Open it for reading.
 
         Raises:
-            WeightsError: it is another file by now, or has been written to, or is at the end of the block.
+            WeightsError: it was replaced or written to since, or until the end of the block.
         """
         with self.path.open("rb", buffering=0) as file:
             self._check(file)
@@ -55,15 +58,15 @@ class ByteRange:
     """Consecutive bytes of a file.
 
     Attributes:
-        file: which.
+        file: the file.
         offset: of the first byte.
-        size: how many bytes, as they lie in the file.
-        deflated: whether they are packed by zlib's raw deflate.
-        skip: how many of the unpacked bytes come before those that are wanted.
-        crc: CRC-32 of all unpacked bytes, or None where there is none.
+        size: in bytes, as stored.
+        deflated: whether they are packed by raw deflate.
+        skip: unpacked bytes before the first wanted one.
+        crc: CRC-32 of all unpacked bytes; None if unknown.
     """
 
-    file: KnownFile
+    file: UnchangedFile
     offset: int
     size: int
     deflated: bool = False
@@ -72,7 +75,7 @@ class ByteRange:
 
     @contextmanager
     def open(self) -> Iterator["Stream"]:
-        """Open it for reading from its first wanted byte on."""
+        """Open it for reading at its first wanted byte."""
         with self.file.open() as file:
             file.seek(self.offset)
             stream = Stream(file, self)
@@ -81,54 +84,54 @@ class ByteRange:
 
 
 class Stream:
-    """The unpacked bytes of an byte_range, one after another."""
+    """The unpacked bytes of a byte range, read sequentially."""
 
     def __init__(self, file: IO[bytes], byte_range: ByteRange) -> None:
         self._file = file
-        self._extent = byte_range
+        self._byte_range = byte_range
         self._left = byte_range.size
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS) if byte_range.deflated else None
         self._crc = 0
 
     def fill(self, buffer: np.ndarray) -> None:
-        """Read as many bytes as `buffer` has.
+        """Fill `buffer` with the next bytes.
 
         Raises:
             WeightsError: there are fewer, or they cannot be unpacked.
         """
         view, done = buffer.data, 0
         while done < len(view):
-            count = self._stored(view[done:]) if self._inflate is None else self._inflated(view[done:])
+            count = self._read_stored(view[done:]) if self._inflate is None else self._read_inflated(view[done:])
             if count == 0:
                 raise self._damaged(f"it ends {len(view) - done} bytes too early")
             done += count
-        if self._extent.crc is not None:
+        if self._byte_range.crc is not None:
             self._crc = zlib.crc32(view, self._crc)
 
     def finish(self) -> None:
-        """Check that nothing is left and that the checksum, if there is one, is right.
+        """Check that no bytes are left and that the CRC-32, if known, is right.
 
         Raises:
             WeightsError: otherwise.
         """
         rest = np.empty(1, np.uint8)
-        if (self._stored(rest.data) if self._inflate is None else self._inflated(rest.data)) > 0:
-            raise self._damaged("there are more bytes than its shape has")
-        if self._extent.crc is not None and self._crc != self._extent.crc:
-            raise self._damaged(f"its CRC-32 is {self._crc:08x}, expected {self._extent.crc:08x}")
+        if (self._read_stored(rest.data) if self._inflate is None else self._read_inflated(rest.data)) > 0:
+            raise self._damaged("it has more bytes than its shape")
+        if self._byte_range.crc is not None and self._crc != self._byte_range.crc:
+            raise self._damaged(f"its CRC-32 is {self._crc:08x}, expected {self._byte_range.crc:08x}")
 
-    def _stored(self, view: memoryview) -> int:
+    def _read_stored(self, view: memoryview) -> int:
         count: int = self._file.readinto(view[: self._left]) if self._left else 0  # type: ignore[attr-defined]
         self._left -= count
         return count
 
-    def _inflated(self, view: memoryview) -> int:
+    def _read_inflated(self, view: memoryview) -> int:
         assert self._inflate is not None
         try:
             while not self._inflate.eof:
                 packed = self._inflate.unconsumed_tail
                 if not packed:
-                    packed = self._file.read(min(_PACKED, self._left))
+                    packed = self._file.read(min(_PACKED_BYTES, self._left))
                     self._left -= len(packed)
                 found = self._inflate.decompress(packed, len(view))
                 if found:
@@ -141,4 +144,4 @@ class Stream:
         return 0
 
     def _damaged(self, what: str) -> WeightsError:
-        return WeightsError(f"{self._extent.file.path}: damaged at byte {self._extent.offset}: {what}")
+        return WeightsError(f"{self._byte_range.file.path}: damaged at byte {self._byte_range.offset}: {what}")

@@ -1,16 +1,16 @@
-"""What is refused unread: no checkpoint of these systems comes near, files made to harm go beyond."""
+"""Size limits for untrusted files; real checkpoints stay far below them."""
 
-# Of the part of a file that says what is in it; JSON in memory takes about ten times its size.
+# Bytes of a header; parsed JSON takes about ten times as much memory.
 HEADER_BYTES = 16 << 20
-# Tensors, and whatever else has a name; a VOLO-D5 has 500.
+# Tensors and other named values in a file, of which a VOLO-D5 has 500; characters of a name.
 NAMES = 20_000
 NAME_LENGTH = 1_000
-# How deeply mappings in a file, and JSON, may nest.
+# Nesting depth of mappings.
 DEPTH = 64
-# No axis and no tensor is longer; sums stay far below what overflows.
+# Numbers in a tensor and along an axis, so that sums cannot overflow 64 bits.
 NUMBERS = 1 << 48
-# Of one pickle, without the numbers that lie beside it.
+# Bytes of a pickle, without the tensors stored beside it.
 PICKLE_BYTES = 64 << 20
-# What unpacks to more than this must not do so by more than that.
+# Files that unpack to more than these bytes must not grow by more than this ratio.
 UNPACKED_BYTES = 64 << 20
 UNPACKED_RATIO = 64

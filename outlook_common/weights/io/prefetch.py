@@ -1,4 +1,4 @@
-"""Read ahead: one thread produces what the other consumes, so that reading and writing take turns on no one's time."""
+"""Prefetch tensors: a thread reads blocks while the caller writes earlier ones."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from queue import Queue
@@ -8,24 +8,24 @@ import numpy as np
 
 from outlook_common.weights.io.lazy import LazyTensor
 
-# How many blocks may wait: with what each side holds, some 32 MB.
-_WAITING = 6
+# Blocks in the queue; with those in use some 32 MB.
+_QUEUE_BLOCKS = 6
 
 
-def blocks_ahead(tensors: Iterable[LazyTensor]) -> Iterator[np.ndarray]:
-    """Yield the blocks of tensors one after another; another thread reads them a little ahead.
+def prefetch_blocks(tensors: Iterable[LazyTensor]) -> Iterator[np.ndarray]:
+    """Yield the blocks of tensors in order, read by another thread up to `_QUEUE_BLOCKS` ahead.
 
     Raises:
-        Exception: whatever reading raises.
+        Exception: any error of reading.
     """
     queue: Queue[np.ndarray | BaseException | None] = Queue()
-    places, stopped = Semaphore(_WAITING), Event()
+    slots, stopped = Semaphore(_QUEUE_BLOCKS), Event()
 
     def produce() -> None:
         try:
             for tensor in tensors:
                 for block in tensor.blocks():
-                    places.acquire()
+                    slots.acquire()
                     if stopped.is_set():
                         return
                     queue.put(block)
@@ -33,35 +33,35 @@ def blocks_ahead(tensors: Iterable[LazyTensor]) -> Iterator[np.ndarray]:
         except BaseException as error:
             queue.put(error)
 
-    thread = Thread(target=produce, name="read ahead", daemon=True)
+    thread = Thread(target=produce, name="prefetch", daemon=True)
     thread.start()
     try:
         while (block := queue.get()) is not None:
             if isinstance(block, BaseException):
                 raise block
             yield block
-            places.release()
+            slots.release()
     finally:
         stopped.set()
-        for _ in range(_WAITING):
-            places.release()
+        for _ in range(_QUEUE_BLOCKS):
+            slots.release()
         thread.join()
 
 
-def each_ahead(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor, Iterator[np.ndarray]]]:
-    """Yield (name, tensor, its blocks) one after another, read as `blocks_ahead` does; all blocks must be taken.
+def prefetch_tensors(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor, Iterator[np.ndarray]]]:
+    """Yield (name, tensor, its blocks) in order, read as `prefetch_blocks` does; all blocks must be consumed.
 
     Raises:
-        Exception: whatever reading raises, at the latest after the last tensor: checksums come behind the numbers.
+        Exception: any error of reading, at the latest after the last tensor: checksums follow the numbers.
     """
-    blocks = blocks_ahead(tensors.values())
+    blocks = prefetch_blocks(tensors.values())
     for name, tensor in tensors.items():
-        yield name, tensor, _of_one(blocks, tensor)
+        yield name, tensor, _blocks_of(blocks, tensor)
     for _ in blocks:
-        raise AssertionError("tensors have more bytes than their shapes, or not all were taken")
+        raise AssertionError("tensors have more bytes than their shapes, or not all were consumed")
 
 
-def _of_one(blocks: Iterator[np.ndarray], tensor: LazyTensor) -> Iterator[np.ndarray]:
+def _blocks_of(blocks: Iterator[np.ndarray], tensor: LazyTensor) -> Iterator[np.ndarray]:
     left = tensor.nbytes
     while True:
         block = next(blocks)

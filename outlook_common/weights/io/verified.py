@@ -1,4 +1,4 @@
-"""A file that is read again as it is written: what does not come back with the same bits is an error."""
+"""A file that reads back and compares everything it writes."""
 
 import os
 from io import FileIO, RawIOBase
@@ -7,40 +7,40 @@ from typing import Any
 
 from outlook_common.weights.errors import WeightsError
 
-# Bytes after which the disk is asked to begin: it then has little left to do at the end.
-_BEGUN = 1 << 25
+# Bytes after which writing to disk is started, so that little is left at the end.
+_FLUSH_BYTES = 1 << 25
 
 
 class VerifiedFile(RawIOBase):
-    """A file open for writing. It must be empty: nothing is read but what was written."""
+    """An empty file open for writing, with every write read back."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = FileIO(path, "r+")
-        self._back = bytearray()
-        self._begun = 0
+        self._read_back = bytearray()
+        self._flushed = 0
 
     def writable(self) -> bool:
-        """Whether it can be written to: yes."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """Whether it has places to go to: yes."""
+        """True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place."""
+        """Move to a position."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the position."""
         return self._file.tell()
 
     def write(self, data: Any) -> int:
-        """Write all of `data`, read it again, and compare every bit.
+        """Write all of `data`, read it back and compare every bit.
 
         Raises:
-            WeightsError: something else was read.
+            WeightsError: other bits were read back.
             OSError: it cannot be written or read.
         """
         view = memoryview(data).cast("B")
@@ -48,32 +48,32 @@ class VerifiedFile(RawIOBase):
         while done < len(view):
             done += self._file.write(view[done:])
         self._file.seek(start)
-        if len(self._back) != len(view):
-            self._back = bytearray(len(view))
-        back, done = memoryview(self._back), 0
+        if len(self._read_back) != len(view):
+            self._read_back = bytearray(len(view))
+        read_back, done = memoryview(self._read_back), 0
         while done < len(view):
-            count = self._file.readinto(back[done:])
+            count = self._file.readinto(read_back[done:])
             if count == 0:
                 break
             done += count
-        # A `bytearray` compares as memory, a `memoryview` number by number, which takes seventy times as long.
-        if done < len(view) or self._back != view:
+        # Comparing a `bytearray` is 70 times faster than a `memoryview`, which compares number by number.
+        if done < len(view) or self._read_back != view:
             raise WeightsError(f"{self._path}: not written, other bits were read back from byte {start} on")
-        self._begin_syncing(start + done)
+        self._start_flush(start + done)
         return len(view)
 
-    def _begin_syncing(self, end: int) -> None:
-        """Have the disk begin with what lies before `end`, once that is enough to be worth it.
+    def _start_flush(self, end: int) -> None:
+        """Start writing to disk what lies before `end`, once it is `_FLUSH_BYTES`; does not wait.
 
-        Linux takes the advice that this will not be read soon so: it starts writing what is dirty, and waits for
-        nothing. `fsync` in a thread would hold up those who write meanwhile, for the journal's sake.
+        On Linux POSIX_FADV_DONTNEED starts the writeback of dirty pages. `fsync` in a thread would block concurrent
+        writes on the journal.
         """
-        if end - self._begun >= _BEGUN and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), self._begun, end - self._begun, os.POSIX_FADV_DONTNEED)
-            self._begun = end
+        if end - self._flushed >= _FLUSH_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), self._flushed, end - self._flushed, os.POSIX_FADV_DONTNEED)
+            self._flushed = end
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         if not self.closed:
             self._file.close()
             super().close()

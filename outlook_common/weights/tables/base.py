@@ -1,4 +1,4 @@
-"""One invertible table per model: PyTorch name ↔ Flax path, layout, shape."""
+"""Weight tables: PyTorch name ↔ Flax path, layout and shape, one-to-one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import numpy as np
 
 Layout = Literal["same", "linear", "conv"]
 
-# For each layout the axes of PyTorch's array in Flax's order.
+# Layout -> PyTorch's axes in Flax's order.
 LAYOUTS: dict[Layout, tuple[int, ...] | None] = {
     "same": None,
     "linear": (1, 0),  # (out, in) -> (in, out)
@@ -27,8 +27,8 @@ class Entry:
         torch: its name in PyTorch's state_dict.
         flax: its path in the NNX state, joined by ".".
         shape: in PyTorch's layout.
-        layout: how PyTorch's axes are ordered in Flax; given here, never guessed from the number of axes.
-        dtype: None for what has the model's floating-point dtype, else a fixed one ("int64" for a counter).
+        layout: order of PyTorch's axes in Flax; never guessed from the number of axes.
+        dtype: None for the model's floating-point dtype, else a fixed one ("int64" for a counter).
     """
 
     torch: str
@@ -65,15 +65,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class WeightTable:
-    """The entries of a model, and what else they are called.
+    """All entries of a model, and their names in other namings.
 
     Attributes:
-        model: what the table describes, for messages.
+        model: name of the model, for messages.
         entries: in the order of PyTorch's state_dict.
-        aliases: naming -> {name in that naming: PyTorch name}, for those that differ; PyTorch's layout.
+        aliases: naming -> {name in that naming: PyTorch name} where they differ; PyTorch's layout.
 
     Raises:
-        ValueError: two entries share a name in some naming, or an alias is of no entry.
+        ValueError: two entries share a name in a naming, or an alias refers to no entry.
     """
 
     model: str
@@ -83,19 +83,19 @@ class WeightTable:
     def __post_init__(self) -> None:
         torch_names = {entry.torch for entry in self.entries}
         for naming, aliases in self.aliases.items():
-            if strangers := set(aliases.values()) - torch_names:
-                raise ValueError(f"{self.model}: aliases of {naming} stand for unknown {sorted(strangers)}")
+            if unknown := set(aliases.values()) - torch_names:
+                raise ValueError(f"{self.model}: aliases of {naming} refer to unknown {sorted(unknown)}")
         for naming in self.namings:
             names = list(self._named(naming))
             if len(dict(names)) != len(self.entries):
-                twice = sorted({name for name, _ in names if [n for n, _ in names].count(name) > 1})
+                duplicates = sorted({name for name, _ in names if [n for n, _ in names].count(name) > 1})
                 raise ValueError(
-                    f"{self.model}: {len(names)} names for {len(self.entries)} entries in {naming}: {twice}"
+                    f"{self.model}: {len(names)} names for {len(self.entries)} entries in {naming}: {duplicates}"
                 )
 
     @property
     def namings(self) -> tuple[str, ...]:
-        """All namings, the first one the torch twin's own."""
+        """All namings; the torch twin's first."""
         return (TORCH, FLAX, *self.aliases)
 
     @cached_property
@@ -118,7 +118,7 @@ class WeightTable:
             return
         aliases = {torch_name: alias for alias, torch_name in self.aliases.get(naming, {}).items()}
         if len(aliases) != len(self.aliases.get(naming, {})):
-            raise ValueError(f"{self.model}: two aliases of {naming} stand for one entry")
+            raise ValueError(f"{self.model}: two aliases of {naming} refer to one entry")
         yield from ((aliases.get(entry.torch, entry.torch), entry) for entry in self.entries)
 
 

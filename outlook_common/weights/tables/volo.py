@@ -1,11 +1,10 @@
-"""The weight table of VOLO, from its configuration; and which released variant a file holds."""
+"""The weight table of VOLO, built from its configuration."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
-from outlook_common.config import DOWNSAMPLE, FIRST_CONV, STEM_STRIDE, VOLO_VARIANTS, OutlookAttentionConfig, VOLOConfig
+from outlook_common.config import DOWNSAMPLE, STEM_STRIDE, VOLO_VARIANTS, OutlookAttentionConfig, VOLOConfig
 from outlook_common.weights.tables.base import Entry, WeightTable, linear_entries
 
 Entries = Iterator[Entry]
@@ -17,40 +16,10 @@ def volo_table(config: VOLOConfig) -> WeightTable:
     return WeightTable(_title(config), tuple(_entries(config)))
 
 
-def recognise_volo(shapes: Mapping[str, tuple[int, ...]]) -> VOLOConfig | None:
-    """Return the configuration of the released architecture that most of a file's tensors belong to, in any naming.
-
-    Class count, image size and channels are those of the file. None unless more than half of the tensors belong to one.
-    """
-    best, most = None, len(shapes) / 2
-    if sum(name in _known_names() for name in shapes) <= most:
-        return None
-    for variant in VOLO_VARIANTS.values():
-        for expected in _expected_shapes(variant.config):
-            shared = sum(expected.get(name) == shape for name, shape in shapes.items())
-            if shared > most:
-                best, most = variant.config, shared
-    return None if best is None else as_in_file(best, shapes)
-
-
-@lru_cache
-def _expected_shapes(config: VOLOConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Return the shapes by PyTorch's names and by Flax's."""
-    entries = volo_table(config).entries
-    return {entry.torch: entry.shape for entry in entries}, {entry.flax: entry.flax_shape for entry in entries}
-
-
-@cache
-def _known_names() -> frozenset[str]:
-    return frozenset(
-        name for variant in VOLO_VARIANTS.values() for names in _expected_shapes(variant.config) for name in names
-    )
-
-
 def variant_of(config: VOLOConfig) -> str | None:
-    """Return the released variant of this architecture, of this image size if there is one; None if there is none.
+    """Return the released variant with this architecture, preferably with this image size; None if there is none.
 
-    Class count and channels of the images do not matter.
+    Class count and image channels are not compared.
     """
     same = [name for name, variant in VOLO_VARIANTS.items() if _architecture(variant.config) == _architecture(config)]
     return next((name for name in same if VOLO_VARIANTS[name].config.img_size == config.img_size), (*same, None)[0])
@@ -58,31 +27,6 @@ def variant_of(config: VOLOConfig) -> str | None:
 
 def _architecture(config: VOLOConfig) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if name not in ("img_size", "num_classes", "in_chans")}
-
-
-def classes_in_file(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many classes the weights of a VOLO are for, 0 without classifier; any naming."""
-    for name, axes, axis in (("head.bias", 1, 0), ("head.weight", 2, 0), ("head.kernel", 2, 1)):
-        if len(shape := shapes.get(name, ())) == axes:
-            return shape[axis]
-    return 0
-
-
-def size_in_file(shapes: Mapping[str, tuple[int, ...]], config: VOLOConfig) -> tuple[int, int]:
-    """Return the image size in pixels that the weights of a VOLO are for, any naming; else that of the config."""
-    shape = shapes.get("pos_embed", ())
-    if len(shape) != 4 or min(shape) < 1:
-        return config.img_size
-    return shape[1] * config.stride, shape[2] * config.stride
-
-
-def channels_in_file(shapes: Mapping[str, tuple[int, ...]], config: VOLOConfig) -> int:
-    """Return how many channels images have for the weights of a VOLO, any naming; else that of the config."""
-    for name, axis in ((f"{FIRST_CONV}.weight", 1), (f"{FIRST_CONV}.kernel", 2)):
-        shape = shapes.get(name, ())
-        if len(shape) == 4 and shape[axis] > 0:
-            return shape[axis]
-    return config.in_chans
 
 
 def norm_entries(name: str, features: int) -> tuple[Entry, ...]:
@@ -94,7 +38,7 @@ def norm_entries(name: str, features: int) -> tuple[Entry, ...]:
 
 
 def batch_norm_entries(name: str, features: int) -> tuple[Entry, ...]:
-    """Return the entries of a BatchNorm with this path: parameters, running statistics, counter."""
+    """Return the entries of a BatchNorm with this path: parameters, running statistics, batch counter."""
     return (
         *norm_entries(name, features),
         Entry(f"{name}.running_mean", f"{name}.mean", (features,)),
@@ -127,16 +71,6 @@ def _title(config: VOLOConfig) -> str:
     return " with ".join([name, *([", ".join(changes)] if changes else [])])
 
 
-def as_in_file(config: VOLOConfig, shapes: Mapping[str, tuple[int, ...]]) -> VOLOConfig:
-    """Return a configuration with the class count, image size and channels of a file; any naming."""
-    return replace(
-        config,
-        num_classes=classes_in_file(shapes),
-        img_size=size_in_file(shapes, config),
-        in_chans=channels_in_file(shapes, config),
-    )
-
-
 def _entries(config: VOLOConfig) -> Entries:
     features = config.num_features
     yield Entry("pos_embed", "pos_embed", (1, *config.token_map, features))
@@ -163,7 +97,7 @@ def _entries(config: VOLOConfig) -> Entries:
 def _patch_embed(config: VOLOConfig) -> Entries:
     hidden = config.stem_hidden_dim
     for index, (features_in, kernel_size) in enumerate(((config.in_chans, 7), (hidden, 3), (hidden, 3))):
-        # Convolution, normalisation and activation take three places; the last has no parameters.
+        # Convolution, normalisation and activation take three indices; the last has no parameters.
         yield from conv_entries(f"patch_embed.conv.{3 * index}", features_in, hidden, kernel_size, bias=False)
         yield from batch_norm_entries(f"patch_embed.conv.{3 * index + 1}", hidden)
     yield from conv_entries("patch_embed.proj", hidden, config.embed_dims[0], config.patch_size // STEM_STRIDE)
