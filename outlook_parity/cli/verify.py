@@ -159,20 +159,13 @@ def _theirs(torch_factory: str | None, jax_factory: str | None, inputs: Path | N
 
 
 def _plot(path: Path, made: Model, report: Any, device: str, seed: int) -> None:
-    from outlook_parity.compare.noise import rms
-    from outlook_parity.core.request import Request, inputs_of
-    from outlook_parity.mapping.user import NameMap
-    from outlook_parity.pair import make_pair
+    from outlook_parity.api import difference_map
     from outlook_parity.report.plot import save_model_plot, save_plot
 
     if made.inputs.shape[-1] == made.photo.shape[-1]:
         return save_model_plot(path, made.photo, report)
-    inputs = inputs_of(made.inputs)
-    request = Request(inputs, "float32", device, seed, rounded_to="float32")
-    pair = make_pair(made.torch_model, made.jax_model, inputs, NameMap())
-    outputs = [twin.run(request, gradients=False).outputs["output"][0] for twin in (pair.torch, pair.jax)]
-    unit = np.finfo(np.float32).eps * rms(outputs[0])
-    return save_plot(path, made.photo, np.abs(outputs[1] - outputs[0]) / unit, report)
+    difference = difference_map(made.torch_model, made.jax_model, made.inputs, device=device, seed=seed)
+    return save_plot(path, made.photo, difference, report)
 
 
 @contextmanager
