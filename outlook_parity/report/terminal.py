@@ -14,7 +14,7 @@ from outlook_parity.report.text import shortened
 
 MAX_DIFFERENCES = 5  # of hyperparameters that differ without a mismatch
 
-_VIEWS = {"torch": " (on torch's input)", "jax": " (on jax's input)"}
+_VIEWS = {"torch": ", on torch's", "jax": ", on jax's"}
 
 _STYLES = {"pass": "green", "zero": "yellow", "skipped": "yellow", "mismatch": "bold red", "not-run": "yellow"}
 
@@ -22,7 +22,7 @@ _LEGEND = (
     "noise: error against the float64 truth in units of rounding, RMS / largest",
     "found: relative error in float64, else the factor (×) between the noises",
     "(noises too small to tell apart count as equal)",
-    "on torch's (jax's) input: the module isolated, fed with that twin's numbers",
+    "on torch's, on jax's: the module isolated, on the input that twin has there",
 )
 _LEGEND_OF_PARTS = "part (n): the worst of its n tensors that pass"
 

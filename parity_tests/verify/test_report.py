@@ -150,3 +150,16 @@ def test_notes_that_are_left_out_on_a_terminal_are_counted() -> None:
     differences = tuple(f"LayerNorm eps 1e-06 in jax, 1e-05 in torch, at blocks.{n}" for n in range(8))
     print_report(Report("pass", differences=differences), console)
     assert "note: … and 3 more such differences" in console.export_text()
+
+
+def test_no_message_is_longer_than_2000_characters_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    long = "module, " * 1000
+    row = Check("forward", "float64", "output", "mismatch", 1e-12, note=long)
+    report = Report("mismatch", checks=(row,), cause=long)
+    report.to_junit(tmp_path / "r.xml")
+    failure = ElementTree.parse(tmp_path / "r.xml").find(".//failure").attrib["message"]
+    for message in (str(report), failure, str(Report("not-run", reason=long))):
+        assert 1900 < len(message) <= 2000
+        left_out = re.search(r" … and (\d+) more characters$", message)[1]
+        assert int(left_out) > 5900
+    assert json.loads(report.to_json())["cause"] == long  # whole
