@@ -7,14 +7,17 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
+
 from outlook_common.extras import require
 from outlook_parity.compare import tensors as compare
 from outlook_parity.compare.determinism import notes_on
 from outlook_parity.compare.modules import MODEL
+from outlook_parity.compare.noise import rounding_units
 from outlook_parity.core.attributes import QUIET
 from outlook_parity.core.check import Check
 from outlook_parity.core.precision import PRECISIONS, TRUTH
-from outlook_parity.core.request import inputs_of
+from outlook_parity.core.request import Request, inputs_of
 from outlook_parity.diagnose import causes
 from outlook_parity.diagnose.precision import notes_on_products
 from outlook_parity.mapping.user import NameMap
@@ -160,6 +163,35 @@ def load_torch_weights(jax_model: Any, torch_model: Any, names: NameMap | None =
     from outlook_parity import pair
 
     return pair.load_torch_weights(jax_model, torch_model, names)
+
+
+def difference_map(
+    torch_model: Any, jax_model: Any, inputs: Any, *, device: str = "cpu", seed: int = 0, dtype: str = "float32"
+) -> np.ndarray:
+    """Return |jax - torch| of the first sample's output in units of rounding: eps of `dtype` times torch's RMS.
+
+    Args:
+        torch_model: as in `verify`.
+        jax_model: likewise.
+        inputs: likewise.
+        device: "cpu", "gpu" or "tpu".
+        seed: of the request; outputs in eval mode do not depend on it.
+        dtype: the precision that both compute in.
+
+    Returns:
+        (h, w, C) of a map, in general the output's shape without its batch axis; of several outputs the first.
+
+    Raises:
+        TypeError: a model is none.
+        ValueError: a model fails on these inputs.
+    """
+    from outlook_parity.pair import make_pair
+
+    arrays = inputs_of(inputs)
+    request = Request(arrays, dtype, device, seed, rounded_to=dtype)
+    pair = make_pair(torch_model, jax_model, arrays, NameMap())
+    outputs = [next(iter(runner.run(request, gradients=False).outputs.values())) for runner in (pair.torch, pair.jax)]
+    return rounding_units(*(output[0] for output in outputs), dtype)
 
 
 def versions() -> dict[str, str]:

@@ -29,6 +29,11 @@ def rms(array: np.ndarray) -> float:
     return largest and largest * float(np.sqrt(np.mean(np.square(array / largest))))
 
 
+def rounding_units(torch: np.ndarray, jax: np.ndarray, dtype: str) -> np.ndarray:
+    """Return |jax - torch| per entry, in units of rounding: eps of `dtype` times the RMS of torch's."""
+    return np.abs(jax - torch) / (PRECISIONS[dtype].epsilon * rms(torch))
+
+
 def evenly(size: float) -> Noise:
     """Return a noise of this size in RMS and in the worst element."""
     return Noise(rms=size, max=size)
