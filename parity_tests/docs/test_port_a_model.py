@@ -13,9 +13,8 @@ import pytest
 
 from outlook_parity import NameMap, Report, verify
 from outlook_parity.models.user import load_factory
-from parity_tests.support.small_volo import quick_compilation
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PAGE = Path(__file__).parents[2] / "docs" / "port-a-model.md"
 FILES = re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)

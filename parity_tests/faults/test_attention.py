@@ -24,9 +24,8 @@ from outlook_common.geometry import WindowGrid
 from outlook_parity import Report, verify
 from outlook_parity.compare.modules import MODEL
 from parity_tests.support.runners import layer_pair
-from parity_tests.support.small_volo import quick_compilation
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TORCH_OP, JAX_OP = outlook_torch.ops.reference, outlook_jax.ops.reference
 TORCH_API, JAX_API = outlook_torch.ops.api, outlook_jax.ops.api

@@ -15,9 +15,8 @@ from flax import nnx
 from outlook_parity import NameMap, Report, load_torch_weights, verify
 from outlook_parity.compare.modules import MODEL
 from parity_tests.faults.test_attention import AnythingWith
-from parity_tests.support.small_volo import quick_compilation
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WIDTH = 6
 

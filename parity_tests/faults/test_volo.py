@@ -21,9 +21,9 @@ import outlook_torch.blocks
 from outlook_parity.compare.modules import MODEL
 from outlook_parity.core.optimizers import BETAS, EPSILON, LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY
 from parity_tests.faults import test_attention as test_faults
-from parity_tests.support.small_volo import Models, check, quick_compilation, small_volo, wrong
+from parity_tests.support.small_volo import Models, check, small_volo, wrong
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 Plant = Callable[[Models, pytest.MonkeyPatch], None]
 

@@ -28,11 +28,11 @@ from outlook_parity.core.precision import PRECISIONS, absence_of_products
 from outlook_parity.diagnose.precision import as_coarse_as
 from outlook_parity.trace.file import read, write
 from parity_tests.faults.test_attention import FAULTS, pair
-from parity_tests.support.small_volo import quick_compilation, small_images, small_volo
+from parity_tests.support.small_volo import small_images, small_volo
 from parity_tests.support.tf32_emulation import tf32_devices
 from parity_tests.verify.test_report import SCHEMA
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ABSENT = "JAX on cpu has no tf32: a product errs by"
 
