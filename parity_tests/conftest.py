@@ -18,9 +18,9 @@ jaxtyping.install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+from benchmarks.torchvision_stub import declare_missing_torchvision_operators  # noqa: E402
 from parity_tests.support import arithmetic  # noqa: E402
 from parity_tests.support.runners import Device, find_device  # noqa: E402
-from parity_tests.support.torchvision_stub import declare_missing_torchvision_operators  # noqa: E402
 
 arithmetic.make_exact()
 declare_missing_torchvision_operators()
