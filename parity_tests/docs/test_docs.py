@@ -8,6 +8,9 @@ from parity_tests.support.markdown import ROOT, read_blocks, run_page
 
 README, HOW_TO = ROOT / "README.md", ROOT / "docs" / "how-to.md"
 
+# The pages' models run once, and take far longer to optimize.
+QUICK = "--xla_backend_optimization_level=0"
+
 
 def test_the_pages_have_blocks() -> None:
     assert len(read_blocks(README, "python", "console")) >= 4
@@ -17,13 +20,11 @@ def test_the_pages_have_blocks() -> None:
 
 def test_every_block_of_the_readme_runs_in_one_folder(tmp_path: Path) -> None:
     """One test, not one per block: later ones use the files of earlier ones."""
-    run_page(README, tmp_path)
+    run_page(README, tmp_path, XLA_FLAGS=QUICK)
 
 
 def test_every_block_of_the_how_to_runs_on_four_devices(tmp_path: Path) -> None:
-    # Small models run in no time, but take seconds to compile.
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    run_page(HOW_TO, tmp_path, "--one-namespace", XLA_FLAGS=flags)
+    run_page(HOW_TO, tmp_path, "--one-namespace", XLA_FLAGS=f"--xla_force_host_platform_device_count=4 {QUICK}")
 
 
 def test_the_installed_program_starts(tmp_path: Path) -> None:
