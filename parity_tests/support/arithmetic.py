@@ -1,7 +1,9 @@
-"""Exact arithmetic and quick compilation, for every process that runs the tests' models."""
+"""Exact arithmetic, and compilation that is quick or done before, for every process that runs the tests' models."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import torch
@@ -21,3 +23,19 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep what XLA compiles in a folder, for this process and those that it starts.
+
+    Many tests verify the same small models, each time by new functions, so that JAX would compile them again. The key
+    of an entry is the program with all options of its compilation.
+    """
+    options = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
