@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outlook_parity.api import load_torch_weights, verify
+    from outlook_parity.api import verify
     from outlook_parity.core.check import Check, Noise
+    from outlook_parity.load_weights import load_torch_weights
     from outlook_parity.mapping.user import NameMap
     from outlook_parity.report.report import Report
 
@@ -16,7 +17,7 @@ _HOMES = {
     "NameMap": "mapping.user",
     "Noise": "core.check",
     "Report": "report.report",
-    "load_torch_weights": "api",
+    "load_torch_weights": "load_weights",
     "verify": "api",
 }
 

@@ -6,7 +6,8 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from outlook_common.text import listed
-from outlook_parity.mapping.names import Axes, Names, WeightName, is_counter
+from outlook_parity.core.layout import Axes
+from outlook_parity.mapping.names import Names, WeightName, is_counter
 from outlook_parity.mapping.user import NameMap
 
 # What Flax calls PyTorch's leaves.

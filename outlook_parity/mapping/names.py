@@ -3,14 +3,10 @@
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from outlook_common.weights.identify import table_for
-from outlook_common.weights.tables.base import LAYOUTS
-
-Axes = tuple[int, ...]
+from outlook_parity.core.layout import Axes
 
 
 def is_counter(name: str) -> bool:
@@ -109,10 +105,3 @@ class Names:
                 if len(parts[weight.torch]) == weight.part[1]:
                     named[weight.torch] = np.concatenate([parts[weight.torch][n] for n in range(weight.part[1])])
         return named
-
-
-def names_of_table(config: Any) -> Names:
-    """Return the names of a model of this package."""
-    return Names(
-        [WeightName(entry.torch, entry.flax, LAYOUTS[entry.layout]) for entry in table_for(config).entries], {}
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from outlook_common.text import closest
-from outlook_parity.mapping.names import Axes
+from outlook_parity.core.layout import Axes
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from outlook_parity.compare import tensors as compare
-from outlook_parity.compare.modules import Suspect, propagated, shown_path
-from outlook_parity.compare.tensors import Tensors
+from outlook_parity.compare.modules import Suspect, compare_recorded, shown_path
+from outlook_parity.core.check import Tensors
 from outlook_parity.diagnose import causes
 from outlook_parity.diagnose.precision import notes_on_products
 from outlook_parity.report.report import Report
@@ -48,7 +48,7 @@ def compare_traces(one: TraceFile, other: TraceFile, truth: TraceFile | None = N
             asked.append((level, dtype))
     suspects: list[Suspect] = []
     if traces["torch"].events and traces["jax"].events:
-        rows, suspects = propagated(
+        rows, suspects = compare_recorded(
             traces["torch"].events, traces["jax"].events, None if not lower else lower["truth"].events, dtype
         )
         checks += rows

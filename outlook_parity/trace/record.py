@@ -9,19 +9,20 @@ import numpy as np
 
 from outlook_common.arrays import is_floating
 from outlook_common.extras import require
-from outlook_parity.api import DEVICES, versions
 from outlook_parity.compare.tensors import refusal as refusal_of_inputs
+from outlook_parity.core.environment import versions
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.precision import PRECISIONS
 from outlook_parity.core.recorder import Recorder
-from outlook_parity.core.request import Request, inputs_of, places_and_size, round_to
+from outlook_parity.core.request import DEVICES, Request, inputs_of, positions_and_size, round_to
 from outlook_parity.core.runner import Runner
-from outlook_parity.core.task import no_task, subject_of
+from outlook_parity.core.task import no_task
 from outlook_parity.mapping.infer import TorchLeaf, derive_names
-from outlook_parity.mapping.names import Names, names_of_table
+from outlook_parity.mapping.names import Names
 from outlook_parity.mapping.unmatched import note_on_names
 from outlook_parity.mapping.user import NameMap, name_map_from_options, torch_axes_of
 from outlook_parity.models.builtin import Options, make
+from outlook_parity.models.registry import KnownModel, known_model
 from outlook_parity.models.user import load_factory, read_inputs
 from outlook_parity.trace.file import Header, Leaves, TraceFile, digest, read, write
 
@@ -60,23 +61,23 @@ def write_trace(asked: Asked, out: Path, say: Callable[[str], None]) -> str | No
         ImportError: the framework is not installed.
         OSError: a file cannot be read or written.
     """
-    for what, name, known in (
+    for what, name, choices in (
         ("dtype", asked.dtype, PRECISIONS),
         ("dtype", asked.rounded_to, PRECISIONS),
         ("device", asked.device, DEVICES),
     ):
-        if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+        if name not in choices:
+            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(choices)}")
     _check_options(asked)
     given = name_map_from_options(asked.map_file, asked.torch_axes)
     require(asked.framework, extra=asked.framework, needed_by="outlook trace")
-    model, inputs, config = _subject(asked)
+    model, inputs, known = _subject(asked)
     if reason := refusal_of_inputs(inputs):
         raise ValueError(f"these inputs tell nothing: {reason}")
     absence, products = _SETTINGS[asked.framework]()
     if reason := absence(asked.device, asked.dtype):
         return reason
-    twin, leaves, modules, note = _TWINS[asked.framework](asked, given, model, inputs, config)
+    twin, leaves, modules, note = _TWINS[asked.framework](asked, given, model, inputs, known)
     if note is not None:
         say(note)
     request = Request(inputs, asked.dtype, asked.device, asked.seed, asked.rounded_to)
@@ -93,7 +94,7 @@ def write_trace(asked: Asked, out: Path, say: Callable[[str], None]) -> str | No
         seed=asked.seed,
         inputs={name: digest(_rounded(array, asked)) for name, array in inputs.items()},
         weights={name: digest(_rounded(array, asked)) for name, array in twin.weights().items()},
-        summed=places_and_size(inputs),
+        summed=positions_and_size(inputs),
         environment={**versions(), "device": asked.device, "products": products(asked.dtype)},
         leaves=leaves,
         modules=modules,
@@ -124,8 +125,8 @@ def _check_options(asked: Asked) -> None:
             raise ValueError(f"{option} is about a model of your own: --factory is not given")
 
 
-def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], Any]:
-    """Return the model, its inputs and its configuration, None for the user's own."""
+def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], KnownModel | None]:
+    """Return the model, its inputs, and how it is verified if it is not the user's own."""
     if asked.factory is not None:
         assert asked.inputs is not None
         return load_factory(asked.factory, "--factory"), inputs_of(read_inputs(asked.inputs)), None
@@ -134,7 +135,7 @@ def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], Any]:
     )
     made = make(options, (asked.framework,))
     model = made.torch_model if asked.framework == "torch" else made.jax_model
-    return model, inputs_of(made.inputs), getattr(model, "config", model)
+    return model, inputs_of(made.inputs), known_model(model)
 
 
 class Made(NamedTuple):
@@ -146,25 +147,24 @@ class Made(NamedTuple):
     note: str | None
 
 
-def _torch(asked: Asked, given: NameMap, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
-    from outlook_parity.backends.torch.model import compared_weights, torch_leaves, torch_module
+def _torch(asked: Asked, given: NameMap, model: Any, inputs: dict[str, np.ndarray], known: KnownModel | None) -> Made:
+    from outlook_parity.backends.torch.model import as_torch_module, compared_weights, torch_leaves
     from outlook_parity.backends.torch.runner import TorchRunner
 
-    module = torch_module(model)
-    subject = None if config is None else subject_of(config)
-    axes = torch_axes_of(given, inputs, subject.torch_axes if subject else None)
-    twin = TorchRunner(module, axes, no_task, given.out_axes, None if subject else compared_weights(module))
+    module = as_torch_module(model)
+    axes = torch_axes_of(given, inputs, known.torch_axes if known else None)
+    twin = TorchRunner(module, axes, no_task, given.out_axes, None if known else compared_weights(module))
     leaves = {name: (leaf.kind, leaf.shape) for name, leaf in torch_leaves(module).items()}
     return Made(twin, leaves, [path for path, _ in module.named_modules()], None)
 
 
-def _jax(asked: Asked, given: NameMap, model: Any, inputs: dict[str, np.ndarray], config: Any) -> Made:
-    from outlook_parity.backends.jax.model import jax_model, shapes_of, transposed_of
+def _jax(asked: Asked, given: NameMap, model: Any, inputs: dict[str, np.ndarray], known: KnownModel | None) -> Made:
+    from outlook_parity.backends.jax.model import as_jax_model, shapes_of, transposed_of
     from outlook_parity.backends.jax.runner import JaxRunner
 
-    twin, note = jax_model(model), None
-    if config is not None:
-        names = names_of_table(config)
+    twin, note = as_jax_model(model), None
+    if known is not None:
+        names = known.names()
     elif asked.names is None:
         names = Names([], {})
         if twin.parameters:
