@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from outlook_parity.compare.metrics import measure
-from outlook_parity.compare.noise import LEAST_NOISE, evenly, noise_factor, noise_of, sum_noise
+from outlook_parity.compare.noise import LEAST_NOISE, noise_factor, noise_of, sum_noise, uniform_noise
 from outlook_parity.core.check import EXCUSED, Check, Noise, RowVerdict, Tensors, Verdict
 from outlook_parity.core.precision import PRECISIONS
 
@@ -236,7 +236,7 @@ def compare_pair(
         return row(verdict="mismatch", note=f"shape {pair.torch.shape} in torch, {pair.jax.shape} in jax")
     if pair.torch.size == 0:
         return row(verdict="not-run", note=f"empty: shape {pair.torch.shape}")
-    check = _judged(row, pair.torch, pair.jax, dtype, bound, truth, least or evenly(LEAST_NOISE))
+    check = _judged(row, pair.torch, pair.jax, dtype, bound, truth, least or uniform_noise(LEAST_NOISE))
     if dtype in PRECISIONS and (level == "forward" or check.verdict == "mismatch"):
         check = replace(check, metrics=measure(pair.torch, pair.jax, PRECISIONS[dtype]))
     return check
