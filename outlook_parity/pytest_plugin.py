@@ -1,4 +1,4 @@
-"""A pytest plugin: the fixture `assert_parity`, which fails with a short report unless two models are twins."""
+"""Pytest plugin: the fixture `assert_parity` fails with a short report unless two models agree."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ import pytest
 if TYPE_CHECKING:
     from outlook_parity.report.report import Report
 
-SHOWN = 12
+MAX_ROWS = 12
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def assert_parity() -> Callable[..., "Report"]:
 
 
 def assert_twins(torch_model: Any, jax_model: Any, inputs: Any, **options: Any) -> "Report":
-    """Verify two models; fail unless the verdict is "pass", and skip never: a check that did not run is no pass.
+    """Verify two models; fail unless the verdict is "pass". Never skips: a check that did not run fails.
 
     Returns:
         The report.
@@ -28,22 +28,23 @@ def assert_twins(torch_model: Any, jax_model: Any, inputs: Any, **options: Any) 
 
     report = verify(torch_model, jax_model, inputs, **options)
     if report.verdict != "pass":
-        pytest.fail(short(report), pytrace=False)
+        pytest.fail(failure_message(report), pytrace=False)
     return report
 
 
-def short(report: "Report") -> str:
-    """Return the verdict, where and why, and the first rows that mismatch."""
-    wrong = [check for check in report.checks if check.verdict == "mismatch"]
-    # Modules that are wrong alone first: the rest follows from them.
-    wrong.sort(key=lambda check: check.view not in ("torch", "jax"))
+def failure_message(report: "Report") -> str:
+    """Return the verdict, the cause, the first wrong module and the first rows that mismatch."""
+    from outlook_parity.report.text import finding
+
+    mismatches = [check for check in report.checks if check.verdict == "mismatch"]
+    # Modules that are wrong in isolation first: the rest follows from them.
+    mismatches.sort(key=lambda check: check.view not in ("torch", "jax"))
     lines = [str(report)]
     if report.first_divergence is not None:
         lines.append(f"first wrong: {report.first_divergence}")
-    for check in wrong[:SHOWN]:
-        found = check.note or f"found {check.measured:.3g}, at most {check.bound:.3g}"
+    for check in mismatches[:MAX_ROWS]:
         view = f" ({check.view})" if check.view else ""
-        lines.append(f"  {check.level}, {check.dtype}: {check.name}{view}: {found}")
-    if len(wrong) > SHOWN:
-        lines.append(f"  … and {len(wrong) - SHOWN} more")
+        lines.append(f"  {check.level}, {check.dtype}: {check.name}{view}: {finding(check)}")
+    if len(mismatches) > MAX_ROWS:
+        lines.append(f"  … and {len(mismatches) - MAX_ROWS} more")
     return "\n".join(lines)

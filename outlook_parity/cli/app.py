@@ -1,35 +1,52 @@
 """The command line `outlook`. Each command imports what it needs when it runs.
 
-Exit codes: 0 pass, 1 mismatch, 2 error (bad file, bad usage), 3 asked for and not run (no such device).
+Exit codes: see `outlook_parity.cli.exit_codes`.
 """
 
 import sys
 from io import TextIOWrapper
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from outlook_parity.cli import compare, convert, inspect, predict, trace, verify
 from outlook_parity.cli.exit_codes import ERROR
+from outlook_parity.cli.output import print_error
+from outlook_parity.report.text import shortened
+
+# What a user can get wrong; anything else is a bug of ours, and shows its traceback.
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-for command in (verify.verify, trace.trace, compare.compare, convert.convert, inspect.inspect, predict.predict):
-    app.command()(command)
+for command, epilog in (
+    (verify.verify, verify.EPILOG),
+    (trace.trace, trace.EPILOG),
+    (compare.compare, compare.EPILOG),
+    (convert.convert, convert.EPILOG),
+    (inspect.inspect, inspect.EPILOG),
+    (predict.predict, predict.EPILOG),
+):
+    app.command(epilog=epilog)(command)
 
 
 @app.callback()
 def outlook() -> None:
-    """Outlook attention and VOLO in JAX and PyTorch: verify that they agree, convert and inspect weights, predict."""
+    """Outlook attention and VOLO in JAX and PyTorch: verify, convert, inspect, predict."""
 
 
 def main() -> None:
-    """Run the command line; what a user can get wrong ends in one line on stderr and exit code 2."""
+    """Run the command line; a user's error ends in one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no error of what was done
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         app()
-    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except USER_ERRORS as error:
+        print_error(shortened(_message(error)))
         raise SystemExit(ERROR) from error
+
+
+def _message(error: Exception) -> str:
+    """Return an error in words; of the operating system's the file first, without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

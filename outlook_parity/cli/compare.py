@@ -1,43 +1,44 @@
-"""`outlook compare`."""
+"""`outlook compare`: the verdict on two traces, where neither framework is needed."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from outlook_parity.cli.exit_codes import OF_VERDICTS
+from outlook_parity.cli.help import epilog
+from outlook_parity.cli.options import ReportOptions, grouped
+from outlook_parity.cli.output import finish
+
+EPILOG = epilog(
+    "outlook compare torch.trace jax.trace",
+    "outlook compare torch.trace jax.trace --truth truth.trace",
+    "outlook compare torch.trace jax.trace --html report.html",
+)
 
 
-def compare(
-    one: Annotated[Path, typer.Argument(help="A trace of either framework.", show_default=False)],
-    other: Annotated[Path, typer.Argument(help="A trace of the other.", show_default=False)],
+@dataclass(frozen=True)
+class TraceFiles:
+    """The traces to compare."""
+
+    one: Annotated[Path, typer.Argument(help="Trace of one twin.", show_default=False)]
+    other: Annotated[Path, typer.Argument(help="Trace of the other twin.", show_default=False)]
     truth: Annotated[
-        Path | None, typer.Option(help="In lower precisions: a trace in float64 of the same rounded numbers.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML, for CI.")] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Show every tensor, not the worst of each part.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
-) -> None:
-    """Compare two traces that `outlook trace` wrote, on a machine that needs neither framework.
+        Path | None, typer.Option(help="For lower precisions: a float64 trace of the same rounded numbers.")
+    ] = None
 
-    Refused are traces of other inputs, other weights, another dtype or another seed.
+
+@grouped
+def compare(traces: TraceFiles, report: ReportOptions) -> None:
+    """Compare two traces of `outlook trace`; no framework needed.
+
+    Both must have the same inputs, weights, dtype and seed.
 
     Exit codes: 0 pass, 1 mismatch, 2 error, 3 nothing to compare.
     """
-    from outlook_parity.report.terminal import show
     from outlook_parity.trace.compare import compare_traces
     from outlook_parity.trace.file import read
 
-    report = compare_traces(read(one), read(other), None if truth is None else read(truth))
-    title = f"{one.name} and {other.name}"
-    if html is not None:
-        report.to_html(html, title=title)
-    if junit is not None:
-        report.to_junit(junit)
-    if as_json:
-        typer.echo(report.to_json())
-    else:
-        show(report, Console(), title=title, every_row=show_all)
-    raise typer.Exit(OF_VERDICTS[report.verdict])
+    truth = None if traces.truth is None else read(traces.truth)
+    found = compare_traces(read(traces.one), read(traces.other), truth)
+    finish(found, report, title=f"{traces.one.name} and {traces.other.name}")

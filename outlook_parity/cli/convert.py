@@ -2,65 +2,73 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn, TimeRemainingColumn
 from rich.table import Table
 
-from outlook_common.config import VOLO_VARIANTS
 from outlook_common.text import listed, printable
 from outlook_common.weights import Conversion
 from outlook_common.weights import convert as convert_weights
 from outlook_common.weights.identify import LAYER
+from outlook_parity.cli.help import epilog
+from outlook_parity.cli.options import VARIANTS, AsJson, Manifest, UseEma
+from outlook_parity.cli.progress import progress_bar
+
+EPILOG = epilog(
+    "outlook convert volo.pth volo.safetensors",
+    "outlook convert timm/volo_d1_224.sail_in1k volo.npz --to flax",
+    "outlook convert volo.pth layer.npz --prefix network.0.0.attn",
+)
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", re.IGNORECASE)
-# How many names of what was left out are listed; all of them with --json.
-_LISTED = 20
+_MAX_NAMES = 20  # of each kind of left-out names; --json has them all
 
 
 def convert(
-    src: Annotated[str, typer.Argument(help="A file, a folder or a Hub id to read.", show_default=False)],
-    dst: Annotated[str, typer.Argument(help="The file to write; its suffix decides the format.", show_default=False)],
+    src: Annotated[str, typer.Argument(help="What to read: a file, a folder or a Hub id.", show_default=False)],
+    dst: Annotated[str, typer.Argument(help="The file to write; its suffix is the format.", show_default=False)],
     model: Annotated[
         str | None,
-        typer.Option(help=f"{LAYER}, {', '.join(VOLO_VARIANTS)}.", show_default="what the tensors show"),
+        typer.Option(help=f"{LAYER}, {VARIANTS}.", show_default="what the tensors show"),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option(help="The naming to write: torch, flax or external-attention.", show_default="the other twin's"),
+        typer.Option(help="Names to write: torch, flax or external-attention.", show_default="the other twin's"),
     ] = None,
-    prefix: Annotated[str, typer.Option(help="Where in SRC the model lies, as in network.0.0.attn.")] = "",
+    prefix: Annotated[str, typer.Option(help="Where the model lies in SRC: network.0.0.attn")] = "",
     dtype: Annotated[
         str | None, typer.Option(help="Cast to float16, bfloat16, float32 or float64.", show_default="keep every bit")
     ] = None,
-    use_ema: Annotated[bool, typer.Option("--use-ema", help="Take the averaged weights of a checkpoint.")] = False,
+    use_ema: UseEma = False,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Write what there is, and list what is not.")
+        bool, typer.Option("--allow-missing", help="Write what there is, and list missing tensors.")
     ] = False,
     ignore_unexpected: Annotated[
-        bool, typer.Option("--ignore-unexpected", help="Leave out, and list, what the model has not.")
+        bool, typer.Option("--ignore-unexpected", help="Leave out, and list, what the model does not have.")
     ] = False,
     max_shard_size: Annotated[
         str | None,
-        typer.Option(help="Make DST a folder of .safetensors of up to this size, as 2GB.", show_default="one file"),
+        typer.Option(help="Write a folder of .safetensors files up to this size: 2GB", show_default="one file"),
     ] = None,
-    manifest: Annotated[
-        bool, typer.Option("--manifest", help="Print the SHA-256 of every tensor as PyTorch would have it.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    manifest: Manifest = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Convert weights between PyTorch and Flax, bit by bit; everything wrong with them is reported at once.
+    """Convert weights between PyTorch and Flax, bit by bit.
 
-    DST, if it exists, is replaced, once the new file has been read back equal. Formats: .safetensors, .npz, .pth, .pt,
-    .pth.tar, .bin, .ckpt (these need PyTorch) and .orbax, a folder (needs JAX).
+    Formats: .safetensors, .npz; .pth, .pt, .pth.tar, .bin and .ckpt need
+    PyTorch; .orbax, a folder, needs JAX. Everything wrong with the weights
+    is reported at once, and then nothing is written. DST is replaced only
+    once the new file has been read back equal.
+
+    Exit codes: 0 written, 2 error.
     """
-    with _progress() as progress:
+    size = None if max_shard_size is None else _bytes(max_shard_size)
+    with progress_bar("writing and reading back", DownloadColumn(), TimeRemainingColumn()) as update:
         done = convert_weights(
             src,
             dst,
@@ -71,9 +79,9 @@ def convert(
             use_ema=use_ema,
             allow_missing=allow_missing,
             ignore_unexpected=ignore_unexpected,
-            max_shard_size=None if max_shard_size is None else _bytes(max_shard_size),
+            max_shard_size=size,
             manifest=manifest,
-            progress=progress,
+            progress=lambda done, total: update(completed=done, total=total),
         )
     if as_json:
         typer.echo(json.dumps(done.to_dict()))
@@ -82,7 +90,7 @@ def convert(
     console.print(_table(done))
     for what, names in (("missing", done.missing), ("not weights", done.not_weights), ("ignored", done.ignored)):
         if names:
-            left_out = escape(listed(names, _LISTED))
+            left_out = escape(listed(names, _MAX_NAMES))
             console.print(f"[yellow]{what} ({len(names)}):[/] {left_out}", highlight=False, soft_wrap=True)
     for line in done.manifest or ():
         typer.echo(printable(line))
@@ -106,15 +114,5 @@ def _bytes(size: str) -> int:
     """Return how many bytes a size such as 2GB or 500 MB is."""
     match = _SIZE.fullmatch(size.strip())
     if match is None:
-        raise ValueError(f"--max-shard-size must be a number of bytes, kB, MB or GB, as 2GB; got {size!r}")
+        raise ValueError(f"--max-shard-size must be a size in bytes, kB, MB or GB, such as 2GB; got {size!r}")
     return int(float(match[1]) * _UNITS[match[2].lower()])
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal, and nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("writing and reading back", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""`outlook inspect`: what a checkpoint holds, or in what two of them differ."""
+"""`outlook inspect`: the contents of a checkpoint, or the differences of two."""
 
 import json
 from dataclasses import asdict
@@ -13,101 +13,112 @@ from outlook_common.text import listed, printable
 from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
 from outlook_common.weights.inspection import Difference, Inspection, Row, differences, inspect_checkpoint
 from outlook_parity.cli.exit_codes import MISMATCH
+from outlook_parity.cli.help import epilog
+from outlook_parity.cli.options import AsJson, Manifest, UseEma
+
+EPILOG = epilog(
+    "outlook inspect volo.safetensors",
+    "outlook inspect volo.pth volo.npz",
+    "outlook inspect volo.pth --manifest",
+)
 
 
 def inspect(
     file: Annotated[str, typer.Argument(help="A file, a folder or a Hub id.", show_default=False)],
     other: Annotated[
-        str | None, typer.Argument(help="Another, to show what differs.", show_default="none, show FILE")
+        str | None, typer.Argument(help="A second one, to compare with.", show_default="none: show FILE")
     ] = None,
-    prefix: Annotated[str, typer.Option(help="Look at what lies below this name only.")] = "",
-    use_ema: Annotated[bool, typer.Option("--use-ema", help="Look at the averaged weights of a checkpoint.")] = False,
-    manifest: Annotated[
-        bool,
-        typer.Option("--manifest", help="Print the SHA-256 of every tensor, as PyTorch would have it."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    prefix: Annotated[str, typer.Option(help="Show only what lies below this name.")] = "",
+    use_ema: UseEma = False,
+    manifest: Manifest = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show the model, naming, tensors, statistics and hashes of a checkpoint, or in what two of them differ.
+    """Show what a checkpoint holds, or compare two bit by bit.
 
-    Two checkpoints may be in any two formats and namings: tensors are compared as PyTorch would have them. Random
-    streams and rates of stochastic depth are no weights: they are listed and not compared.
+    Of one: model, naming, and of every tensor its statistics and SHA-256.
 
-    Exit codes: 0, for two checkpoints only if every bit agrees; 1 they differ, 2 error.
+    Of two: which tensors differ, and how. They may have different formats
+    and namings: tensors are compared in PyTorch's layout. Random streams
+    and rates of stochastic depth are listed, not compared.
+
+    Exit codes: 0 (of two: every bit agrees), 1 they differ, 2 error.
     """
     checkpoint = open_checkpoint(file, prefix=prefix, use_ema=use_ema)
     if other is not None:
         _compare(checkpoint, open_checkpoint(other, prefix=prefix, use_ema=use_ema), as_json=as_json)
         return
-    found = inspect_checkpoint(checkpoint)
+    inspection = inspect_checkpoint(checkpoint)
     if as_json:
-        typer.echo(json.dumps(_to_dict(found)))
+        typer.echo(json.dumps(_to_dict(inspection)))
     elif manifest:
-        for line in found.manifest:
+        for line in inspection.manifest:
             typer.echo(printable(line))
     else:
-        _print(found)
+        _print(inspection)
 
 
-def _to_dict(found: Inspection) -> dict[str, Any]:
+def _to_dict(inspection: Inspection) -> dict[str, Any]:
     return {
-        "file": found.label,
-        "prefix": found.prefix,
-        "sha256": found.sha256,
-        "weights_sha256": found.weights_sha256,
-        "model": found.model and found.model.table.model,
-        "sizes": found.model.sizes if found.model else {},
-        "naming": found.naming,
-        "prefixes": found.prefixes,
-        "metadata": found.metadata,
-        "not_weights": found.not_weights,
-        "tensors": [_row_to_dict(row) for row in found.rows],
+        "file": inspection.label,
+        "prefix": inspection.prefix,
+        "sha256": inspection.sha256,
+        "weights_sha256": inspection.weights_sha256,
+        "model": inspection.model and inspection.model.table.model,
+        "sizes": inspection.model.sizes if inspection.model else {},
+        "naming": inspection.naming,
+        "prefixes": inspection.prefixes,
+        "metadata": inspection.metadata,
+        "not_weights": inspection.not_weights,
+        "tensors": [_row_to_dict(row) for row in inspection.rows],
     }
 
 
 def _row_to_dict(row: Row) -> dict[str, Any]:
-    about = {"name": row.name, "dtype": row.dtype, "shape": row.shape}
+    header = {"name": row.name, "dtype": row.dtype, "shape": row.shape}
     if row.statistics is None or row.line is None:
-        return about
-    return about | row.statistics.to_dict() | {"torch_name": row.line.name, "sha256": row.line.sha256}
+        return header
+    return header | row.statistics.to_dict() | {"torch_name": row.line.name, "sha256": row.line.sha256}
 
 
-def _print(found: Inspection) -> None:
+def _print(inspection: Inspection) -> None:
     console = Console()
-    console.print(f"[bold]{escape(found.label)}[/]", highlight=False)
-    lines = {"model": found.model.table.model if found.model else "not known", "naming": found.naming or "not known"}
-    if found.model:
-        lines["sizes"] = ", ".join(f"{name}={size}" for name, size in found.model.sizes.items())
-    if found.prefixes:
-        lines["known models with --prefix"] = ", ".join(map(printable, found.prefixes))
-    lines |= {f"metadata {printable(name)}": printable(value) for name, value in found.metadata.items()}
-    if found.sha256:
-        lines["sha256 of the file"] = found.sha256
-    lines["sha256 of the weights"] = found.weights_sha256
-    if found.not_weights:
-        lines[f"not weights ({len(found.not_weights)})"] = listed(found.not_weights)
+    console.print(f"[bold]{escape(inspection.label)}[/]", highlight=False)
+    model = inspection.model
+    lines = {"model": model.table.model if model else "not known", "naming": inspection.naming or "not known"}
+    if model:
+        lines["sizes"] = ", ".join(f"{name}={size}" for name, size in model.sizes.items())
+    if inspection.prefixes:
+        lines["known models with --prefix"] = ", ".join(map(printable, inspection.prefixes))
+    lines |= {f"metadata {printable(name)}": printable(value) for name, value in inspection.metadata.items()}
+    if inspection.sha256:
+        lines["sha256 of the file"] = inspection.sha256
+    lines["sha256 of the weights"] = inspection.weights_sha256
+    if inspection.not_weights:
+        lines[f"not weights ({len(inspection.not_weights)})"] = listed(inspection.not_weights)
     for name, text in lines.items():
         console.print(escape(f"{name}: {text}"), highlight=False, soft_wrap=True)
-    console.print(_table(found))
+    console.print(_table(inspection))
 
 
-def _table(found: Inspection) -> Table:
+def _table(inspection: Inspection) -> Table:
     table = Table()
-    # Names and numbers that are cut short are of no use.
+    # Fold, never cut: a name or number that is cut short is of no use.
     for column in ("name", "dtype", "shape"):
         table.add_column(column, overflow="fold")
     for column in ("NaN", "Inf", "zeros", "min", "max", "mean", "std"):
         table.add_column(column, justify="right", overflow="fold")
     table.add_column("sha256", overflow="fold")
-    for row in found.rows:
+    for row in inspection.rows:
         name, shape = escape(printable(row.name)), "×".join(map(str, row.shape)) or "scalar"
         if row.statistics is None or row.line is None:
             table.add_row(name, escape(printable(row.dtype)))
             continue
-        of = row.statistics
-        numbers = (f"{x:.3g}" if x is not None else "" for x in (of.smallest, of.largest, of.mean, of.deviation))
-        counts = (str(count) for count in (of.nan, of.inf, of.zeros))
-        style = "red" if of.nan or of.inf else None
+        stats = row.statistics
+        numbers = (
+            f"{x:.3g}" if x is not None else "" for x in (stats.smallest, stats.largest, stats.mean, stats.deviation)
+        )
+        counts = (str(count) for count in (stats.nan, stats.inf, stats.zeros))
+        style = "red" if stats.nan or stats.inf else None
         table.add_row(name, row.dtype, shape, *counts, *numbers, row.line.sha256[:12], style=style)
     return table
 
@@ -115,14 +126,14 @@ def _table(found: Inspection) -> Table:
 def _compare(a: Checkpoint, b: Checkpoint, *, as_json: bool) -> None:
     found = differences(a, b)
     if as_json:
-        told = {
+        summary = {
             "a": a.label,
             "b": b.label,
             "same": not found,
             "differences": [asdict(item) for item in found],
             "not_weights": {"a": a.not_weights, "b": b.not_weights},
         }
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(summary))
     else:
         _print_comparison(a, b, found)
     if found:

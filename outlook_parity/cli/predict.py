@@ -1,8 +1,7 @@
-"""`outlook predict`: what both twins see in images."""
+"""`outlook predict`: the most probable classes of images, in both twins."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,88 +11,98 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
-from outlook_common.config import VOLO_VARIANTS, volo_variant
+from outlook_common.config import volo_variant
 from outlook_common.extras import require
 from outlook_common.images import ImageError, load_image, preprocess
 from outlook_common.pretrained import Pretrained, prepare
+from outlook_common.text import listed
 from outlook_parity.cli.exit_codes import ERROR, MISMATCH
+from outlook_parity.cli.help import epilog
+from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, AsJson
+from outlook_parity.cli.output import print_error
+from outlook_parity.cli.progress import progress_bar
 from outlook_parity.models.predict import FORWARDS, Prediction, predict_batch
 
-DEFAULT_MODEL = "volo_d1_224"
-_CHANNELS = 3  # of images as they are read
-FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax")}  # and what they need, each the extra of its name
+EPILOG = epilog(
+    "outlook predict photo.jpg",
+    "outlook predict photos/ --framework torch --top 3",
+    "outlook predict photo.jpg --weights volo.safetensors --json",
+)
+
+IMAGE_CHANNELS = 3
+FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax")}  # extra -> the modules it needs
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be used, and why."""
+    """An image that cannot be read, and why."""
 
     path: str
     error: str
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)],
     model: Annotated[
         str | None,
-        typer.Option(
-            help=f"A released variant: {', '.join(VOLO_VARIANTS)}.", show_default=f"the weights', or {DEFAULT_MODEL}"
-        ),
+        typer.Option(help=f"A released variant: {VARIANTS}.", show_default=f"the weights', or {DEFAULT_MODEL}"),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="A file, a folder or a Hub id (owner/name@revision).", show_default="those released on the Hub"
+            help="A file, a folder or a Hub id (owner/name@revision).", show_default="the released ones, from the Hub"
         ),
     ] = None,
     framework: Annotated[str | None, typer.Option(help="torch, jax or both.", show_default="what is installed")] = None,
-    top: Annotated[int, typer.Option(help="How many classes to show.", min=1)] = 5,
-    batch_size: Annotated[int, typer.Option(help="How many images are computed at once.", min=1)] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
+    top: Annotated[int, typer.Option(help="Number of classes to show.", min=1)] = 5,
+    batch_size: Annotated[int, typer.Option(help="Number of images computed at once.", min=1)] = 8,
+    as_json: AsJson = False,
 ) -> None:
-    """Show the most probable classes of images, in both twins side by side.
+    """Show the most probable classes of images, both twins side by side.
 
-    Images are prepared as the variant's are: Pillow's bicubic resizing, a crop around the centre, mean and deviation.
+    Images are prepared as for the variant: bicubic resizing (Pillow), a
+    crop of the centre, normalisation by mean and deviation.
 
-    Exit codes: 0 the twins' first labels agree, 1 they do not, 2 error, also if any image could not be read.
+    Exit codes: 0 the first labels agree, 1 they do not, 2 error (also an
+    image that cannot be read).
     """
     frameworks = _frameworks(framework)
     paths = _image_files(images)
     pretrained = _pretrained(model, weights)
-    notes = Console(stderr=True)
     unreadable: list[Unreadable] = []
     predictions: list[Prediction] = []
-    with _progress(notes, len(paths)) as advance:
+    columns = (MofNCompleteColumn(), TimeElapsedColumn())
+    with progress_bar("images", *columns, total=len(paths), hidden=len(paths) < 2) as update:
         forwards = {name: FORWARDS[name](pretrained) for name in frameworks}
-        for batch in _batches(paths, pretrained, batch_size, unreadable, advance):
+        for batch in _batches(paths, pretrained, batch_size, unreadable, lambda: update(advance=1)):
             predictions += predict_batch(batch, forwards, pretrained.config.num_classes, top)
-            advance(len(batch))
+            update(advance=len(batch))
     if as_json:
         _print_json(pretrained, frameworks, predictions, unreadable)
     else:
         for prediction in predictions:
             Console().print(_table(prediction))
-    _finish(predictions, unreadable, notes)
+    _finish(predictions, unreadable)
 
 
-def _frameworks(asked: str | None) -> tuple[str, ...]:
+def _frameworks(framework: str | None) -> tuple[str, ...]:
     """Return the frameworks to use; None means those that are installed."""
-    here = tuple(name for name, needs in FRAMEWORKS.items() if all(find_spec(need) for need in needs))
-    choices: dict[str | None, tuple[str, ...]] = {None: here or tuple(FRAMEWORKS), "both": tuple(FRAMEWORKS)}
+    installed = tuple(name for name, needs in FRAMEWORKS.items() if all(find_spec(need) for need in needs))
+    choices: dict[str | None, tuple[str, ...]] = {None: installed or tuple(FRAMEWORKS), "both": tuple(FRAMEWORKS)}
     choices |= {name: (name,) for name in FRAMEWORKS}
-    if asked not in choices:
-        raise ValueError(f"framework must be one of {', '.join(FRAMEWORKS)} or both, got {asked!r}")
-    for name in choices[asked]:
+    if framework not in choices:
+        raise ValueError(f"--framework must be {', '.join(FRAMEWORKS)} or both, got {framework!r}")
+    for name in choices[framework]:
         for need in FRAMEWORKS[name]:
             require(need, extra=name, needed_by="outlook predict")
-    return choices[asked]
+    return choices[framework]
 
 
 def _image_files(images: Sequence[Path]) -> list[Path]:
-    """Return the files, and those in the folders, at any depth, that end as images do."""
+    """Return the files, and the images in folders at any depth, by their suffixes."""
     require("PIL", extra="parity", needed_by="outlook predict")
     import PIL.Image
 
@@ -106,7 +115,7 @@ def _image_files(images: Sequence[Path]) -> list[Path]:
             continue
         found = sorted(path for path in image.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
         if not found:
-            raise FileNotFoundError(f"{image}: a folder without images, that is without files that end as images do")
+            raise FileNotFoundError(f"{image}: no images in this folder: no file ends in {listed(sorted(suffixes))}")
         paths += found
     return paths
 
@@ -126,11 +135,11 @@ def _pretrained(model: str | None, weights: str | None) -> Pretrained:
         overrides={},
     )
     if found.config.num_classes == 0:
-        raise ValueError(f"{found.source}: a model without classifier, there is nothing to predict")
-    if (channels := found.config.in_chans) != _CHANNELS:
+        raise ValueError(f"{found.source}: a model without classifier (num_classes=0) predicts no classes")
+    if (channels := found.config.in_chans) != IMAGE_CHANNELS:
         raise ValueError(
-            f"{found.source}: weights for images of in_chans={channels} channels, images are read with {_CHANNELS}; "
-            f"--model {found.variant} makes the first convolution one for those"
+            f"{found.source}: a model for images of in_chans={channels} channels, images are read with "
+            f"{IMAGE_CHANNELS}; --model {found.variant} adapts the first convolution"
         )
     return found
 
@@ -140,7 +149,7 @@ def _batches(
     pretrained: Pretrained,
     batch_size: int,
     unreadable: list[Unreadable],
-    advance: Callable[[int], None],
+    on_unreadable: Callable[[], None],
 ) -> Iterator[list[tuple[Path, np.ndarray]]]:
     """Yield up to `batch_size` images at a time, ready for the model; those that cannot be read go to `unreadable`."""
     batch = []
@@ -148,9 +157,9 @@ def _batches(
         try:
             batch.append((path, preprocess(load_image(path), pretrained.preprocessing)))
         except (ImageError, OSError) as error:
-            words = str(error)
-            unreadable.append(Unreadable(str(path), words if str(path) in words else f"{path}: {words}"))
-            advance(1)
+            message = str(error)
+            unreadable.append(Unreadable(str(path), message if str(path) in message else f"{path}: {message}"))
+            on_unreadable()
         if len(batch) == batch_size:
             yield batch
             batch = []
@@ -164,9 +173,9 @@ def _table(prediction: Prediction) -> Table:
     for name in prediction.guesses:
         table.add_column(name, overflow="fold")
         table.add_column("", justify="right")
-    for place, row in enumerate(zip(*prediction.guesses.values(), strict=True), start=1):
+    for rank, row in enumerate(zip(*prediction.guesses.values(), strict=True), start=1):
         cells = [cell for guess in row for cell in (escape(guess.label), f"{guess.probability:.2%}")]
-        table.add_row(str(place), *cells)
+        table.add_row(str(rank), *cells)
     return table
 
 
@@ -186,23 +195,15 @@ def _print_json(
     typer.echo(json.dumps(found))
 
 
-def _finish(predictions: Sequence[Prediction], unreadable: Sequence[Unreadable], notes: Console) -> None:
+def _finish(predictions: Sequence[Prediction], unreadable: Sequence[Unreadable]) -> None:
+    """Print what went wrong, and end with the exit code of it."""
     differing = [prediction for prediction in predictions if prediction.agree is False]
     for image in unreadable:
-        notes.print(f"[bold red]error:[/] {escape(image.error)}", highlight=False, soft_wrap=True)
+        print_error(image.error)
     for prediction in differing:
         labels = ", ".join(f"{name}: {guesses[0].label}" for name, guesses in prediction.guesses.items())
-        notes.print(f"[bold red]the twins disagree:[/] {escape(f'{prediction.path}: {labels}')}", soft_wrap=True)
+        print_error(f"{prediction.path}: {labels}", label="the twins disagree")
     if differing:
         raise typer.Exit(MISMATCH)
     if unreadable:
         raise typer.Exit(ERROR)
-
-
-@contextmanager
-def _progress(console: Console, images: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal if there are several images, and nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=images < 2 or not console.is_terminal) as bar:
-        task = bar.add_task("images", total=images)
-        yield lambda done: bar.update(task, advance=done)

@@ -1,81 +1,129 @@
-"""`outlook trace`."""
+"""`outlook trace`: run one twin and write what it computes to a file."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from outlook_parity.cli.exit_codes import NOT_RUN
+from outlook_parity.cli.help import epilog
+from outlook_parity.cli.options import (
+    OWN_MODELS,
+    InputOptions,
+    LayerOptions,
+    ModelOptions,
+    Seed,
+    grouped,
+    name_map_from_options,
+    refuse_without,
+)
+from outlook_parity.cli.output import print_line
 from outlook_parity.core.precision import IN_WORDS
 
+if TYPE_CHECKING:
+    from outlook_parity.trace.build import Source
 
-def trace(
-    framework: Annotated[str, typer.Option(help="torch or jax: whose twin runs here.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
-    model: Annotated[str, typer.Option(help="A released variant, or layer: as of `outlook verify`.")] = "volo_d1_224",
-    weights: Annotated[
-        str | None, typer.Option(help="A weight file or Hub id.", show_default="random weights of the seed")
-    ] = None,
-    prefix: Annotated[str, typer.Option(help="Where in the file the model lies.")] = "",
-    factory: Annotated[str | None, typer.Option(help="Your own model instead: package.module:factory.")] = None,
-    inputs: Annotated[Path | None, typer.Option(help="Its inputs, as JAX takes them.")] = None,
-    torch_axes: Annotated[
-        str | None,
-        typer.Option(help="The order in which PyTorch takes their axes, as in 0,3,1,2.", show_default="as JAX"),
-    ] = None,
+EPILOG = epilog(
+    "outlook trace --framework torch --model layer --out torch.trace",
+    "outlook trace --framework jax --model layer --out jax.trace",
+    "outlook compare torch.trace jax.trace",
+)
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Which twin, and the file to write."""
+
+    framework: Annotated[str, typer.Option(help="Which twin runs here: torch or jax.", show_default=False)]
+    out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)]
+
+
+@dataclass(frozen=True)
+class OwnModelOptions:
+    """The user's own model."""
+
+    factory: Annotated[str | None, typer.Option(help="Model: package.module:factory.", rich_help_panel=OWN_MODELS)] = (
+        None
+    )
     names: Annotated[
         Path | None,
-        typer.Option(help="For your own JAX model: the torch trace, whose names its weights are to have."),
-    ] = None,
-    map_file: Annotated[
-        Path | None, typer.Option("--map", help="TOML: what corresponds to what, where the names do not say it.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help=f"{IN_WORDS}.")] = "float64",
+        typer.Option(help="For a JAX model: the torch trace, for names of weights.", rich_help_panel=OWN_MODELS),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is computed, in which precision and where."""
+
+    dtype: Annotated[str, typer.Option(help=f"{IN_WORDS}.")] = "float64"
     rounded_to: Annotated[
-        str | None, typer.Option(help="Round inputs and weights to this first: for a truth.", show_default="the dtype")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, gpu or tpu.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Of random weights and of the cotangent.")] = 0,
-    gradients: Annotated[bool, typer.Option(help="Write gradients too.")] = True,
-    layers: Annotated[bool, typer.Option(help="Write what every module is called with and gives.")] = True,
-) -> None:
-    """Write what one twin computes to a file; only its own framework is needed.
+        str | None,
+        typer.Option(help="Round inputs and weights to this precision first: for a truth.", show_default="the dtype"),
+    ] = None
+    device: Annotated[str, typer.Option(help="cpu, gpu or tpu.")] = "cpu"
+    seed: Seed = 0
+    gradients: Annotated[bool, typer.Option(help="Write gradients too.")] = True
+    layers: Annotated[bool, typer.Option(help="Write inputs and outputs of every module.")] = True
 
-    Weights of your own JAX model that have no counterpart in --names, or are lacking, are told of on stderr at once; if
-    none has one, that is an error.
 
-    Exit codes: 0 written, 2 error, 3 no such device here, or none with TF32.
+@grouped
+def trace(file: FileOptions, model: ModelOptions, own: OwnModelOptions, inputs: InputOptions, run: RunOptions) -> None:
+    """Run one twin and write what it computes to a file.
+
+    Only the framework of this twin is needed. `outlook compare` compares
+    the files of both twins, on any machine.
+
+    Your own JAX model takes the names of its weights from --names:
+    weights without counterpart there are listed on stderr before it runs;
+    if no weight has one, that is an error.
+
+    Exit codes: 0 written, 2 error, 3 not run (no such device here, or
+    none with TF32).
     """
-    from outlook_parity.trace.record import Asked, write_trace
+    from outlook_parity.trace.record import TraceRequest, record
 
-    kinds: dict[str, Literal["torch", "jax"]] = {"torch": "torch", "jax": "jax"}
-    if framework not in kinds:
-        raise ValueError(f"--framework must be torch or jax, got {framework!r}")
-    asked = Asked(
-        kinds[framework],
-        model,
-        weights,
-        prefix,
-        factory,
-        inputs,
-        torch_axes,
-        names,
-        map_file,
-        dtype,
-        rounded_to or dtype,
-        device,
-        seed,
-        gradients,
-        layers,
+    request = TraceRequest(
+        framework=file.framework,
+        dtype=run.dtype,
+        rounded_to=run.rounded_to or run.dtype,
+        device=run.device,
+        seed=run.seed,
+        gradients=run.gradients,
+        modules=run.layers,
     )
-    console = Console(stderr=True)
-
-    def tell(what: str) -> None:
-        console.print(what, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-    reason = write_trace(asked, out, lambda note: tell(f"note: {note}"))
+    reason = record(request, _source(model, own, inputs, run.seed), file.out, lambda note: _warn(f"note: {note}"))
     if reason is not None:
-        tell(f"NOT RUN: {reason}")
+        _warn(f"NOT RUN: {reason}")
         raise typer.Exit(NOT_RUN)
-    Console().print(f"trace: {out}", highlight=False, soft_wrap=True)
+    print_line(f"trace: {file.out}")
+
+
+def _warn(text: str) -> None:
+    print_line(text, style="yellow", stderr=True)
+
+
+def _source(model: ModelOptions, own: OwnModelOptions, inputs: InputOptions, seed: int) -> "Source":
+    """Return where the model comes from.
+
+    Raises:
+        ValueError: options contradict each other, or the map or the axes are wrong.
+        OSError: the map cannot be read.
+    """
+    from outlook_parity.trace.build import UserModel
+
+    if own.factory is None:
+        refuse_without(
+            ("--factory",),
+            {
+                "--inputs": inputs.inputs,
+                "--torch-axes": inputs.torch_axes,
+                "--names": own.names,
+                "--map": inputs.map_file,
+            },
+        )
+        return model.builtin(seed, LayerOptions())
+    if inputs.inputs is None:
+        raise ValueError("--factory needs --inputs too: what the model is called with")
+    name_map = name_map_from_options(inputs.map_file, inputs.torch_axes)
+    return UserModel(own.factory, inputs.inputs, name_map, own.names)

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,27 +60,6 @@ def torch_axes_of(name_map: NameMap, inputs: Mapping[str, np.ndarray], usual: Ax
         if sorted(order) != list(same[name]):
             raise ValueError(f"torch_axes of {name}, of shape {inputs[name].shape}, must not be {list(order)}")
     return orders
-
-
-def name_map_from_options(map_file: Path | None, torch_axes: str | None) -> NameMap:
-    """Return what `--map` and `--torch-axes` say together: of the axes the option holds.
-
-    Args:
-        map_file: see `read_name_map`.
-        torch_axes: one order of axes, as in "0,3,1,2".
-
-    Raises:
-        ValueError: the file has something else in it, or the axes are no order.
-        OSError: the file cannot be read.
-    """
-    given = NameMap() if map_file is None else read_name_map(map_file)
-    return given if torch_axes is None else replace(given, torch_axes=permutation(_numbers(torch_axes), "--torch-axes"))
-
-
-def _numbers(axes: str) -> list[int | str]:
-    """Return what stands between the commas, as numbers where they are some."""
-    parts = map(str.strip, axes.split(","))
-    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def read_name_map(path: Path) -> NameMap:

@@ -1,14 +1,15 @@
-"""The report as JUnit XML, which CI systems show: one suite per level and dtype, one case per check."""
+"""Report as JUnit XML: one suite per level and dtype, one case per check."""
 
 from collections.abc import Sequence
 from itertools import groupby
 from xml.etree import ElementTree
 
 from outlook_parity.core.check import Check
+from outlook_parity.report.text import finding, shortened
 
 
 def to_junit(checks: Sequence[Check], sentence: str) -> str:
-    """Return rows and the verdict in words as XML; what mismatches is a failure, what did not run is skipped."""
+    """Return checks and the verdict in words as XML: a mismatch is a failure, "not-run" is skipped."""
     root = ElementTree.Element("testsuites", name="outlook verify", tests=str(len(checks)))
     root.set("failures", str(_count(checks, "mismatch")))
     groups = [(key, list(rows)) for key, rows in groupby(checks, key=lambda check: (check.level, check.dtype))]
@@ -30,10 +31,9 @@ def _case(suite: ElementTree.Element, row: Check) -> None:
     name = row.name + (f" ({row.view})" if row.view else "")
     case = ElementTree.SubElement(suite, "testcase", classname=f"{row.level}.{row.dtype}", name=name)
     if row.verdict == "mismatch":
-        found = row.note or f"found {row.measured:.3g}, at most {row.bound:.3g}"
-        ElementTree.SubElement(case, "failure", message=found, type="mismatch")
+        ElementTree.SubElement(case, "failure", message=finding(row), type="mismatch")
     elif row.verdict == "not-run":
-        ElementTree.SubElement(case, "skipped", message=row.note)
+        ElementTree.SubElement(case, "skipped", message=shortened(row.note))
 
 
 def _count(rows: Sequence[Check], verdict: str) -> int:

@@ -1,4 +1,4 @@
-"""What a verification found: the rows, the verdict, and both in words and files."""
+"""Report of a verification: verdict, cause and checks, in words and as files."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from typing import Any
 from outlook_parity.core.check import Check, SelfNoise, Verdict
 from outlook_parity.report.html import render
 from outlook_parity.report.junit import to_junit
+from outlook_parity.report.text import shortened
 
 JSON_VERSION = 4
 
@@ -22,14 +23,13 @@ class Report:
     Attributes:
         verdict: "pass", "mismatch", or "not-run" if something that was asked for could not be compared.
         reason: why nothing (or too little) was compared, or None.
-        first_divergence: path of the first module known to be wrong, or None.
-        cause: what is wrong, in words, where that is known.
-        differences: what the models say differently about themselves, each in words; no difference of numbers by
-            itself.
-        notes: what else should be known: that a twin is not deterministic, or a level left out.
-        self_noise: of each twin and dtype, measured before anything else.
+        first_divergence: path of the first module that is wrong, None if unknown.
+        cause: what is wrong, in words, None if unknown.
+        differences: hyperparameters that differ between the models, each in words; by themselves no mismatch.
+        notes: anything else to know: a twin is not deterministic, a level was left out.
+        self_noise: of each twin and dtype, measured before anything is compared.
         checks: one row per tensor, level and dtype.
-        curves: optimizer -> twin -> loss, step by step, in the first dtype that was trained in.
+        curves: optimizer -> twin -> loss of each step, in the first training dtype.
         environment: versions and devices.
     """
 
@@ -45,20 +45,20 @@ class Report:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return everything as JSON, as `report.schema.json` beside this file says; NaN and Inf become null."""
+        """Return the report as JSON of the schema `report.schema.json`; NaN and Inf become null."""
         return json.dumps(self._as_json(), indent=2, allow_nan=False)
 
     def to_html(self, path: str | PathLike[str], *, title: str = "") -> None:
-        """Write everything as one HTML page that needs no network.
+        """Write the report as one HTML page that needs no network.
 
         Raises:
             OSError: the file cannot be written.
         """
-        page = render({"title": title, "sentence": _findings(self), **self._as_json()})
+        page = render({"title": title, "sentence": findings(self), **self._as_json()})
         Path(path).write_text(page, encoding="utf-8")
 
     def to_junit(self, path: str | PathLike[str]) -> None:
-        """Write everything as JUnit XML, which CI systems show.
+        """Write the report as JUnit XML, for CI systems.
 
         Raises:
             OSError: the file cannot be written.
@@ -73,35 +73,39 @@ class Report:
 
 
 def sentence(report: Report) -> str:
-    """Return the verdict in words."""
+    """Return the verdict, the findings and the cause in words: at most 2,000 characters."""
+    label = {"pass": "PASS", "mismatch": "MISMATCH", "not-run": "NOT RUN"}[report.verdict]
+    cause = f"; {report.cause}" if report.verdict == "mismatch" and report.cause else ""
+    return shortened(f"{label}: {findings(report)}{cause}")
+
+
+def findings(report: Report) -> str:
+    """Return what the checks found in words, without verdict and cause."""
     if report.verdict == "not-run":
-        return f"NOT RUN: {report.reason}"
+        return shortened(str(report.reason))
     if report.verdict == "mismatch":
-        wrong = [check for check in report.checks if check.verdict == "mismatch"]
-        cause = f"; {report.cause}" if report.cause else ""
-        return f"MISMATCH: {len(wrong)} of {len(report.checks)} checks differ{cause}"
-    exact = [
-        check.measured
-        for check in report.checks
-        if check.dtype == "float64" and check.measured is not None and not check.excused
-    ]
-    factors = [check.measured for check in report.checks if check.torch_noise and check.measured is not None]
-    lower = list(dict.fromkeys(check.dtype for check in report.checks if check.torch_noise))
-    findings = []
-    if exact:
-        findings.append(f"equal to rounding in float64 (largest relative error {max(exact):.1e})")
+        mismatches = sum(check.verdict == "mismatch" for check in report.checks)
+        return f"{mismatches} of {len(report.checks)} checks differ"
+    errors: list[float] = []
+    factors: list[float] = []
+    dtypes: dict[str, None] = {}  # an ordered set
+    for check in report.checks:
+        if check.torch_noise:
+            dtypes[check.dtype] = None
+        if check.measured is not None and check.torch_noise:
+            factors.append(check.measured)
+        if check.measured is not None and check.dtype == "float64" and not check.excused:
+            errors.append(check.measured)
+    parts = []
+    if errors:
+        parts.append(f"equal to rounding in float64 (largest relative error {max(errors):.1e})")
     if factors:
-        findings.append(f"equally exact in {', '.join(lower)} (rounding errors within a factor of {max(factors):.2f})")
-    return f"PASS: the twins are {' and '.join(findings)}"
-
-
-def _findings(report: Report) -> str:
-    """Return the verdict in words without the verdict itself and the cause."""
-    return sentence(report).partition(": ")[2].removesuffix(f"; {report.cause}")
+        parts.append(f"equally exact in {', '.join(dtypes)} (rounding errors within a factor of {max(factors):.2f})")
+    return f"the twins are {' and '.join(parts)}"
 
 
 def _finite(value: Any) -> Any:
-    """Return `value` as JSON has it."""
+    """Return a value without tuples, NaN and Inf, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""What one twin computed, in a file: so that twins on two machines can be compared on a third. Imports no framework.
+"""Trace files: what one twin computes, to be compared on another machine. Imports no framework.
 
-A trace is a safetensors file: the tensors in float64 (those of modules in the dtype and layout that they have there),
-and in its metadata what they were computed from, as hashes, and with.
+A trace is a safetensors file. Tensors: outputs, gradients and the inputs and outputs of modules, in float64; those of
+modules in the layout of the framework. Metadata: hashes of inputs and weights, and the environment.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from outlook_parity.core.precision import PRECISIONS
 from outlook_parity.core.recorder import Arrays, Key
 from outlook_parity.mapping.names import is_counter
 
-# Name of a weight -> the type of its module, and its shape.
+# Name of a weight -> type of its module, shape.
 Leaves = dict[str, tuple[str, tuple[int, ...]]]
 
 FORMAT = "outlook-parity-trace"
@@ -29,7 +29,7 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Header:
-    """What a trace is of.
+    """Metadata of a trace.
 
     Attributes:
         framework: "torch" or "jax".
@@ -38,12 +38,12 @@ class Header:
         device: "cpu", "gpu" or "tpu".
         seed: of the cotangent.
         inputs: name -> hash of the rounded inputs, as the JAX twin takes them.
-        summed: see `outlook_parity.compare.tensors.compare_level`.
         weights: name in torch -> hash of the rounded values, in torch's layout.
+        summed: see `outlook_parity.compare.tensors.compare_level`.
         environment: versions, device, and how products were computed.
-        leaves: of a torch trace, name of each weight -> type of its module, and shape; by them JAX's names are found.
-        modules: of a torch trace, the paths of the modules.
-        output_dtypes: as the model gave its outputs.
+        leaves: of a torch trace: name of each weight -> type of its module, shape; JAX's names are inferred from them.
+        modules: of a torch trace: the paths of the modules.
+        output_dtypes: name of each output -> the dtype that the model gave it.
     """
 
     framework: str
@@ -62,7 +62,7 @@ class Header:
 
 @dataclass(frozen=True)
 class TraceFile:
-    """A trace: its header, outputs and gradients, and what each module was called with and gave."""
+    """A trace: metadata, outputs, gradients, and inputs and outputs of every module call."""
 
     header: Header
     outputs: dict[str, np.ndarray]
@@ -71,9 +71,9 @@ class TraceFile:
 
 
 def digest(array: np.ndarray) -> str:
-    """Return the hash of numbers and shape; the same for the same numbers in any dtype that holds them exactly."""
-    wide = np.ascontiguousarray(array, np.float64)
-    return hashlib.sha256(repr(array.shape).encode() + wide.tobytes()).hexdigest()
+    """Return the SHA-256 of shape and values; the same in every dtype that holds the values exactly."""
+    values = np.ascontiguousarray(array, np.float64)
+    return hashlib.sha256(repr(array.shape).encode() + values.tobytes()).hexdigest()
 
 
 def write(path: Path, trace: TraceFile) -> None:
@@ -82,15 +82,15 @@ def write(path: Path, trace: TraceFile) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    kinds = {"output": trace.outputs, "gradient": trace.gradients}
-    tensors = {f"{kind}/{name}": array for kind, arrays in kinds.items() for name, array in arrays.items()}
+    tensors = {f"output/{name}": array for name, array in trace.outputs.items()}
+    tensors |= {f"gradient/{name}": array for name, array in trace.gradients.items()}
     for number, (key, arrays) in enumerate(trace.events.items()):
         if key.side == "whole":
             continue
         for index, array in enumerate(arrays):
             tensors[f"module/{number:06d}/{key.side}/{key.call}/{index}/{key.path}"] = array.astype(np.float64)
-    header = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(asdict(trace.header))}
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=header))
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(asdict(trace.header))}
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=metadata))
 
 
 def read(path: Path) -> TraceFile:
@@ -101,58 +101,67 @@ def read(path: Path) -> TraceFile:
         OSError: it cannot be read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+        raise FileNotFoundError(f"{path}: no such file; `outlook trace` writes traces")
     try:
         with safe_open(path, "np") as file:
             metadata: dict[str, str] = file.metadata() or {}
             if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
-                is_one = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
-                raise ValueError(f"{path}: no trace of version {VERSION}, but {is_one}; `outlook trace` writes them")
+                found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
+                raise ValueError(f"{path}: {found} found, a trace of version {VERSION} expected; write it again")
             header = _header(json.loads(metadata["header"]))
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged: {error}") from error
+        raise ValueError(f"{path}: no trace, or a damaged one: {error}; `outlook trace` writes traces") from error
+    return TraceFile(header, _named(tensors, "output/"), _named(tensors, "gradient/"), _events(tensors))
+
+
+def _header(fields: dict[str, Any]) -> Header:
+    """Return the header of a JSON object, whose lists become tuples."""
+    leaves = {name: (kind, tuple(shape)) for name, (kind, shape) in fields["leaves"].items()}
+    return Header(**fields | {"leaves": leaves, "summed": tuple(fields["summed"])})
+
+
+def _named(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+
+def _events(tensors: Mapping[str, np.ndarray]) -> dict[Key, Arrays]:
+    """Return the inputs and outputs of module calls, in the order of the calls."""
     events: dict[Key, Arrays] = {}
-    named: dict[str, dict[str, np.ndarray]] = {"output": {}, "gradient": {}}
-    for name, array in tensors.items():
-        kind, _, rest = name.partition("/")
-        if kind in named:
-            named[kind][rest] = array
-        elif kind == "module":
-            _, side, call, _, module = rest.split("/", 4)
-            events.setdefault(Key(module, int(call), "in" if side == "in" else "out"), []).append(array)
-    return TraceFile(header, named["output"], named["gradient"], events)
-
-
-def _header(given: dict[str, Any]) -> Header:
-    """Return a header as JSON gives it back, which has no tuples."""
-    leaves = {name: (kind, tuple(shape)) for name, (kind, shape) in given["leaves"].items()}
-    return Header(**given | {"leaves": leaves, "summed": tuple(given["summed"])})
+    for name, array in _named(tensors, "module/").items():
+        _, side, call, _, path = name.split("/", 4)
+        events.setdefault(Key(path, int(call), "in" if side == "in" else "out"), []).append(array)
+    return events
 
 
 def refusal(one: TraceFile, other: TraceFile, truth: TraceFile | None) -> str | None:
     """Return why traces cannot be compared, None if they can."""
-    ours, theirs = one.header, other.header
-    if {ours.framework, theirs.framework} != {"torch", "jax"}:
-        return f"one trace must be torch's and one jax's, these are of {ours.framework} and {theirs.framework}"
+    a, b = one.header, other.header
+    if {a.framework, b.framework} != {"torch", "jax"}:
+        return f"one trace must be torch's and one jax's, these are of {a.framework} and {b.framework}"
     for name in ("dtype", "rounded_to", "seed"):
-        if getattr(ours, name) != getattr(theirs, name):
-            return f"{name} {getattr(ours, name)} in {ours.framework}, {getattr(theirs, name)} in {theirs.framework}"
-    for header in (ours, theirs, *([] if truth is None else [truth.header])):
-        if header.inputs != ours.inputs:
-            others = listed(_other(ours.inputs, header.inputs), 5)
-            return f"other inputs in {header.framework}'s trace than in {ours.framework}'s: {others}"
-        if other_weights := _other_weights(ours, header):
-            others = listed(other_weights, 5)
-            return f"other weights in {header.framework}'s trace than in {ours.framework}'s: {others}"
-    if ours.dtype == "float64" and ours.rounded_to == "float64":
+        if getattr(a, name) != getattr(b, name):
+            return f"{name} {getattr(a, name)} in {a.framework}, {getattr(b, name)} in {b.framework}"
+    for header in (a, b, *([] if truth is None else [truth.header])):
+        for what, names in (
+            ("inputs", _different(a.inputs, header.inputs)),
+            ("weights", _different_weights(a, header)),
+        ):
+            if names:
+                return f"different {what} in the traces of {a.framework} and {header.framework}: {listed(names, 5)}"
+    return _refusal_of_truth(a, truth)
+
+
+def _refusal_of_truth(header: Header, truth: TraceFile | None) -> str | None:
+    """Return why a truth does not fit a trace in a lower precision, None if it does or none is needed."""
+    if header.dtype == "float64" and header.rounded_to == "float64":
         return None
     if truth is None:
-        how = f"--dtype float64 --rounded-to {ours.rounded_to}"
-        return f"in {ours.dtype} a truth is needed: write one with `outlook trace {how}`, and give it with --truth"
-    if truth.header.dtype != "float64" or _storage(truth.header.rounded_to) != _storage(ours.rounded_to):
+        how = f"--dtype float64 --rounded-to {header.rounded_to}"
+        return f"{header.dtype} needs a truth: write one with `outlook trace {how}`, and give it with --truth"
+    if truth.header.dtype != "float64" or _storage(truth.header.rounded_to) != _storage(header.rounded_to):
         return (
-            f"the truth must be in float64 of numbers rounded to {ours.rounded_to}, "
+            f"the truth must be in float64 of numbers rounded to {header.rounded_to}, "
             f"it is in {truth.header.dtype} of {truth.header.rounded_to}"
         )
     return None
@@ -162,20 +171,20 @@ def _storage(precision: str) -> np.dtype:
     return PRECISIONS[precision].storage
 
 
-def _other_weights(one: Header, other: Header) -> list[str]:
-    """Return the weights that are not the same; counts of batches only where the JAX twin keeps them too."""
-    uncounted = [header.weights for header in (one, other) if header.framework == "jax"]
+def _different_weights(one: Header, other: Header) -> list[str]:
+    """Return the weights that differ; counts of batches only if the JAX twin has them too."""
+    jax_weights = [header.weights for header in (one, other) if header.framework == "jax"]
     return [
         name
-        for name in _other(one.weights, other.weights)
-        if not (is_counter(name) and any(name not in weights for weights in uncounted))
+        for name in _different(one.weights, other.weights)
+        if not (is_counter(name) and any(name not in weights for weights in jax_weights))
     ]
 
 
-def _other(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+def _different(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def environment_of(header: Header) -> dict[str, Any]:
-    """Return the environment as a report of two machines has it."""
+    """Return the environment, its names marked with the framework: reports have two."""
     return {f"{header.framework}: {name}": value for name, value in header.environment.items()}

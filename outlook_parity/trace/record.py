@@ -1,9 +1,8 @@
-"""Run one twin and write what it computed to a file; imports its framework and no other."""
+"""Run one twin and write what it computes to a trace file; the other framework is not imported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,173 +13,110 @@ from outlook_parity.core.environment import versions
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.precision import PRECISIONS
 from outlook_parity.core.recorder import Recorder
-from outlook_parity.core.request import DEVICES, Request, inputs_of, positions_and_size, round_to
-from outlook_parity.core.runner import Runner
-from outlook_parity.core.task import no_task
-from outlook_parity.mapping.infer import TorchLeaf, derive_names
-from outlook_parity.mapping.names import Names
-from outlook_parity.mapping.unmatched import note_on_names
-from outlook_parity.mapping.user import NameMap, name_map_from_options, torch_axes_of
-from outlook_parity.models.builtin import Options, make
-from outlook_parity.models.registry import KnownModel, known_model
-from outlook_parity.models.user import load_factory, read_inputs
-from outlook_parity.trace.file import Header, Leaves, TraceFile, digest, read, write
+from outlook_parity.core.request import DEVICES, Request, positions_and_size, round_to
+from outlook_parity.trace.build import Source, TracedTwin, build, load
+from outlook_parity.trace.file import Header, TraceFile, digest, write
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the user asked for; see `outlook trace`."""
+class TraceRequest:
+    """What to run and to write.
 
-    framework: Literal["torch", "jax"]
-    model: str
-    weights: str | None
-    prefix: str
-    factory: str | None
-    inputs: Path | None
-    torch_axes: str | None
-    names: Path | None
-    map_file: Path | None
+    Attributes:
+        framework: "torch" or "jax".
+        dtype: the precision of the computation.
+        rounded_to: the precision that inputs and weights are rounded to first.
+        device: "cpu", "gpu" or "tpu".
+        seed: of the cotangent.
+        gradients: write gradients too.
+        modules: write inputs and outputs of every module.
+    """
+
+    framework: str
     dtype: str
     rounded_to: str
     device: str
     seed: int
     gradients: bool
-    layers: bool
+    modules: bool
 
 
-def write_trace(asked: Asked, out: Path, say: Callable[[str], None]) -> str | None:
-    """Run the twin and write the trace; return why nothing could run, None if it did.
+def record(request: TraceRequest, source: Source, out: Path, on_note: Callable[[str], None]) -> str | None:
+    """Run a twin and write its trace.
 
     Args:
-        asked: what to run.
+        request: what to run.
+        source: the model: of this package, or a user's.
         out: the file to write.
-        say: called before anything runs, with what there is to note.
+        on_note: called before the model runs, with the weights without counterpart, if there are some.
+
+    Returns:
+        None; or why the twin cannot run here (no such device, no TF32), and then nothing is written.
 
     Raises:
-        ValueError: a dtype, device or model is unknown, or the inputs can tell nothing, or no weight has a name.
+        ValueError: a framework, dtype, device or model is unknown, the inputs cannot tell twins apart, or no weight has
+            a counterpart.
         ImportError: the framework is not installed.
         OSError: a file cannot be read or written.
     """
-    for what, name, choices in (
-        ("dtype", asked.dtype, PRECISIONS),
-        ("dtype", asked.rounded_to, PRECISIONS),
-        ("device", asked.device, DEVICES),
-    ):
-        if name not in choices:
-            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(choices)}")
-    _check_options(asked)
-    given = name_map_from_options(asked.map_file, asked.torch_axes)
-    require(asked.framework, extra=asked.framework, needed_by="outlook trace")
-    model, inputs, known = _subject(asked)
-    if reason := refusal_of_inputs(inputs):
-        raise ValueError(f"these inputs tell nothing: {reason}")
-    absence, products = _SETTINGS[asked.framework]()
-    if reason := absence(asked.device, asked.dtype):
+    _check(request)
+    require(request.framework, extra=request.framework, needed_by="outlook trace")
+    loaded = load(request.framework, source)
+    if reason := refusal_of_inputs(loaded.inputs):
+        raise ValueError(f"these inputs cannot tell twins apart: {reason}")
+    absence, products = _SETTINGS[request.framework]()
+    if reason := absence(request.device, request.dtype):
         return reason
-    twin, leaves, modules, note = _TWINS[asked.framework](asked, given, model, inputs, known)
-    if note is not None:
-        say(note)
-    request = Request(inputs, asked.dtype, asked.device, asked.seed, asked.rounded_to)
-    recorder = Recorder()
-    with user_code_errors(asked.framework, {name: array.shape for name, array in inputs.items()}):
-        ran = twin.run(request, gradients=asked.gradients)
-        if asked.layers:
-            twin.watch(request, recorder)
-    header = Header(
-        framework=asked.framework,
-        dtype=asked.dtype,
-        rounded_to=asked.rounded_to,
-        device=asked.device,
-        seed=asked.seed,
-        inputs={name: digest(_rounded(array, asked)) for name, array in inputs.items()},
-        weights={name: digest(_rounded(array, asked)) for name, array in twin.weights().items()},
-        summed=positions_and_size(inputs),
-        environment={**versions(), "device": asked.device, "products": products(asked.dtype)},
-        leaves=leaves,
-        modules=modules,
-        output_dtypes=dict(ran.dtypes),
-    )
-    write(out, TraceFile(header, dict(ran.outputs), dict(ran.gradients), recorder.events))
+    twin = build(request.framework, source, loaded)
+    if twin.note is not None:
+        on_note(twin.note)
+    write(out, _run(request, twin, loaded.inputs, products(request.dtype)))
     return None
 
 
-def _rounded(array: np.ndarray, asked: Asked) -> np.ndarray:
-    return round_to(array, asked.rounded_to) if is_floating(array) else array
+def _check(request: TraceRequest) -> None:
+    """Raise a ValueError if a name is unknown."""
+    for what, name, known in (
+        ("framework", request.framework, _SETTINGS),
+        ("dtype", request.dtype, PRECISIONS),
+        ("dtype", request.rounded_to, PRECISIONS),
+        ("device", request.device, DEVICES),
+    ):
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
 
 
-def _check_options(asked: Asked) -> None:
-    """Raise a ValueError if options are given that say nothing without one that is not."""
-    if asked.factory is not None:
-        if asked.inputs is None:
-            raise ValueError("--factory takes --inputs too")
-        return
-    theirs = {
-        "--inputs": asked.inputs,
-        "--torch-axes": asked.torch_axes,
-        "--names": asked.names,
-        "--map": asked.map_file,
-    }
-    for option, value in theirs.items():
-        if value is not None:
-            raise ValueError(f"{option} is about a model of your own: --factory is not given")
-
-
-def _subject(asked: Asked) -> tuple[Any, dict[str, np.ndarray], KnownModel | None]:
-    """Return the model, its inputs, and how it is verified if it is not the user's own."""
-    if asked.factory is not None:
-        assert asked.inputs is not None
-        return load_factory(asked.factory, "--factory"), inputs_of(read_inputs(asked.inputs)), None
-    options = Options(
-        asked.model, asked.weights, asked.prefix, asked.seed, num_heads=None, kernel_size=3, stride=2, padding=None
+def _run(request: TraceRequest, twin: TracedTwin, inputs: dict[str, np.ndarray], products: str) -> TraceFile:
+    """Run the twin, and once more to record its modules if they are asked for."""
+    run, recorder = Request(inputs, request.dtype, request.device, request.seed, request.rounded_to), Recorder()
+    with user_code_errors(request.framework, {name: array.shape for name, array in inputs.items()}):
+        result = twin.runner.run(run, gradients=request.gradients)
+        if request.modules:
+            twin.runner.watch(run, recorder)
+    header = Header(
+        framework=request.framework,
+        dtype=request.dtype,
+        rounded_to=request.rounded_to,
+        device=request.device,
+        seed=request.seed,
+        inputs=_digests(inputs, request.rounded_to),
+        weights=_digests(twin.runner.weights(), request.rounded_to),
+        summed=positions_and_size(inputs),
+        environment={**versions(), "device": request.device, "products": products},
+        leaves=twin.leaves,
+        modules=twin.modules,
+        output_dtypes=dict(result.dtypes),
     )
-    made = make(options, (asked.framework,))
-    model = made.torch_model if asked.framework == "torch" else made.jax_model
-    return model, inputs_of(made.inputs), known_model(model)
+    return TraceFile(header, dict(result.outputs), dict(result.gradients), recorder.events)
 
 
-class Made(NamedTuple):
-    """A twin, and what there is to say about it; see `Header`."""
-
-    twin: Runner
-    leaves: Leaves
-    modules: list[str]
-    note: str | None
+def _digests(arrays: Mapping[str, np.ndarray], rounded_to: str) -> dict[str, str]:
+    return {
+        name: digest(round_to(array, rounded_to) if is_floating(array) else array) for name, array in arrays.items()
+    }
 
 
-def _torch(asked: Asked, given: NameMap, model: Any, inputs: dict[str, np.ndarray], known: KnownModel | None) -> Made:
-    from outlook_parity.backends.torch.model import as_torch_module, compared_weights, torch_leaves
-    from outlook_parity.backends.torch.runner import TorchRunner
-
-    module = as_torch_module(model)
-    axes = torch_axes_of(given, inputs, known.torch_axes if known else None)
-    twin = TorchRunner(module, axes, no_task, given.out_axes, None if known else compared_weights(module))
-    leaves = {name: (leaf.kind, leaf.shape) for name, leaf in torch_leaves(module).items()}
-    return Made(twin, leaves, [path for path, _ in module.named_modules()], None)
-
-
-def _jax(asked: Asked, given: NameMap, model: Any, inputs: dict[str, np.ndarray], known: KnownModel | None) -> Made:
-    from outlook_parity.backends.jax.model import as_jax_model, shapes_of, transposed_of
-    from outlook_parity.backends.jax.runner import JaxRunner
-
-    twin, note = as_jax_model(model), None
-    if known is not None:
-        names = known.names()
-    elif asked.names is None:
-        names = Names([], {})
-        if twin.parameters:
-            raise ValueError("--names: the trace of the torch twin is needed, whose names the weights are to have")
-    else:
-        header = read(asked.names).header
-        if header.framework != "torch":
-            raise ValueError(f"--names must be the trace of the torch twin; {asked.names} is {header.framework}'s")
-        leaves = {name: TorchLeaf(*leaf) for name, leaf in header.leaves.items()}
-        shapes = shapes_of(twin)
-        names = derive_names(leaves, header.modules, shapes, twin.modules(), given, transposed_of(twin))
-        note = note_on_names(names, leaves, shapes, str(asked.names))
-    return Made(JaxRunner(twin, names, no_task), {}, [], note)
-
-
-# Of a device and a precision why there is none, None if there is; and how products are computed in a precision.
+# Why a device or a precision is absent, None if it is there; and how products are computed in a precision.
 Settings = tuple[Callable[[str, str], str | None], Callable[[str], str]]
 
 
@@ -196,5 +132,4 @@ def _jax_settings() -> Settings:
     return lambda device, dtype: jax_absence(device) or jax_products_absence(device, dtype), jax_products
 
 
-_TWINS: dict[str, Callable[..., Made]] = {"torch": _torch, "jax": _jax}
 _SETTINGS: dict[str, Callable[[], Settings]] = {"torch": _torch_settings, "jax": _jax_settings}

@@ -223,7 +223,7 @@ def test_convert_takes_dtype_model_and_shard_size(tmp_path: Path) -> None:
     convert(tmp_path / "b", tmp_path / "c.npz", to="torch", dtype="float32")
     assert_same_bits(read_arrays(tmp_path / "c.npz"), WEIGHTS)
     wrong = outlook("convert", tmp_path / "a.safetensors", tmp_path / "d", "--max-shard-size", "much")
-    assert "--max-shard-size must be a number of bytes, kB, MB or GB, as 2GB; got 'much'" in str(wrong.exception)
+    assert "--max-shard-size must be a size in bytes, kB, MB or GB, such as 2GB; got 'much'" in str(wrong.exception)
 
 
 def test_inspect_of_a_hub_id_or_folder_takes_what_convert_takes(tmp_path: Path) -> None:

@@ -206,16 +206,16 @@ def test_classes_other_than_imagenets_are_numbered(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--framework", "tensorflow"], "framework must be one of torch, jax or both, got 'tensorflow'"),
+        (["--framework", "tensorflow"], "--framework must be torch, jax or both, got 'tensorflow'"),
         (["--model", "volo_d1_225"], "did you mean 'volo_d1_224'"),
         (["--weights", "absent.safetensors"], "absent.safetensors"),
         (["--weights", "HEADLESS"], "a model without classifier"),
         (
             ["--weights", "GREY"],
-            "in_chans=1 channels, images are read with 3; --model volo_d1_224 makes",
+            "in_chans=1 channels, images are read with 3; --model volo_d1_224 adapts",
         ),
         (["--weights", "MODEL", "--model", "volo_d1_384"], "problems with its"),
-        (["EMPTY", "--weights", "MODEL"], "a folder without images"),
+        (["EMPTY", "--weights", "MODEL"], "no images in this folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

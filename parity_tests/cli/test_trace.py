@@ -95,8 +95,8 @@ def changed(trace: TraceFile, what: str) -> TraceFile:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("inputs", "other inputs"),
-        ("weights", "other weights in jax's trace than in torch's: proj.bias"),
+        ("inputs", "different inputs in the traces of torch and jax: input"),
+        ("weights", "different weights in the traces of torch and jax: proj.bias"),
         ("dtype", "dtype float64 in torch, float32 in jax"),
         ("seed", "seed 0 in torch, 7 in jax"),
         ("framework", "of torch and torch"),
@@ -113,11 +113,11 @@ def test_traces_of_something_else_are_refused(traces: dict[str, Path], what: str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--torch-axes", "0,3,1,2"), "--torch-axes is about a model of your own: --factory is not given"),
-        (("--map", "map.toml"), "--map is about a model of your own: --factory is not given"),
-        (("--names", "a.trace"), "--names is about a model of your own: --factory is not given"),
-        (("--inputs", "x.npy"), "--inputs is about a model of your own: --factory is not given"),
-        (("--factory", "m:f"), "--factory takes --inputs too"),
+        (("--torch-axes", "0,3,1,2"), "--torch-axes is for your own models only: it needs --factory too"),
+        (("--map", "map.toml"), "--map is for your own models only: it needs --factory too"),
+        (("--names", "a.trace"), "--names is for your own models only: it needs --factory too"),
+        (("--inputs", "x.npy"), "--inputs is for your own models only: it needs --factory too"),
+        (("--factory", "m:f"), "--factory needs --inputs too"),
         (("--factory", "m:f", "--inputs", "x.npy", "--torch-axes", "1,2"), "--torch-axes must be a permutation"),
     ],
 )
@@ -233,7 +233,7 @@ def test_weights_without_a_name_in_the_torch_trace_are_told_at_once(stack: Path,
         "2.weight, 2.bias; --map says what corresponds to what, and `outlook compare` refuses traces of other weights\n"
     )
     assert result.stdout == f"trace: {tmp_path / 'b.trace'}\n"
-    assert "other weights" in str(outlook("compare", stack / "a.trace", tmp_path / "b.trace").exception)
+    assert "different weights" in str(outlook("compare", stack / "a.trace", tmp_path / "b.trace").exception)
     (tmp_path / "map.toml").write_text('[modules]\nhead = "2"\n')
     result = traced(stack, "stack_with_another_end", tmp_path / "b.trace", "--map", tmp_path / "map.toml")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -118,7 +118,7 @@ def outlook(*arguments: object) -> Result:
     [
         ("counting", 0, "PASS"),
         ("not_counting", 0, "PASS"),
-        ("miscounting", 1, f"other weights in jax's trace than in torch's: {COUNTER}"),
+        ("miscounting", 1, f"different weights in the traces of torch and jax: {COUNTER}"),
     ],
 )
 def test_traces_are_of_the_same_count_where_both_keep_one(factory: str, code: int, words: str, tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_traces_are_of_the_same_count_where_both_keep_one(factory: str, code: in
             assert words in compared.output
         else:
             assert COUNTER in str(compared.exception)
-            assert "other weights" in str(compared.exception)
+            assert "different weights" in str(compared.exception)

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from outlook_parity import Check, Noise, Report
 from outlook_parity.core.check import EXCUSED, SelfNoise
-from outlook_parity.pytest_plugin import short
-from outlook_parity.report.terminal import show
+from outlook_parity.pytest_plugin import failure_message
+from outlook_parity.report.terminal import print_report
 from parity_tests.support import browser
 
 SCHEMA = json.loads(files("outlook_parity.report").joinpath("report.schema.json").read_text())
@@ -88,7 +88,7 @@ def test_junit_has_a_case_per_check_and_a_failure_per_mismatch(tmp_path: Path) -
 
 
 def test_the_failure_message_is_short_and_says_where_and_why() -> None:
-    lines = short(WRONG).splitlines()
+    lines = failure_message(WRONG).splitlines()
     assert lines[0].startswith("MISMATCH: 6 of")
     assert lines[0].endswith("LayerNorm eps 1e-06 in jax, 1e-05 in torch, at blocks.0.norm")
     assert lines[1] == "first wrong: blocks.0.norm"
@@ -148,5 +148,5 @@ def test_an_excused_row_is_not_the_largest_error_of_a_report_that_passes() -> No
 def test_notes_that_are_left_out_on_a_terminal_are_counted() -> None:
     console = Console(width=120, record=True, file=StringIO())
     differences = tuple(f"LayerNorm eps 1e-06 in jax, 1e-05 in torch, at blocks.{n}" for n in range(8))
-    show(Report("pass", differences=differences), console)
+    print_report(Report("pass", differences=differences), console)
     assert "note: … and 3 more such differences" in console.export_text()

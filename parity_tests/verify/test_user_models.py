@@ -17,8 +17,9 @@ import outlook_jax.linen
 import outlook_torch
 from outlook_parity import NameMap, Report, load_torch_weights, verify
 from outlook_parity.cli.app import app
+from outlook_parity.cli.options import name_map_from_options
 from outlook_parity.mapping.infer import TorchLeaf, derive_names
-from outlook_parity.mapping.user import name_map_from_options, read_name_map
+from outlook_parity.mapping.user import read_name_map
 from parity_tests.support.small_volo import quick_compilation
 from parity_tests.support.vit import NAMES, linen_vit, nnx_vit, torch_vit, vit_images
 
@@ -128,8 +129,11 @@ def test_what_the_options_say_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--torch-axes", "0,3,1,2"), "--torch-axes tells about twins of your own: --torch, --jax and --inputs are"),
-        (("--map", "map.toml"), "--map tells about twins of your own: --torch, --jax and --inputs are"),
+        (
+            ("--torch-axes", "0,3,1,2"),
+            "--torch-axes is for your own models only: it needs --torch, --jax and --inputs too",
+        ),
+        (("--map", "map.toml"), "--map is for your own models only: it needs --torch, --jax and --inputs too"),
         (("--torch", "m:f", "--torch-axes", "0,3,1"), "--torch-axes must be a permutation"),
         (("--torch", "m:f"), "--jax and --inputs not given"),
         (("--torch", "m", "--jax", "m:f", "--inputs", "{images}"), "package.module:factory, got 'm'"),
