@@ -4,35 +4,38 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: verify test test-all fuzz lint format bench clean
+.PHONY: verify test test-all fuzz lint format bench clean help
 
-verify: $(STAMP)  ## VOLO-D1 in both frameworks from the same weights on real photos, with a verdict
+verify: $(STAMP)  ## both twins of VOLO-D1 on real photos, with a verdict
 	$(BIN)/outlook verify
 
-test: $(STAMP)
-	$(BIN)/pytest -n 2 -m "not slow"
+test: $(STAMP)  ## every test but the slow ones
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: $(STAMP)
-	$(BIN)/pytest -n 2
+test-all: $(STAMP)  ## the slow tests too
+	$(BIN)/pytest -n 2 --dist worksteal
 
-fuzz: $(STAMP)  ## thousands of hostile files of weights, then conversions killed at random moments
+fuzz: $(STAMP)  ## hostile files of weights, conversions killed at random moments
 	$(BIN)/python -m parity_tests.weights.fuzz
 	$(BIN)/python -m parity_tests.weights.kill
 
-lint: $(STAMP)
+lint: $(STAMP)  ## ruff (lint, format) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(STAMP)  ## ruff: fix and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP)
+bench: $(STAMP)  ## timings against peers, into benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-clean:
+clean:  ## remove .venv
 	rm -rf .venv
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # timm is the oracle of the tests. It imports torchvision, of which there is no CPU build beside PyTorch's: both are
 # installed without their dependencies, and the tests declare the two operators that torchvision then lacks.

@@ -1,4 +1,4 @@
-"""Set-up of the whole run: exact arithmetic, the device, and the oracle's missing operators."""
+"""Set-up of every test: shape checks, exact arithmetic, and the fixtures that several folders use."""
 
 import os
 from collections.abc import Iterator
@@ -7,30 +7,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: what several workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
-import jax
 import jaxtyping
 import pytest
-import torch
 
 # Shapes and types stand in the signatures: check them at every call, which takes a hook before the first import.
+# Not pytest's option --jaxtyping-packages: with several packages it cuts a type checker that is a call, as this one is,
+# at its commas (jaxtyping 0.3.11), and it refuses `outlook_parity`, which pytest has imported by then for its plugin.
 jaxtyping.install_import_hook(
     ["outlook_common", "outlook_torch", "outlook_jax", "outlook_parity"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+from benchmarks.torchvision_stub import declare_missing_torchvision_operators  # noqa: E402
+from parity_tests.support import arithmetic  # noqa: E402
 from parity_tests.support.runners import Device, find_device  # noqa: E402
-from parity_tests.support.torchvision_stub import declare_missing_torchvision_operators  # noqa: E402
 
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_default_matmul_precision", "highest")
-torch.backends.cuda.matmul.allow_tf32 = False
-torch.backends.cudnn.allow_tf32 = False
-
+arithmetic.make_exact()
+declare_missing_torchvision_operators()
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
-
-
-declare_missing_torchvision_operators()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,8 +42,16 @@ def device(request: pytest.FixtureRequest) -> Device:
     return found
 
 
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Compile this module's JAX programs without optimizations."""
+    with arithmetic.quick_compilation():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _shape_checks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check shapes and types in every test but those marked `unchecked`."""
     unchecked = request.node.get_closest_marker("unchecked") is not None
     jaxtyping.config.update("jaxtyping_disable", unchecked)
     yield

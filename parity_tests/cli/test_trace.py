@@ -18,9 +18,8 @@ from outlook_parity.cli.app import app
 from outlook_parity.core.recorder import Key
 from outlook_parity.trace.compare import compare_traces
 from outlook_parity.trace.file import TraceFile, digest, read, write
-from parity_tests.support.small_volo import quick_compilation
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 HIDING = """
 import sys

@@ -13,14 +13,16 @@ import pytest
 
 from outlook_parity import NameMap, Report, verify
 from outlook_parity.models.user import load_factory
-from parity_tests.support.small_volo import quick_compilation
+from parity_tests.support.markdown import ROOT, read_blocks
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-PAGE = Path(__file__).parents[2] / "docs" / "port-a-model.md"
-FILES = re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
-MENDS = re.findall(r"^```diff\n-(.*?)\n\+(.*?)\n```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^\$ (.*)$", PAGE.read_text(), flags=re.MULTILINE)
+PAGE = ROOT / "docs" / "port-a-model.md"
+# A file is a block that starts with its name.
+NAMED = re.compile(r"# (\S+\.\w+)\n(.*)", flags=re.DOTALL)
+FILES = [match.groups() for block in read_blocks(PAGE, "python", "toml") if (match := NAMED.fullmatch(block.text))]
+MENDS = [re.fullmatch(r"-(.*)\n\+(.*)\n", block.text).groups() for block in read_blocks(PAGE, "diff")]
+COMMANDS = [command for block in read_blocks(PAGE, "console") for command in block.commands]
 
 
 def write_files(folder: Path, mended: int = 0) -> None:

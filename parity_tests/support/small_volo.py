@@ -1,12 +1,9 @@
-"""A small VOLO in both twins with the same weights, and quick compilation, for the tests of the verifier."""
+"""A small VOLO in both twins with the same weights."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
-import pytest
 from flax import nnx
 
 import outlook_jax
@@ -30,14 +27,6 @@ CONFIG = VOLOConfig(
     post_layers=("ca",),
     qkv_bias=True,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Compilation for speed would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small_volo(*, scan_layers: bool = False, **rates: float) -> Models:

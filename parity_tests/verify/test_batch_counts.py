@@ -12,9 +12,8 @@ from typer.testing import CliRunner, Result
 import outlook_jax.batch_norm
 from outlook_parity import NameMap, load_torch_weights, verify
 from outlook_parity.cli.app import app
-from parity_tests.support.small_volo import quick_compilation
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 THIS = "parity_tests.verify.test_batch_counts"
 NAMES = NameMap(torch_axes=(0, 3, 1, 2))

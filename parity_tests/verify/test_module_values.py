@@ -14,9 +14,9 @@ from outlook_parity import Report, load_torch_weights, verify
 from outlook_parity.compare.modules import MODEL
 from outlook_parity.compare.patterns import how_they_differ
 from outlook_parity.compare.tensors import compare_level
-from parity_tests.support.small_volo import quick_compilation, wrong
+from parity_tests.support.small_volo import wrong
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WIDTH = 4
 LEVELS = ("forward", "layers", "gradients")

@@ -12,9 +12,9 @@ from outlook_parity.core.recorder import Key, Recorder
 from outlook_parity.core.request import Request
 from outlook_parity.mapping.user import NameMap
 from outlook_parity.pair import make_pair
-from parity_tests.support.small_volo import check, quick_compilation, small_images, small_volo, wrong
+from parity_tests.support.small_volo import check, small_images, small_volo, wrong
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 VIEWS = (PROPAGATED, "torch", "jax")
 

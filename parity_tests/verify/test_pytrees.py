@@ -21,9 +21,8 @@ from outlook_parity.cli.app import app
 from outlook_parity.core import pytree as trees
 from outlook_parity.core.request import inputs_of
 from outlook_parity.models.user import read_inputs
-from parity_tests.support.small_volo import quick_compilation
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 THEIRS = "parity_tests.verify.test_pytrees"
 VOCABULARY, DIM, HEADS = 11, 6, 2

@@ -20,10 +20,9 @@ from outlook_parity.cli.app import app
 from outlook_parity.cli.options import name_map_from_options
 from outlook_parity.mapping.infer import TorchLeaf, derive_names
 from outlook_parity.mapping.user import read_name_map
-from parity_tests.support.small_volo import quick_compilation
 from parity_tests.support.vit import NAMES, linen_vit, nnx_vit, torch_vit, vit_images
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 THEIRS = "parity_tests.support.vit"
 

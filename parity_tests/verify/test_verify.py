@@ -17,9 +17,8 @@ from outlook_parity.compare import tensors as compare
 from outlook_parity.compare.noise import noise_factor, noise_of, rms
 from outlook_parity.core.check import EXCUSED
 from parity_tests.support.runners import layer_pair
-from parity_tests.support.small_volo import quick_compilation
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Training steps have their own tests.
 verify = partial(verify_levels, levels=("forward", "gradients"))
