@@ -48,9 +48,7 @@ class Session:
         self._jitted: dict[str, dict[str, Run]] = {}  # per precision and twin, as a user computes it
         self._integer_outputs: set[str] = set()
         self._suspects: list[Suspect] = []
-        self._module_inputs: dict[
-            tuple[str, str], np.ndarray
-        ] = {}  # by precision and suspect's path, as JAX takes them
+        self._module_inputs: dict[tuple[str, str], np.ndarray] = {}  # by precision and suspect's path, in JAX's layout
         self._draws: dict[str, Sequence[Draw]] = {}
         self._trained: dict[str, Tensors] = {}
 

@@ -11,20 +11,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from outlook_parity.compare.event_axes import event_axes, has_axes, in_jax_layout, in_torch_layout
 from outlook_parity.compare.noise import sum_noise
 from outlook_parity.compare.patterns import how_they_differ
 from outlook_parity.compare.tensors import FACTOR_BOUND, RELATIVE_BOUNDS, TensorPair, compare_pair
 from outlook_parity.core.check import PROPAGATED, TWINS, Check, RowVerdict, Tensors
-from outlook_parity.core.layout import Axes, axes_to_jax
 from outlook_parity.core.precision import TRUTH
 from outlook_parity.core.recorder import ROOT, Arrays, Events, Key, Recorder
 from outlook_parity.core.request import Request
 from outlook_parity.core.runner import Runner
 
 MODEL = "(model)"  # what the outermost module is called
-
-# Of an event and the index of an array in it: the order in which JAX has PyTorch's axes.
-EventAxes = dict[tuple[Key, int], Axes]
 
 OTHER = {"torch": "jax", "jax": "torch"}
 
@@ -89,10 +86,10 @@ def compare_recorded(torch: Events, jax: Events, truth: Events | None, dtype: st
         The rows, and the modules whose results differ in the order in which they return.
     """
     shared = _shared(torch, jax)
-    axes, rows = _event_axes(torch, jax, shared), _Rows(dtype, shared)
-    events = {"torch": _in_jax_layout(torch, axes), "jax": jax, "truth": None}
+    axes, rows = event_axes(torch, jax, shared), _Rows(dtype, shared)
+    events = {"torch": in_jax_layout(torch, axes), "jax": jax, "truth": None}
     if truth is not None:
-        events["truth"] = _in_jax_layout(truth, axes)
+        events["truth"] = in_jax_layout(truth, axes)
     suspects = rows.compare(PROPAGATED, events, _callees(torch))
     return [*rows.rows(), *_unshared({"torch": torch, "jax": jax}, shared, dtype)], suspects
 
@@ -118,24 +115,24 @@ class _Comparison:
         events = {twin: self._record(twin) for twin in TWINS}
         self._events = events
         self._shared = _shared(events["torch"], events["jax"])
-        self._axes = _event_axes(events["torch"], events["jax"], self._shared)
+        self._axes = event_axes(events["torch"], events["jax"], self._shared)
 
     def results(self) -> ModuleResults:
         rows = _Rows(self._dtype, self._shared)
-        in_jax_layout = self._in_jax_layout("torch", self._events["torch"])
+        torch_events = self._in_jax_layout("torch", self._events["torch"])
         rows.compare(
             PROPAGATED,
-            {"torch": in_jax_layout, "jax": self._events["jax"], "truth": self._record_truth()},
+            {"torch": torch_events, "jax": self._events["jax"], "truth": self._record_truth()},
             _callees(self._events["torch"]),
         )
         replayable = {
-            "torch": in_jax_layout,
-            "jax": {key: arrays for key, arrays in self._events["jax"].items() if _has_axes(key, arrays, self._axes)},
+            "torch": torch_events,
+            "jax": {key: arrays for key, arrays in self._events["jax"].items() if has_axes(key, arrays, self._axes)},
         }
         suspects = [suspect for giver in TWINS for suspect in self._replay(giver, replayable[giver], rows)]
         inputs: dict[str, np.ndarray] = {}
         for suspect in suspects[:1]:
-            arrays = in_jax_layout.get(Key(suspect.path, 0, "in"), [])
+            arrays = torch_events.get(Key(suspect.path, 0, "in"), [])
             inputs.update(zip([suspect.path], arrays, strict=False))
         checks = [*rows.rows(), *_unshared(self._events, self._shared, self._dtype)]
         return ModuleResults(checks, suspects, self._outputs, inputs)
@@ -167,12 +164,12 @@ class _Comparison:
 
     def _replay_to(self, twin: str, recorded: Events, request: Request) -> tuple[Events, Mapping[Key, str]]:
         """Return what a twin computes from a recording, in JAX's layout, and whose own code computed it."""
-        recorder = Recorder(recorded if twin == "jax" else _in_torch_layout(recorded, self._axes), self._shared)
+        recorder = Recorder(recorded if twin == "jax" else in_torch_layout(recorded, self._axes), self._shared)
         self._runners[twin].watch(request, recorder)
         return self._in_jax_layout(twin, recorder.events), recorder.owners
 
     def _in_jax_layout(self, twin: str, events: Events) -> Events:
-        return events if twin == "jax" else _in_jax_layout(events, self._axes)
+        return events if twin == "jax" else in_jax_layout(events, self._axes)
 
 
 def _shared(torch: Events, jax: Events) -> list[str]:
@@ -184,40 +181,6 @@ def _shared(torch: Events, jax: Events) -> list[str]:
 def _callees(events: Events) -> dict[Key, str]:
     """Return for each result the module that gave it: on its own input, arguments are the callers' doing."""
     return {key: key.path for key in events if key.side != "in"}
-
-
-def _event_axes(torch: Events, jax: Events, shared: Sequence[str]) -> EventAxes:
-    """Return for each array of both in which order JAX has PyTorch's axes; without those that do not fit."""
-    found: EventAxes = {}
-    members = set(shared)
-    for key, arrays in torch.items():
-        others = jax.get(key, [])
-        if key.path in members and len(arrays) == len(others):
-            for index, (one, other) in enumerate(zip(arrays, others, strict=True)):
-                axes = axes_to_jax(one, other) if one.ndim == other.ndim else None
-                if axes is not None:
-                    found[key, index] = axes
-    return found
-
-
-def _has_axes(key: Key, arrays: Arrays, axes: EventAxes) -> bool:
-    return all((key, index) in axes for index in range(len(arrays)))
-
-
-def _in_jax_layout(events: Events, axes: EventAxes) -> Events:
-    """Return PyTorch's events with JAX's order of axes, without those whose axes do not fit."""
-    return {
-        key: [array.transpose(axes[key, index]) for index, array in enumerate(arrays)]
-        for key, arrays in events.items()
-        if _has_axes(key, arrays, axes) and all(array.ndim == len(axes[key, i]) for i, array in enumerate(arrays))
-    }
-
-
-def _in_torch_layout(events: Events, axes: EventAxes) -> Events:
-    return {
-        key: [array.transpose(np.argsort(axes[key, index])) for index, array in enumerate(arrays)]
-        for key, arrays in events.items()
-    }
 
 
 class _Rows:
