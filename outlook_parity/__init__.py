@@ -1,28 +1,29 @@
-"""The verifier: whether two twins compute the same thing. Importing it imports nothing else, a framework least."""
+"""Verifier of PyTorch and JAX twins. Importing it imports no framework, and nothing else of this package."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outlook_parity.api import load_torch_weights, verify
+    from outlook_parity.api import verify
     from outlook_parity.core.check import Check, Noise
+    from outlook_parity.load_weights import load_torch_weights
     from outlook_parity.mapping.user import NameMap
     from outlook_parity.report.report import Report
 
 __all__ = ["Check", "NameMap", "Noise", "Report", "load_torch_weights", "verify"]
 
-_HOMES = {
+_MODULES = {
     "Check": "core.check",
     "NameMap": "mapping.user",
     "Noise": "core.check",
     "Report": "report.report",
-    "load_torch_weights": "api",
+    "load_torch_weights": "load_weights",
     "verify": "api",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # When it is asked for: pytest loads the plugin at every start, and must not load the rest with it.
-    if name not in _HOMES:
+    # On demand: pytest loads the plugin at every start, and must not load the rest with it.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,30 +1,30 @@
-"""`verify`: do two twins compute the same thing? Float64 to rounding, lower precisions to the same rounding noise."""
+"""`verify`: whether two models compute the same thing; to rounding in float64, with equal noise in lower precisions."""
 
-import platform
-import sys
-from collections.abc import Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from outlook_common.extras import require
-from outlook_parity.compare import tensors as compare
 from outlook_parity.compare.determinism import notes_on
 from outlook_parity.compare.modules import MODEL
 from outlook_parity.compare.noise import rounding_units
-from outlook_parity.core.attributes import QUIET
+from outlook_parity.compare.tensors import judge, refusal
+from outlook_parity.core.attributes import ONLY_AS_CAUSE
 from outlook_parity.core.check import Check
+from outlook_parity.core.environment import versions
+from outlook_parity.core.plan import LEVELS, Plan, Progress
 from outlook_parity.core.precision import PRECISIONS, TRUTH
-from outlook_parity.core.request import Request, inputs_of
-from outlook_parity.diagnose import causes
+from outlook_parity.core.request import DEVICES, Inputs, Request, inputs_of
+from outlook_parity.diagnose.causes import Explanation
 from outlook_parity.diagnose.precision import notes_on_products
 from outlook_parity.mapping.user import NameMap
 from outlook_parity.report.report import Report
-from outlook_parity.session import LEVELS, Progress, Session, runs_of, steps_of
+from outlook_parity.session import Session
 
-DEVICES = ("cpu", "gpu", "tpu")
+if TYPE_CHECKING:
+    from outlook_parity.backends.devices import Availability
+    from outlook_parity.pair import Pair
 
 STEPS = 3
 
@@ -83,62 +83,22 @@ def verify(
         TypeError: the inputs are no numbers, or a model is none, or returns something that holds no arrays.
         ImportError: PyTorch or JAX is not installed.
     """
-    _check_request(levels, dtypes, training_dtypes, device, steps)
-    for module, extra in (("torch", "torch"), ("jax", "jax"), ("flax", "jax"), ("optax", "parity")):
-        require(module, extra=extra, needed_by="outlook_parity.verify")
-    from outlook_parity.pair import device_absence, device_names, make_pair, products_absence, products_of
-
-    inputs = inputs_of(inputs)
-    reason = compare.refusal(inputs) or device_absence(device)
-    if reason:
+    _check_arguments(levels, dtypes, training_dtypes, device, steps)
+    arrays = inputs_of(inputs)
+    available = _availability(device, dtypes)
+    if reason := refusal(arrays) or available.absence:
         return Report("not-run", reason=reason, environment=versions())
-
-    pair = make_pair(torch_model, jax_model, inputs, names or NameMap())
-    notes = []
-    if levels is None:
-        levels = [level for level in LEVELS if level not in pair.refused]
-        notes = [f"the level {level!r} was left out: {why}" for level, why in pair.refused.items()]
-    if impossible := [f"{level!r} ({pair.refused[level]})" for level in levels if level in pair.refused]:
-        raise ValueError(f"levels that cannot be had of this pair: {', '.join(impossible)}")
-
-    levels = [level for level in LEVELS if level in levels]  # each once, in whatever order they are asked for
+    pair = _pair(torch_model, jax_model, arrays, names)
+    chosen = _levels(levels, pair.refused)
     trained = dtypes if training_dtypes is None else training_dtypes
-    pairs_asked = ((level, dtype) for dtype in dtypes for level in levels if level != "training" or dtype in trained)
-    asked = list(dict.fromkeys(pairs_asked))
-    absent = {dtype: why for dtype in dtypes if (why := products_absence(device, dtype))}
-    passes = dict.fromkeys((dtype, LEVELS[level]) for level, dtype in asked if dtype not in absent)
-    step = steps_of(progress, total=sum(runs_of(which, dtype) for dtype, which in passes))
-    session = Session(pair, inputs, levels, device=device, seed=seed, steps=steps, step=step)
-    session.checks += compare.compare_weights(session.weights["torch"], session.weights["jax"], pair.names.expected)
-    for dtype, which in passes:
-        session.run(which, dtype)
-    session.checks += [
-        Check(level, dtype, MODEL, "not-run", bound=0.0, note=absent[dtype])
-        for level, dtype in asked
-        if dtype in absent
-    ]
-    step("")
-
-    verdict, reason = compare.judge(
-        session.checks, [*([("weights", "as given")] if pair.names.expected else []), *asked]
-    )
-    said = session.differences()
-    found = session.explanation(said) if verdict == "mismatch" else causes.Explanation(None, None)
-    return Report(
-        verdict,
-        checks=tuple(session.checks),
-        reason=reason,
-        first_divergence=found.path,
-        cause=found.cause,
-        differences=tuple(str(difference) for difference in said if difference.fact not in QUIET),
-        notes=(*notes_on(session.self_noise), *notes_on_products(session.checks), *notes),
-        self_noise=tuple(session.self_noise),
-        curves=session.curves,
-        environment=versions() | device_names(device) | products_of(dtypes),
-    )
+    plan = Plan(chosen, dtypes, trained, device, seed, steps, available.missing_products)
+    session = Session(pair, arrays, plan, progress)
+    session.run()
+    left_out = {} if levels is not None else pair.refused
+    return _report(session, plan, left_out, has_weights=bool(pair.names.expected), environment=available.environment)
 
 
-def _check_request(
+def _check_arguments(
     levels: Sequence[str] | None, dtypes: Sequence[str], training_dtypes: Sequence[str] | None, device: str, steps: int
 ) -> None:
     for dtype in training_dtypes or ():
@@ -146,23 +106,74 @@ def _check_request(
             raise ValueError(f"training_dtypes has {dtype!r}, which is not among dtypes: {', '.join(dtypes)}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    for what, asked, known in (
-        ("level", tuple(LEVELS) if levels is None else levels, LEVELS),
+    for what, values, known in (
+        ("level", LEVELS if levels is None else levels, LEVELS),
         ("dtype", dtypes, PRECISIONS),
         ("device", [device], DEVICES),
     ):
-        if not asked or isinstance(asked, str):
-            raise ValueError(f"{what}s must be a sequence of at least one of {', '.join(known)}, got {asked!r}")
-        for name in asked:
+        if not values or isinstance(values, str):
+            raise ValueError(f"{what}s must be a sequence of at least one of {', '.join(known)}, got {values!r}")
+        for name in values:
             if name not in known:
                 raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+    for module, extra in (("torch", "torch"), ("jax", "jax"), ("flax", "jax"), ("optax", "parity")):
+        require(module, extra=extra, needed_by="outlook_parity.verify")
 
 
-def load_torch_weights(jax_model: Any, torch_model: Any, names: NameMap | None = None) -> Any:
-    """Give a JAX model the weights of its PyTorch twin; see `outlook_parity.pair.load_torch_weights`."""
-    from outlook_parity import pair
+# Both import the frameworks: only once they are needed.
 
-    return pair.load_torch_weights(jax_model, torch_model, names)
+
+def _availability(device: str, dtypes: Sequence[str]) -> "Availability":
+    from outlook_parity.backends.devices import availability
+
+    return availability(device, dtypes)
+
+
+def _pair(torch_model: Any, jax_model: Any, inputs: Inputs, names: NameMap | None = None) -> "Pair":
+    from outlook_parity.pair import make_pair
+
+    return make_pair(torch_model, jax_model, inputs, names or NameMap())
+
+
+def _levels(levels: Sequence[str] | None, refused: Mapping[str, str]) -> Sequence[str]:
+    """Return the levels to compare: those given, else all that the pair allows.
+
+    Raises:
+        ValueError: a level is given that the pair does not allow.
+    """
+    if levels is None:
+        return [level for level in LEVELS if level not in refused]
+    if impossible := [f"{level!r} ({refused[level]})" for level in levels if level in refused]:
+        raise ValueError(f"levels that cannot be had of this pair: {', '.join(impossible)}")
+    return levels
+
+
+def _report(
+    session: Session, plan: Plan, left_out: Mapping[str, str], *, has_weights: bool, environment: Mapping[str, str]
+) -> Report:
+    """Return the verdict on all rows, and the cause of a mismatch."""
+    not_run = [
+        Check(level, dtype, MODEL, "not-run", bound=0.0, note=plan.missing[dtype])
+        for level, dtype in plan.requested
+        if dtype in plan.missing
+    ]
+    checks = [*session.checks, *not_run]
+    verdict, reason = judge(checks, [*([("weights", "as given")] if has_weights else []), *plan.requested])
+    differing = session.differences()
+    explained = session.explanation(differing) if verdict == "mismatch" else Explanation(None, None)
+    omitted = [f"the level {level!r} was left out: {why}" for level, why in left_out.items()]
+    return Report(
+        verdict,
+        checks=tuple(checks),
+        reason=reason,
+        first_divergence=explained.path,
+        cause=explained.cause,
+        differences=tuple(str(difference) for difference in differing if difference.attribute not in ONLY_AS_CAUSE),
+        notes=(*notes_on(session.self_noise), *notes_on_products(checks), *omitted),
+        self_noise=tuple(session.self_noise),
+        curves=session.curves,
+        environment={**versions(), **environment},
+    )
 
 
 def difference_map(
@@ -185,20 +196,9 @@ def difference_map(
         TypeError: a model is none.
         ValueError: a model fails on these inputs.
     """
-    from outlook_parity.pair import make_pair
-
     arrays = inputs_of(inputs)
     request = Request(arrays, dtype, device, seed, rounded_to=dtype)
-    pair = make_pair(torch_model, jax_model, arrays, NameMap())
-    outputs = [next(iter(runner.run(request, gradients=False).outputs.values())) for runner in (pair.torch, pair.jax)]
-    return rounding_units(*(output[0] for output in outputs), dtype)
-
-
-def versions() -> dict[str, str]:
-    """Return what everything was computed with."""
-    packages = {}
-    for name in ("numpy", "torch", "jax", "jaxlib", "flax"):
-        with suppress(PackageNotFoundError):
-            # A package that is imported says of which build it is too: 2.11.0+cu130.
-            packages[name] = getattr(sys.modules.get(name), "__version__", None) or version(name)
-    return {"python": platform.python_version(), "platform": platform.platform(), **packages}
+    pair = _pair(torch_model, jax_model, arrays)
+    torch, jax = (runner.run(request, gradients=False).outputs for runner in (pair.torch, pair.jax))
+    output = next(iter(torch))
+    return rounding_units(torch[output][0], jax[output][0], dtype)

@@ -1,44 +1,40 @@
-"""Two models as a pair of twins: what corresponds to what in them, and what can be compared."""
+"""Two models as a pair of twins: a runner for each, the names that correspond, and the levels that can be compared."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import linen, nnx
 
-from outlook_common.arrays import is_floating, to_numpy
-from outlook_parity.backends.jax.base import JaxModel, Values
-from outlook_parity.backends.jax.model import FunctionModel, jax_model, shapes_of, transposed_of, weights_of
+from outlook_common.arrays import is_floating
+from outlook_parity.backends.jax.base import JaxModel
+from outlook_parity.backends.jax.model import FunctionModel, as_jax_model, output_shapes
 from outlook_parity.backends.jax.runner import JaxRunner
-from outlook_parity.backends.jax.settings import jax_absence, jax_device, jax_products, jax_products_absence
-from outlook_parity.backends.torch.model import FunctionModule, compared_weights, torch_leaves, torch_module
+from outlook_parity.backends.names import names_of_models
+from outlook_parity.backends.torch.model import FunctionModule, as_torch_module, compared_weights
 from outlook_parity.backends.torch.runner import TorchRunner
-from outlook_parity.backends.torch.settings import torch_absence, torch_device, torch_products, torch_products_absence
 from outlook_parity.core.errors import user_code_errors
-from outlook_parity.core.precision import PRECISIONS
-from outlook_parity.core.pytree import named_leaves
-from outlook_parity.core.recorder import fitting_axes
+from outlook_parity.core.layout import Axes, fitting_axes
 from outlook_parity.core.request import Inputs, Request
-from outlook_parity.core.task import OUTPUT, Subject, Task, is_array, mean_square, no_task, subject_of
-from outlook_parity.mapping.infer import derive_names
-from outlook_parity.mapping.names import Axes, Names, names_of_table
+from outlook_parity.core.task import Task, mean_square, no_task
+from outlook_parity.mapping.names import Names
 from outlook_parity.mapping.user import NameMap, torch_axes_of
+from outlook_parity.models.registry import KnownModel, known_model
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two twins, PyTorch's first.
+    """Two twins.
 
     Attributes:
         torch: PyTorch's.
         jax: JAX's.
         names: what corresponds.
-        refused: level -> why it cannot be had of this pair.
+        refused: level -> why it cannot be compared.
     """
 
     torch: TorchRunner
@@ -47,163 +43,114 @@ class Pair:
     refused: dict[str, str]
 
 
-def make_pair(torch_model: Any, jax_twin_model: Any, inputs: Inputs, given: NameMap) -> Pair:
-    """Return two models as twins.
+def make_pair(torch_model: Any, jax_model: Any, inputs: Inputs, name_map: NameMap) -> Pair:
+    """Return two models as a pair of twins.
 
     Raises:
         TypeError: a model is no module, no function, and no pair of a Linen module and its variables.
         ValueError: `torch_axes` has another number of axes than the inputs.
     """
+    module, model = _models(torch_model, jax_model)
+    known = _known_pair(module, model, inputs, name_map)
+    if known is None:
+        return _user_pair(module, model, inputs, name_map)
+    return _own_pair(module, model, inputs, name_map, known)
+
+
+def _models(torch_model: Any, jax_model: Any) -> tuple[torch.nn.Module, JaxModel]:
     if isinstance(torch_model, nnx.Module | linen.Module):
         raise TypeError(f"the torch model is a {type(torch_model).__name__} of Flax: are the two exchanged?")
-    module = torch_module(torch_model)
-    if isinstance(jax_twin_model, torch.nn.Module):
-        raise TypeError(f"the JAX model is a {type(jax_twin_model).__name__} of PyTorch: are the two exchanged?")
-    model = jax_model(jax_twin_model)
-    config = getattr(module, "config", module)
-    ours = hasattr(getattr(model, "module", None), "config") and not (given.weights or given.modules)
-    subject = subject_of(config) if ours else None
-    if subject and not all(map(is_floating, inputs.values())):
+    module = as_torch_module(torch_model)
+    if isinstance(jax_model, torch.nn.Module):
+        raise TypeError(f"the JAX model is a {type(jax_model).__name__} of PyTorch: are the two exchanged?")
+    return module, as_jax_model(jax_model)
+
+
+def _known_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map: NameMap) -> KnownModel | None:
+    """Return how both are verified if they are twins of this package, and no names are given for them."""
+    known = known_model(module)
+    twin = known_model(getattr(model, "module", None))
+    if known is None or twin is None or type(known.config) is not type(twin.config):
+        return None
+    if name_map.weights or name_map.modules:
+        return None
+    if not all(map(is_floating, inputs.values())):
         kinds = ", ".join(f"{name} of {array.dtype}" for name, array in inputs.items())
         raise TypeError(f"{type(module).__name__} takes floating-point numbers, got {kinds}")
-    names = _derived(module, model, given) if subject is None else names_of_table(config)
-    axes = torch_axes_of(given, inputs, subject.torch_axes if subject else None)
-    out_axes = {} if subject else _out_axes(module, model, inputs, axes, given)
-    task = _task(subject, config, inputs, lambda: _out_shapes(model, inputs))
-    refused = {}
+    return known
+
+
+def _own_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map: NameMap, known: KnownModel) -> Pair:
+    names = known.names()
+    shape = next(iter(inputs.values())).shape
+    task = _per_seed(lambda rng: known.task(shape, rng))
+    axes = torch_axes_of(name_map, inputs, known.torch_axes)
+    return Pair(TorchRunner(module, axes, task), JaxRunner(model, names, task), names, _refused(module, model))
+
+
+def _user_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map: NameMap) -> Pair:
+    names = names_of_models(module, model, name_map)
+    axes = torch_axes_of(name_map, inputs, None)
+    out_axes = _output_axes(module, model, inputs, axes, name_map)
+    task = _per_seed(lambda rng: _mean_square(output_shapes(model, inputs), rng))
+    compared = [name for name in compared_weights(module) if name in set(names.expected)]
+    runner = TorchRunner(module, axes, task, out_axes, compared)
+    return Pair(runner, JaxRunner(model, names, task), names, _refused(module, model))
+
+
+def _refused(module: torch.nn.Module, model: JaxModel) -> dict[str, str]:
     if isinstance(module, FunctionModule) or isinstance(model, FunctionModel):
-        refused = dict.fromkeys(("layers", "training"), "a plain function has no modules and no weights")
-    elif model.own_dropout:
-        refused = {"training": f"{model.own_dropout} draws dropout of its own, which the twins cannot share"}
-    expected = set(names.expected)
-    compared = None if subject else [name for name in compared_weights(module) if name in expected]
-    return Pair(TorchRunner(module, axes, task, out_axes, compared), JaxRunner(model, names, task), names, refused)
+        return dict.fromkeys(("layers", "training"), "a plain function has no modules and no weights")
+    if model.own_dropout:
+        return {"training": f"{model.own_dropout} draws dropout of its own, which the twins cannot share"}
+    return {}
 
 
-def load_torch_weights(jax_twin_model: Any, torch_model: torch.nn.Module, names: NameMap | None = None) -> Any:
-    """Give a JAX model the parameters and running statistics of its PyTorch twin, whatever either is.
+def _per_seed(make: Callable[[np.random.Generator], Task]) -> Callable[[Request], Task]:
+    """Return a function from requests to tasks, which are made once per seed."""
 
-    Args:
-        jax_twin_model: an NNX module, which is changed; or a pair of a Linen module and its variables.
-        torch_model: its twin.
-        names: what corresponds to what, where Flax's usual names do not say it.
-
-    Returns:
-        The NNX module, or the pair with new variables.
-
-    Raises:
-        ValueError: a weight has no counterpart, or another shape; all of them are named.
-    """
-    model = jax_model(jax_twin_model)
-    derived = _derived(torch_model, model, names or NameMap())
-    state, wrong = torch_model.state_dict(), []
-    loaded: dict[str, np.ndarray] = {}
-    for flax, value in weights_of(model).items():
-        weight = derived.by_flax[flax]
-        if weight.torch not in state:
-            wrong.append(f"{flax} has no counterpart in torch{derived.hint(flax)}")
-            continue
-        array = weight.to_flax(to_numpy(state[weight.torch]))
-        if array.shape != value.shape:
-            wrong.append(f"{flax} has shape {value.shape}, {weight.torch} in its layout {array.shape}")
-        loaded[flax] = array.astype(value.dtype)
-    taken = {derived.by_flax[flax].torch for flax in loaded}
-    wrong += [
-        f"{name} of torch has no counterpart in JAX{derived.hint(name)}"
-        for name in derived.expected
-        if name not in taken and name in state
-    ]
-    if wrong:
-        raise ValueError("weights that do not correspond: " + "; ".join(dict.fromkeys(wrong)))
-    return model.with_weights(loaded)
-
-
-def _task(
-    subject: Subject | None, config: Any, inputs: Inputs, out_shapes: Callable[[], Mapping[str, Any]]
-) -> Callable[[Request], Task]:
     @cache
     def task(seed: int) -> Task:
-        rng = np.random.default_rng(seed)
-        if subject is not None:
-            return subject.task(config, next(iter(inputs.values())).shape, rng)
-        floating = {name: s.shape for name, s in out_shapes().items() if jnp.issubdtype(s.dtype, jnp.floating)}
-        return mean_square({name: rng.standard_normal(shape) for name, shape in floating.items()})
+        return make(np.random.default_rng(seed))
 
     return lambda request: task(request.seed)
 
 
-def _out_shapes(model: JaxModel, inputs: Inputs) -> dict[str, Any]:
-    """Return shape and dtype of each output of the JAX model."""
-    prepared = model.prepared(np.dtype(np.float32), training=False, one_by_one=False)
-    given = [jax.ShapeDtypeStruct(a.shape, np.float32 if is_floating(a) else a.dtype) for a in inputs.values()]  # type: ignore[no-untyped-call]
-
-    def call(parameters: Values, buffers: Values, *inputs: Any) -> Any:
-        output = prepared.call(parameters, buffers, inputs)[0]
-        return {name: jnp.asarray(leaf) for name, leaf in named_leaves(output, is_array, OUTPUT).items()}
-
-    return dict(jax.eval_shape(call, prepared.parameters, prepared.buffers, *given))
+def _mean_square(shapes: Mapping[str, Any], rng: np.random.Generator) -> Task:
+    """Return the mean square of all floating-point outputs from random targets."""
+    floating = {name: output.shape for name, output in shapes.items() if jnp.issubdtype(output.dtype, jnp.floating)}
+    return mean_square({name: rng.standard_normal(shape) for name, shape in floating.items()})
 
 
-def _out_axes(
-    module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes], given: NameMap
+def _output_axes(
+    module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes], name_map: NameMap
 ) -> dict[str, Axes]:
-    """Return for each output in which order JAX has its axes, where that is another one: as given, else what the shapes
-    say if they do not fit as they are. The numbers are not asked: a twin that exchanges axes is wrong.
+    """Return the order in which JAX has the axes of each output, where it is another one than PyTorch's.
+
+    As the map says, else by shapes where they do not fit as they are; never by numbers: a twin that exchanges axes is
+    wrong.
     """
-    request = Request(inputs, "float32", "cpu", 0, "float32")
-    with user_code_errors("torch", {name: [inputs[name].shape[i] for i in axes[name]] for name in inputs}):
-        outputs = TorchRunner(module, axes, no_task).run(request, gradients=False).outputs
+    torch_outputs = _torch_outputs(module, inputs, axes)
     with user_code_errors("JAX", {name: list(array.shape) for name, array in inputs.items()}):
-        shapes = {name: leaf.shape for name, leaf in _out_shapes(model, inputs).items()}
-    if not outputs and not shapes:
+        jax_shapes = {name: output.shape for name, output in output_shapes(model, inputs).items()}
+    if not torch_outputs and not jax_shapes:
         raise TypeError("both models return nothing that could be compared")
-    if unknown := given.out_axes.keys() - outputs.keys():
-        raise ValueError(f"out_axes names {', '.join(sorted(unknown))}; the torch model gives {', '.join(outputs)}")
-    found: dict[str, Axes] = {}
-    for name, output in outputs.items():
-        fitting = fitting_axes(output.shape, shapes.get(name, ()))
-        order = given.out_axes.get(name, fitting[0] if fitting else None)
+    if unknown := name_map.out_axes.keys() - torch_outputs.keys():
+        raise ValueError(
+            f"out_axes names {', '.join(sorted(unknown))}; the torch model gives {', '.join(torch_outputs)}"
+        )
+    orders: dict[str, Axes] = {}
+    for name, output in torch_outputs.items():
+        fitting = fitting_axes(output.shape, jax_shapes.get(name, ()))
+        order = name_map.out_axes.get(name, fitting[0] if fitting else None)
         if order is not None and sorted(order) != list(range(output.ndim)):
             raise ValueError(f"out_axes of {name}, in torch of shape {output.shape}, must not be {list(order)}")
         if order is not None and order != tuple(range(output.ndim)):
-            found[name] = order
-    return found
+            orders[name] = order
+    return orders
 
 
-def _derived(module: torch.nn.Module, model: JaxModel, given: NameMap) -> Names:
-    for twin, weights in (("torch", dict(module.named_parameters())), ("JAX", model.parameters)):
-        for name, weight in weights.items():
-            if "complex" in str(weight.dtype):
-                raise TypeError(f"{name} of the {twin} model is complex; keep its real and imaginary parts apart")
-    paths = {path for path, _ in module.named_modules()}
-    return derive_names(torch_leaves(module), paths, shapes_of(model), model.modules(), given, transposed_of(model))
-
-
-def device_absence(device: str) -> str | None:
-    """Return why runs on this kind of device are not possible here, or None if they are."""
-    return jax_absence(device) or torch_absence(device)
-
-
-def products_absence(device: str, dtype: str) -> str | None:
-    """Return why products in this precision cannot be had on this kind of device, or None if they can."""
-    return jax_products_absence(device, dtype) or torch_products_absence(device, dtype)
-
-
-def products_of(dtypes: Iterable[str]) -> dict[str, str]:
-    """Return how each framework is told to compute the products of each precision that is kept in float32."""
-    states = {"torch": torch_products, "jax": jax_products}
-    return {
-        f"{twin} products in {dtype}": state(dtype)
-        for dtype in dtypes
-        if PRECISIONS[dtype].storage == np.float32
-        for twin, state in states.items()
-    }
-
-
-def device_names(device: str) -> dict[str, str]:
-    """Return what the lower precisions ran on, per framework."""
-    place = torch_device(device)
-    return {
-        "torch device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
-        "jax device": jax_device(device).device_kind,
-    }
+def _torch_outputs(module: torch.nn.Module, inputs: Inputs, axes: Mapping[str, Axes]) -> Mapping[str, np.ndarray]:
+    request = Request(inputs, "float32", "cpu", 0, "float32")
+    with user_code_errors("torch", {name: [inputs[name].shape[i] for i in axes[name]] for name in inputs}):
+        return TorchRunner(module, axes, no_task).run(request, gradients=False).outputs

@@ -109,6 +109,18 @@ def test_a_room_imports_only_the_rooms_below_it(package: str) -> None:
     assert not upward
 
 
+def test_the_registry_is_the_one_door_to_this_packages_own_models() -> None:
+    inside = ("outlook_parity.models.", "outlook_parity.diagnose.attention_steps")
+    outside = {
+        f"{module} imports {name}"
+        for module, path in sources("outlook_parity")
+        if not module.startswith(inside)
+        for name in imports(path)
+        if name.partition(".")[0] in ("outlook_torch", "outlook_jax")
+    }
+    assert not outside
+
+
 def test_every_folder_of_the_verifier_is_a_room_of_the_table() -> None:
     folders = {path.parent.name for path in (ROOT / "outlook_parity").glob("*/__init__.py")}
     assert folders == ROOMS["outlook_parity"].keys() - {""}

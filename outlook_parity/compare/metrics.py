@@ -1,4 +1,4 @@
-"""How far apart two arrays are, in the measures that people know. None of them decides a verdict. No framework."""
+"""Usual measures of the difference of two arrays; none decides a verdict. Imports no framework."""
 
 import math
 
@@ -11,19 +11,19 @@ TOP = 5
 
 
 def measure(torch: np.ndarray, jax: np.ndarray, precision: Precision) -> dict[str, float]:
-    """Return measures of the difference between arrays of one shape; those of distances are over finite entries.
+    """Return measures of the difference between arrays of one shape, those of distances over finite entries.
 
     Args:
         torch: in float64.
         jax: likewise.
-        precision: that both were computed in: its units in the last place are counted.
+        precision: that both were computed in, for units in the last place.
 
     Returns:
         "max", "rms": of |torch - jax|. "ulp median", "ulp 99 %", "ulp max": in units in the last place of jax's.
         "cosine": 1 minus the cosine of the angle between them. "tolerance": the smallest t with
         |torch - jax| <= t + t * |jax| everywhere, which assert_allclose would have passed with. "not finite torch",
-        "not finite jax": how many. "not finite apart": at how many places one alone is, or another kind than the other.
-        "top 1 flips", "top 5 flips": at how many rows the largest entries are others.
+        "not finite jax": how many. "not finite apart": at how many entries only one is finite, or both differ in kind.
+        "top 1 flips", "top 5 flips": in how many rows the largest entries differ.
     """
     finite = np.isfinite(torch) & np.isfinite(jax)
     measures = {
@@ -34,7 +34,7 @@ def measure(torch: np.ndarray, jax: np.ndarray, precision: Precision) -> dict[st
     one, other = torch[finite], jax[finite]
     if one.size:
         error = np.abs(one - other)
-        with np.errstate(over="ignore"):  # a number beside a zero is infinitely many units away
+        with np.errstate(over="ignore"):  # next to a zero any number is infinitely many units away
             ulps = error / unit_in_the_last_place(other, precision)
         measures |= {
             "max": float(error.max()),
@@ -55,7 +55,7 @@ def measure(torch: np.ndarray, jax: np.ndarray, precision: Precision) -> dict[st
 
 
 def unit_in_the_last_place(array: np.ndarray, precision: Precision) -> np.ndarray:
-    """Return the distance from each number to the next larger one in size, in a precision."""
+    """Return the distance from each number to the next larger magnitude in a precision."""
     smallest = float(ml_dtypes.finfo(precision.storage).smallest_normal)  # type: ignore[no-untyped-call]
     _, exponent = np.frexp(np.maximum(np.abs(array), smallest))
     return np.ldexp(precision.epsilon, exponent - 1)

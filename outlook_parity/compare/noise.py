@@ -1,4 +1,4 @@
-"""A twin's error against the float64 truth in units of rounding, and when two such errors are alike. No framework."""
+"""Noise: a twin's error against the float64 truth in units of rounding. Imports no framework."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 from outlook_parity.core.check import Noise
 from outlook_parity.core.precision import PRECISIONS
 
-# Errors below one unit of rounding count as one: that a twin happens to round luckily is no difference.
+# Errors below one unit of rounding count as one: rounding luckily is no difference.
 LEAST_NOISE = 1.0
 
 # In which order the n numbers of a parameter's gradient are added up is the libraries' choice. One after the other in
@@ -34,19 +34,19 @@ def rounding_units(torch: np.ndarray, jax: np.ndarray, dtype: str) -> np.ndarray
     return np.abs(jax - torch) / (PRECISIONS[dtype].epsilon * rms(torch))
 
 
-def evenly(size: float) -> Noise:
-    """Return a noise of this size in RMS and in the worst element."""
+def uniform_noise(size: float) -> Noise:
+    """Return a noise with this RMS and maximum."""
     return Noise(rms=size, max=size)
 
 
 def sum_noise(terms: float, dtype: str) -> Noise:
-    """Return the noise below which all counts as equally exact in a sum of so many numbers."""
+    """Return the noise below which sums of `terms` numbers count as equally exact."""
     precision = PRECISIONS[dtype]
-    return evenly(max(LEAST_NOISE, SUM_NOISE * math.sqrt(terms) * precision.sum_epsilon / precision.epsilon))
+    return uniform_noise(max(LEAST_NOISE, SUM_NOISE * math.sqrt(terms) * precision.sum_epsilon / precision.epsilon))
 
 
-def noise_factor(one: Noise, other: Noise, *, least: Noise = evenly(LEAST_NOISE)) -> float:  # noqa: B008
-    """Return how many times larger either noise is than the other, in RMS or in the worst element.
+def noise_factor(one: Noise, other: Noise, *, least: Noise = uniform_noise(LEAST_NOISE)) -> float:  # noqa: B008
+    """Return the larger factor between two noises, in RMS or in maximum.
 
     A noise below `least` counts as `least`.
     """

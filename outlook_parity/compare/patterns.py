@@ -1,4 +1,4 @@
-"""How two arrays differ, in words: by a factor, in their order, in few places. Imports no framework."""
+"""How two arrays differ, in words: by a factor, in order, in few entries. Imports no framework."""
 
 from collections.abc import Callable, Mapping
 from itertools import permutations
@@ -9,10 +9,10 @@ CLOSE = 1e-6
 
 
 def how_they_differ(torch: np.ndarray, jax: np.ndarray) -> str:
-    """Return in what way arrays of one shape differ, or "" if in none that is known."""
+    """Return in words how arrays of one shape differ, "" if in no known way."""
     if torch.shape != jax.shape or torch.size == 0:
         return ""
-    # What differs by less than `CLOSE`, or not at all, is close to itself in many another order too.
+    # Arrays that differ by less than `CLOSE` would fit many rules.
     for rule in (_few,) if _equal(torch, jax) else RULES:
         if words := rule(torch, jax):
             return words
@@ -38,7 +38,7 @@ def _transposed(torch: np.ndarray, jax: np.ndarray) -> str:
 
 
 def _exchanged(torch: np.ndarray, jax: np.ndarray) -> str:
-    """Parts along an axis exchanged, as queries and keys in one matrix."""
+    """Return how parts along an axis are exchanged, as queries and keys in one matrix."""
     for axis in range(torch.ndim):
         for parts in (2, 3):
             if torch.shape[axis] % parts == 0 and torch.shape[axis] > 1:
@@ -67,9 +67,9 @@ def _other_order(torch: np.ndarray, jax: np.ndarray) -> str:
 
 def _few(torch: np.ndarray, jax: np.ndarray) -> str:
     scale = float(np.abs(torch).max()) or 1.0
-    places = np.argwhere(np.abs(torch - jax) > 1e-12 * scale)
-    if 0 < len(places) <= max(1, torch.size // 50):
-        return f"they differ in {len(places)} of {torch.size} places, the first {places[0].tolist()}"
+    entries = np.argwhere(np.abs(torch - jax) > 1e-12 * scale)
+    if 0 < len(entries) <= max(1, torch.size // 50):
+        return f"they differ in {len(entries)} of {torch.size} places, the first {entries[0].tolist()}"
     return ""
 
 
@@ -99,17 +99,17 @@ RULES: tuple[Callable[[np.ndarray, np.ndarray], str], ...] = (
 
 
 def weight_difference(name: str, torch: Mapping[str, np.ndarray], jax: Mapping[str, np.ndarray]) -> str:
-    """Return how one weight differs: as above, or that a twin has another one's values there."""
-    ours, theirs = torch.get(name), jax.get(name)
-    if ours is None or theirs is None:
+    """Return in words how one weight differs; also whether a twin has the values of another weight there."""
+    torch_weight, jax_weight = torch.get(name), jax.get(name)
+    if torch_weight is None or jax_weight is None:
         return ""
-    for where, array, others in (("jax", theirs, torch), ("torch", ours, jax)):
+    for twin, array, others in (("jax", jax_weight, torch), ("torch", torch_weight, jax)):
         for other, values in others.items():
-            if other != name and _same_numbers(values, array):
-                return f"{where} has the values of {other} there"
-    return how_they_differ(ours, theirs)
+            if other != name and _same_values(values, array):
+                return f"{twin} has the values of {other} there"
+    return how_they_differ(torch_weight, jax_weight)
 
 
-def _same_numbers(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether arrays are equal and not by being constant, as all that is zero or one at first."""
+def _same_values(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether arrays are equal and not constant, as many weights are at initialisation."""
     return one.shape == other.shape and bool((one != one.flat[:1]).any()) and np.array_equal(one, other)

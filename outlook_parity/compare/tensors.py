@@ -1,7 +1,7 @@
-"""Verdicts on what the twins computed; arrays in, rows out. Imports no framework.
+"""Verdicts on tensors: arrays in, rows out. Imports no framework.
 
 A hand-set tolerance hides bugs, so there is none for the lower precisions: there each twin's rounding error is measured
-against the float64 truth, and what is judged is the factor between the two. Rounding is shared by both; a bug is not.
+against the float64 truth, and the factor between the two errors is judged. Rounding is shared by both; a bug is not.
 """
 
 import math
@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from outlook_parity.compare.metrics import measure
-from outlook_parity.compare.noise import LEAST_NOISE, evenly, noise_factor, noise_of, sum_noise
-from outlook_parity.core.check import EXCUSED, Check, Noise, RowVerdict, Verdict
+from outlook_parity.compare.noise import LEAST_NOISE, noise_factor, noise_of, sum_noise, uniform_noise
+from outlook_parity.core.check import EXCUSED, Check, Noise, RowVerdict, Tensors, Verdict
 from outlook_parity.core.precision import PRECISIONS
-
-Tensors = Mapping[str, np.ndarray]
 
 # max|torch - jax| / max|jax| in float64: agreement to rounding.
 RELATIVE_BOUNDS = {"forward": 1e-12, "gradients": 1e-10, "training": 1e-9}
@@ -28,189 +26,158 @@ RELATIVE_BOUNDS = {"forward": 1e-12, "gradients": 1e-10, "training": 1e-9}
 FACTOR_BOUND = 8.0
 
 # Gradients jump where rounding decides on which side of zero a ReLU's input lies, or which of two numbers is larger: a
-# twin may take the other side at one of a million places, and err a thousand times more there. So where the noises of
-# gradients or training differ, the truth itself is asked: its weights and inputs are moved by this many units of
-# rounding, each up or down at random, and then the other way. By how much the two answers differ is what rounding can
-# do, and errors below that count as that much; in float64 differences, where the true gradient is zero. No bug is
-# excused that is larger than a few dozen units of rounding.
-MOVED = 16.0
+# twin may take the other side at one of a million positions, and err a thousand times more there. So where the noises
+# of gradients or training differ, the truth is computed twice more, with weights and inputs perturbed by this many
+# units of rounding, each up or down at random, and then the other way. The difference of the two results is what
+# rounding can do, and errors below it count as that much; in float64 so do differences, where the true gradient is
+# zero. No bug is excused that is larger than a few dozen units of rounding.
+PERTURBATION = 16.0
 
 
 @dataclass(frozen=True)
 class TensorPair:
-    """One tensor as either twin has it; None where a twin lacks it."""
+    """One tensor of both twins; None where a twin lacks it."""
 
     name: str
     torch: np.ndarray | None
     jax: np.ndarray | None
 
     def alike(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return both arrays if both are there and have one shape, else None."""
+        """Return both arrays if both exist and have one shape, else None."""
         if self.torch is None or self.jax is None or self.torch.shape != self.jax.shape:
             return None
         return self.torch, self.jax
 
 
 def pairs(torch: Tensors, jax: Tensors, expected: Sequence[str] = ()) -> list[TensorPair]:
-    """Return the tensors of both twins side by side, also those that only one of them has, or neither."""
+    """Return the tensors of both twins by name, also those that only one of them has, or neither."""
     return [TensorPair(name, torch.get(name), jax.get(name)) for name in dict.fromkeys([*expected, *torch, *jax])]
 
 
 def compare_weights(torch: Tensors, jax: Tensors, expected: Sequence[str]) -> list[Check]:
-    """Compare weights: all that are expected must be there, and every single one equal."""
+    """Compare weights: all that are expected must exist, and every number be equal."""
     return [compare_pair("weights", "as given", pair, bound=0.0) for pair in pairs(torch, jax, expected)]
 
 
 def compare_level(
-    level: str, dtype: str, traced: Mapping[str, Tensors], summed: tuple[int, int], whole: Collection[str] = ()
+    level: str,
+    dtype: str,
+    results: Mapping[str, Tensors],
+    summed: tuple[int, int],
+    integer_outputs: Collection[str] = (),
 ) -> list[Check]:
-    """Compare what the twins, "torch" and "jax", computed in `dtype`; by their noise if there is a "truth" too.
+    """Compare what the twins computed in `dtype`; by their noise if there is a truth.
 
-    If there are "up" and "down", the truth moved by rounding to either side, errors below their difference count as it.
-    `summed` is how many numbers are added up at most for a parameter's gradient and for a loss: the places of the
-    largest input, and all its numbers. `whole` are the outputs that are whole numbers.
+    Args:
+        level: "forward", "gradients" or "training".
+        dtype: a precision.
+        results: "torch" and "jax"; in lower precisions "truth"; perhaps "up" and "down", the truth perturbed by
+            rounding to either side: errors below their difference count as that much.
+        summed: how many numbers are added up at most for a parameter's gradient and for a loss: the positions of the
+            largest input, and all its numbers.
+        integer_outputs: the outputs that are integers or booleans.
     """
-    truth, moved = traced.get("truth"), ("up" in traced and level != "forward")
-    bound = RELATIVE_BOUNDS[level] if truth is None else FACTOR_BOUND
+    truth, perturbed = results.get("truth"), ("up" in results and level != "forward")
     checks = []
-    for pair in pairs(traced["torch"], traced["jax"]):
-        if pair.name in whole:
-            checks.append(_compare_whole(level, dtype, pair))
+    for pair in pairs(results["torch"], results["jax"]):
+        if pair.name in integer_outputs:
+            checks.append(_compare_integers(level, dtype, pair))
             continue
-        kind = _kind(pair.name) if level == "training" else ""
-        rooted = partial(_rooted, kind)
-        exact = None if truth is None else rooted(truth.get(pair.name))
-        least = sum_noise(_terms(level, kind, pair, dtype, summed), dtype)
+        quantity = _quantity(pair.name) if level == "training" else ""
+        root = partial(_root, quantity)
         jump = None
-        if moved and pair.name in traced["up"]:
-            up, down = (rooted(traced[which][pair.name]) for which in ("up", "down"))
-            jump = np.asarray(up - down)  # of single numbers it is no array
-        pair = TensorPair(pair.name, rooted(pair.torch), rooted(pair.jax))
-        if jump is not None and exact is not None and exact.any():
-            size = noise_of(np.asarray(jump + exact), exact, dtype)
-            least = Noise(max(least.rms, size.rms), max(least.max, size.max))
-        check = compare_pair(level, dtype, pair, bound=bound, truth=exact, least=least)
-        if truth is None and jump is not None and check.verdict == "mismatch" and _explained(pair, jump):
+        if perturbed and pair.name in results["up"]:
+            # Of single numbers the difference is no array.
+            jump = np.asarray(root(results["up"][pair.name]) - root(results["down"][pair.name]))
+        exact = None if truth is None else root(truth.get(pair.name))
+        least = _least_noise(sum_noise(_terms(level, quantity, pair, dtype, summed), dtype), jump, exact, dtype)
+        rooted = TensorPair(pair.name, root(pair.torch), root(pair.jax))
+        bound = RELATIVE_BOUNDS[level] if truth is None else FACTOR_BOUND
+        check = compare_pair(level, dtype, rooted, bound=bound, truth=exact, least=least)
+        if truth is None and jump is not None and check.verdict == "mismatch" and _within(rooted, jump):
             check = replace(check, verdict="pass", note=EXCUSED, excused=True)
         checks.append(check)
     return checks
 
 
-def _compare_whole(level: str, dtype: str, pair: TensorPair) -> Check:
-    """Compare whole numbers, which are equal or not; in low precision rounding may decide which of two is larger."""
+def _compare_integers(level: str, dtype: str, pair: TensorPair) -> Check:
+    """Compare integers, which must be equal; in low precision rounding may decide which of two is larger."""
     check = compare_pair(level, dtype, pair, bound=0.0)
     if dtype == "float64" or check.verdict != "mismatch" or check.measured is None:
         return check
-    note = "whole numbers, which rounding may decide: judged in float64"
+    note = "integers, which rounding may decide: judged in float64"
     return replace(check, verdict="skipped", note=note)
 
 
-def _explained(pair: TensorPair, jump: np.ndarray) -> bool:
-    """Whether numbers differ by no more than rounding can move them, as a gradient does whose true value is zero."""
+def _least_noise(least: Noise, jump: np.ndarray | None, exact: np.ndarray | None, dtype: str) -> Noise:
+    """Return the noise below which all counts as equally exact, raised to that of a jump where there is one."""
+    if jump is None or exact is None or not exact.any():
+        return least
+    size = noise_of(np.asarray(jump + exact), exact, dtype)
+    return Noise(max(least.rms, size.rms), max(least.max, size.max))
+
+
+def _within(pair: TensorPair, jump: np.ndarray) -> bool:
+    """Whether numbers differ by no more than rounding can change them, as where the true gradient is zero."""
     if (arrays := pair.alike()) is None:
         return False
     torch, jax = arrays
     return float(np.abs(torch - jax).max()) <= FACTOR_BOUND * float(np.abs(jump).max())
 
 
-def _kind(name: str) -> str:
-    """Return what of a training step a tensor is: "losses", or of the optimizer's state "momentum"; else its name."""
+def _quantity(name: str) -> str:
+    """Return the quantity of a training step: "losses", or an optimizer's slot as in "momentum"; else the name."""
     return name.partition(": ")[2].partition(" of ")[0]
 
 
-def _rooted(kind: str, array: np.ndarray | None) -> Any:
-    """Return the root of what is a mean of squares: of gradients that are nothing but rounding, squares would tell of
-    a factor between the twins' noises its square.
+def _root(quantity: str, array: np.ndarray | None) -> Any:
+    """Return the square root of a mean of squares, anything else as it is.
+
+    Of gradients that are nothing but rounding, squares would show the factor between the twins' noises squared.
     """
-    return np.sqrt(array) if array is not None and kind == "second moment" else array
+    return np.sqrt(array) if array is not None and quantity == "second moment" else array
 
 
-def _terms(level: str, kind: str, pair: TensorPair, dtype: str, summed: tuple[int, int]) -> int:
+def _terms(level: str, quantity: str, pair: TensorPair, dtype: str, summed: tuple[int, int]) -> int:
     """Return how many numbers are added up, in `dtype` itself, for one of this tensor.
 
-    For a parameter's gradient (and for what optimizers keep of it) those are the places of the map, at
-    most all of the input's; for a loss, whose outputs are about as many as the inputs, all numbers. Below float32
-    matrix products and means add up in float32, and so only the gradients of vectors count.
+    For a parameter's gradient (and for what optimizers keep of it) those are the positions of the map, at most all of
+    the input's; for a loss, whose outputs are about as many as the inputs, all numbers. Below float32 matrix products
+    and means add up in float32, and so only the gradients of vectors count.
     """
     if pair.torch is None:
         return 1
-    places, numbers = summed
+    positions, numbers = summed
     in_float32 = PRECISIONS[dtype].storage == np.float32
     if level == "gradients" and pair.name.partition(".")[0] != "input":
-        return places if in_float32 or pair.torch.ndim == 1 else 1
+        return positions if in_float32 or pair.torch.ndim == 1 else 1
     if not in_float32:
         return 1
-    return {"losses": numbers, **dict.fromkeys(("momentum", "first moment", "second moment"), places)}.get(kind, 1)
+    return {"losses": numbers, **dict.fromkeys(("momentum", "first moment", "second moment"), positions)}.get(
+        quantity, 1
+    )
 
 
 def may_be_a_jump(check: Check) -> bool:
-    """Whether this row is a mismatch by the size of its numbers alone, of something that may jump."""
+    """Whether this row may be a mismatch by a jump: by the size of its numbers, and of no output."""
     return check.verdict == "mismatch" and check.measured is not None and check.level != "forward"
 
 
-def compare_dtype(who: str, asked: str, given: str, output: str = "output") -> list[Check]:
-    """Return a row if an output has another dtype than the one asked for: then nothing was shown about that one."""
-    if given == PRECISIONS[asked].storage.name:
+def compare_dtype(twin: str, dtype: str, actual: str, output: str = "output") -> list[Check]:
+    """Return a row if an output has another dtype than was computed in: then nothing was shown about that one."""
+    if actual == PRECISIONS[dtype].storage.name:
         return []
-    name = f"dtype of {who}{_which(output)}"
-    return [Check("forward", asked, name, "mismatch", bound=0.0, note=f"the output is {given}")]
+    name = f"dtype of {twin}{output_suffix(output)}"
+    return [Check("forward", dtype, name, "mismatch", bound=0.0, note=f"the output is {actual}")]
 
 
-def compare_self(who: str, dtype: str, plain: Tensors, watched: Tensors, truth: Tensors | None) -> list[Check]:
-    """Return rows on whether a twin gives the same module by module as it does by itself.
-
-    The outputs are compared as the twins' are with each other.
-    """
-    how = {"torch": "watched against plain", "jax": "module by module against jit"}[who]
-    bound = RELATIVE_BOUNDS["forward"] if truth is None else FACTOR_BOUND
-    checks = []
-    for pair in pairs(watched, plain):
-        row = replace(pair, name=f"{who}: {how}{_which(pair.name)}")
-        exact = None if truth is None else truth.get(pair.name)
-        checks.append(compare_pair("self-check", dtype, row, bound=bound, truth=exact))
-    return checks
-
-
-def _which(output: str) -> str:
-    """Return which of several outputs this is, as in ", logits.0"; "" of the only one."""
+def output_suffix(output: str) -> str:
+    """Return which of several outputs this is, as in ", logits.0"; "" for the only one."""
     return output.removeprefix("output").replace(".", ", ", 1)
 
 
-def compare_again(dtype: str, again: Mapping[str, Mapping[str, Tensors | str]]) -> list[Check]:
-    """Return rows on whether the twins still agree when the same copies of them are called again; `again` by twin, how.
-
-    What both refuse, or answer with NaN or Inf at the same places, is skipped: those are numbers of the verifier's own.
-    """
-    checks = []
-    for how, ours in again["torch"].items():
-        theirs = again["jax"].get(how, {})
-        if isinstance(ours, str) or isinstance(theirs, str):
-            refused = {"torch": ours, "jax": theirs}
-            note = "; ".join(f"{twin} refuses: {why}" for twin, why in refused.items() if isinstance(why, str))
-            checks.append(Check("again", dtype, how, "skipped", 0.0, note=note))
-            continue
-        for pair in pairs(ours, theirs):
-            row = replace(pair, name=f"{how}: {pair.name}")
-            check = compare_pair("again", dtype, row, bound=RELATIVE_BOUNDS["forward"])
-            if check.verdict == "mismatch" and _as_undefined(pair):
-                check = replace(check, verdict="skipped", note=f"{check.note}, at the same places")
-            checks.append(check)
-    return checks
-
-
-def _as_undefined(pair: TensorPair) -> bool:
-    """Whether both are NaN or Inf at the same places, and agree elsewhere."""
-    if (arrays := pair.alike()) is None:
-        return False
-    torch, jax = arrays
-    defined = np.isfinite(torch)
-    if defined.all() or not np.array_equal(defined, np.isfinite(jax)):
-        return False
-    return not defined.any() or relative_error(torch[defined], jax[defined]) <= RELATIVE_BOUNDS["forward"]
-
-
 def refusal(inputs: Mapping[str, np.ndarray]) -> str | None:
-    """Return why a comparison on these inputs would tell nothing, or None if it can tell something."""
+    """Return why a comparison on these inputs would show nothing, or None if it can show something."""
     for name, array in inputs.items():
         what = f"the {name}" if len(inputs) == 1 else name
         if reason := _refusal(what, array):
@@ -221,7 +188,7 @@ def refusal(inputs: Mapping[str, np.ndarray]) -> str | None:
 def _refusal(what: str, array: np.ndarray) -> str | None:
     if array.size == 0:
         return f"{what} of shape {array.shape} is empty"
-    if array.dtype.kind in "iub":  # ids and masks: alike for all samples may be meant
+    if array.dtype.kind in "iub":  # ids and masks may be alike for all samples
         same = array.size > 1 and not (array != array.flat[0]).any()
         return f"{what} is {array.flat[0]} everywhere: no fault could be seen in what it decides" if same else None
     if bad := int((~np.isfinite(array)).sum()):
@@ -235,14 +202,14 @@ def _refusal(what: str, array: np.ndarray) -> str | None:
 def judge(checks: Sequence[Check], expected: Iterable[tuple[str, str]]) -> tuple[Verdict, str | None]:
     """Return the verdict on all rows together, and the reason if it is "not-run".
 
-    "pass" takes, of every expected (level, dtype), at least one comparison of numbers that are not all zero, and no
-    row that is anything but equal.
+    "pass" takes at least one comparison of numbers that are not all zero for every expected (level, dtype), and no row
+    that differs or could not be compared.
     """
     if any(check.verdict == "mismatch" for check in checks):
         return "mismatch", None
     empty = [check for check in checks if check.verdict == "not-run"]
-    told = {(check.level, check.dtype) for check in checks if check.verdict in ("pass", "not-run")}
-    vacuous = [f"{level} ({dtype})" for level, dtype in expected if (level, dtype) not in told]
+    shown = {(check.level, check.dtype) for check in checks if check.verdict in ("pass", "not-run")}
+    vacuous = [f"{level} ({dtype})" for level, dtype in expected if (level, dtype) not in shown]
     reasons = [
         f"{why}: {', '.join(f'{row.name} ({row.level}, {row.dtype})' for row in empty if row.note == why)}"
         for why in dict.fromkeys(row.note for row in empty)
@@ -269,7 +236,7 @@ def compare_pair(
         return row(verdict="mismatch", note=f"shape {pair.torch.shape} in torch, {pair.jax.shape} in jax")
     if pair.torch.size == 0:
         return row(verdict="not-run", note=f"empty: shape {pair.torch.shape}")
-    check = _judged(row, pair.torch, pair.jax, dtype, bound, truth, least or evenly(LEAST_NOISE))
+    check = _judged(row, pair.torch, pair.jax, dtype, bound, truth, least or uniform_noise(LEAST_NOISE))
     if dtype in PRECISIONS and (level == "forward" or check.verdict == "mismatch"):
         check = replace(check, metrics=measure(pair.torch, pair.jax, PRECISIONS[dtype]))
     return check
@@ -284,10 +251,10 @@ def _judged(
     truth: np.ndarray | None,
     least: Noise,
 ) -> Check:
-    """Compare two arrays of one shape that are not empty."""
+    """Compare two arrays of one shape, not empty."""
     arrays = {"torch": torch, "jax": jax} | ({} if truth is None else {"the float64 truth": truth})
-    if strange := [f"{bad} NaN or Inf in {name}" for name, array in arrays.items() if (bad := _not_finite(array))]:
-        return row(verdict="mismatch", note=", ".join(strange))
+    if undefined := [f"{bad} NaN or Inf in {name}" for name, array in arrays.items() if (bad := _not_finite(array))]:
+        return row(verdict="mismatch", note=", ".join(undefined))
     if not any(array.any() for array in arrays.values()):
         return row(verdict="zero", note="zero in both")
     if truth is None:

@@ -1,79 +1,77 @@
-"""What models say about themselves, eps, momentum, paddings, in common words, and where twins say different things.
+"""Attributes of modules (eps, momentum, padding, …) in words shared by both frameworks. Imports no framework.
 
-Imports no framework: `torch_semantics` and `jax_semantics` read the models.
+`backends/torch/attributes.py` and `backends/jax/attributes.py` read them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Path of a module -> what it says: fact -> value, in words that both twins share.
-Facts = dict[str, dict[str, Any]]
+# Path of a module -> attribute -> value.
+Attributes = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One fact that the twins say differently."""
+    """An attribute that differs between the twins."""
 
     path: str
     kind: str  # of the module, as PyTorch calls it
-    fact: str
+    attribute: str
     torch: Any
     jax: Any
 
     def __str__(self) -> str:
         values = f"{_word(self.jax)} in jax, {_word(self.torch)} in torch"
-        return f"{self.kind} {self.fact} {values}, at {self.path or '(model)'}"
+        return f"{self.kind} {self.attribute} {values}, at {self.path or '(model)'}"
 
 
-# Facts that change no number in float64 and in the modes that the verifier sets itself. The precision is that of
-# products of float32: as the verifier pins both frameworks, unless a module says otherwise. The variance of a norm, as
-# mean of squares less square of the mean, takes one pass, and loses digits that two passes keep.
-HARMLESS = ("mode", "precision", "variance")
+# Attributes that change no number in float64 and in the modes that the verifier sets itself. The precision is that of
+# products of float32: the verifier pins both frameworks, but a module may set its own. The variance of a norm in one
+# pass, as mean of squares less square of the mean, loses digits that two passes keep.
+NO_EFFECT_IN_FLOAT64 = ("mode", "precision", "variance")
 
-# As Flax has it by default: said only where it is the cause.
-QUIET = ("variance",)
+# Differs by Flax's default: reported only where it is the cause.
+ONLY_AS_CAUSE = ("variance",)
 
-PASSES = {True: "in one pass", False: "in two passes"}
+# By whether the variance is computed in one pass.
+VARIANCE = {True: "in one pass", False: "in two passes"}
+
+# Attributes of functions, which a module calls or has a module for.
+FUNCTIONAL = ("GELU", "pool divisor", "interpolation")
 
 
-def differences(torch: Facts, jax: Facts, kinds: Mapping[str, str]) -> list[Difference]:
-    """Return what the twins say differently about the modules that both have, facts that only one tells left out.
+def differences(torch: Attributes, jax: Attributes, kinds: Mapping[str, str]) -> list[Difference]:
+    """Return the attributes that differ, of modules and attributes that both twins have.
 
-    What a module says that only one twin has, an activation say, counts for the one around it.
+    Those of functions, of an activation that is a module in one twin alone say, count for the module around it.
     """
     shared = torch.keys() & jax.keys()
-    merged = [_merged(facts, shared) for facts in (torch, jax)]
+    torch_merged, jax_merged = _merged(torch, shared), _merged(jax, shared)
     return [
-        Difference(path, kinds.get(path, "module"), fact, merged[0][path][fact], merged[1][path][fact])
+        Difference(path, kinds.get(path, "module"), name, torch_merged[path][name], jax_merged[path][name])
         for path in torch
         if path in shared
-        for fact in merged[0][path].keys() & merged[1][path].keys()
-        if not _same(merged[0][path][fact], merged[1][path][fact])
+        for name in torch_merged[path].keys() & jax_merged[path].keys()
+        if not _equal(torch_merged[path][name], jax_merged[path][name])
     ]
 
 
-def _merged(facts: Facts, shared: set[str]) -> Facts:
-    merged: Facts = {path: dict(facts[path]) for path in facts if path in shared}
-    for path, own in facts.items():
+def _merged(attributes: Attributes, shared: set[str]) -> Attributes:
+    """Return the attributes of the shared modules, with those of functions in modules inside that are not shared."""
+    merged: Attributes = {path: dict(attributes[path]) for path in attributes if path in shared}
+    for path, own in attributes.items():
         outer = path
         while outer and outer not in shared:
             outer = outer.rpartition(".")[0]
         if outer != path and outer in merged:
-            for fact, value in own.items():
-                if fact in FUNCTIONAL:
-                    merged[outer].setdefault(fact, value)
+            for name, value in own.items():
+                if name in FUNCTIONAL:
+                    merged[outer].setdefault(name, value)
     return merged
 
 
-# Of modules with a configuration: fact -> its field.
-OWN_ATTRIBUTES = {"scale": "qk_scale", "heads": "num_heads", "window": "kernel_size", "window stride": "stride"}
-
-# Facts about what a module's code does, wherever in it.
-FUNCTIONAL = ("GELU", "pool divisor", "interpolation")
-
-
-def _same(one: Any, other: Any) -> bool:
+def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other) <= 1e-6 * max(abs(one), abs(other))  # 1 - 0.9 is not 0.1
     return bool(one == other)

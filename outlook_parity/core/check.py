@@ -1,8 +1,12 @@
-"""The rows of a report: one tensor compared, and one twin compared with itself. Imports no framework."""
+"""Rows of a report: one tensor compared, and one twin compared with itself. Imports no framework."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+
+Tensors = Mapping[str, np.ndarray]
 
 Verdict = Literal["pass", "mismatch", "not-run"]
 
@@ -13,11 +17,10 @@ EXCUSED = "as large as rounding makes it: the true value is zero"
 
 TWINS = ("torch", "jax")
 
-# On whose input the numbers of a layer are, where it is not on that of one of the twins.
+# The view of a row of a module: each twin on its own input. Else the view is the twin whose input both were given.
 PROPAGATED = "propagated"
 
-# The ways of calling a twin again that change nothing in its outputs, unless it is not deterministic, keeps state, or
-# mixes the samples of a batch.
+# Ways of calling a twin again that change no output, unless it is not deterministic, keeps state, or mixes samples.
 TWICE, REVERSED = "called twice", "batch reversed"
 
 
@@ -34,21 +37,21 @@ class Check:
     """One tensor compared.
 
     Attributes:
-        level: "weights", "forward", "layers", "gradients", "training"; "again" of the same copies of the twins called
-            once more; or "self-check" of what the verifier itself does.
+        level: "weights", "forward", "layers", "gradients", "training"; "again" for the same copies of the twins
+            called once more; or "self-check" for what the verifier itself does.
         dtype: the precision that the twins computed in; "as given" for weights.
         name: the tensor under its torch name; of layers the module's path.
-        verdict: "zero" if it is exactly zero in both twins: no difference, but no evidence either; "skipped" if only
-            one twin has such a module, or another shape there, of which both make the same: no difference.
+        verdict: "zero" if it is exactly zero in both twins, which is no evidence; "skipped" if only one twin has such
+            a module, or has another shape there that leads to the same results.
         bound: the largest `measured` that passes.
         measured: in float64 and for weights the relative error max|torch - jax| / max|jax|; in lower precisions the
             factor between the twins' noises. None if it could not be measured: then `note` says why.
         torch_noise: of the PyTorch twin, in lower precisions.
         jax_noise: of the JAX twin, likewise.
-        note: in words.
-        metrics: of outputs, and of what mismatches: how far apart the twins are; see `compare.metrics.measure`.
-        view: of a layer, on whose input: "propagated", each twin's own; else the twin whose input both were given.
-        excused: whether it passes although `measured` is above `bound`, as rounding alone can make it so.
+        note: anything else, in words.
+        metrics: of outputs and mismatches: other measures of the difference; see `compare.metrics.measure`.
+        view: of a module: "propagated" if each twin has its own input; else the twin whose input both were given.
+        excused: whether it passes although `measured` is above `bound`, because rounding alone can make it so.
     """
 
     level: str

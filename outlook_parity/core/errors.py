@@ -19,7 +19,7 @@ def user_code_errors(framework: str, shapes: Mapping[str, Sequence[int]]) -> Ite
     try:
         yield
     except Exception as error:
-        given = ", ".join(f"{name} of shape {tuple(shape)}" for name, shape in shapes.items())
+        inputs = ", ".join(f"{name} of shape {tuple(shape)}" for name, shape in shapes.items())
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         own = (str(PACKAGE), "<")
         frames = [
@@ -29,4 +29,4 @@ def user_code_errors(framework: str, shapes: Mapping[str, Sequence[int]]) -> Ite
         ]
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"the {framework} model fails on {given}: {what}{where}") from error
+        raise kind(f"the {framework} model fails on {inputs}: {what}{where}") from error

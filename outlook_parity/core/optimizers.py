@@ -1,4 +1,4 @@
-"""The optimizers of the training steps, each as both frameworks have it, with every setting given."""
+"""SGD and AdamW in both frameworks, with every setting explicit."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 0.05
 # Few bits each: optax computes 1 - beta**step in float32, where for the usual 0.999 the result is wrong by 2e-5.
 BETAS = (0.875, 0.9375)
-# AdamW divides a gradient by its own size. Where the true gradient is zero (of a key's bias, to which softmax is blind)
-# what was computed is rounding alone, and with the usual 1e-8 would move the parameter by a whole learning rate.
+# AdamW divides a gradient by its own size. Where the true gradient is zero (of a key's bias, to which softmax is
+# invariant) the computed one is rounding alone, and with the usual 1e-8 would change the parameter by a learning rate.
 EPSILON = 1e-3
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One optimizer in both frameworks; its state by what each calls it -> what the report calls it."""
+    """One optimizer in both frameworks; names of its state in each -> in the report."""
 
     torch: "Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]"
     jax: "Callable[[], optax.GradientTransformation]"
@@ -28,7 +28,7 @@ class Optimizer:
     jax_state: Mapping[str, str]
 
 
-# Each framework is imported by its own twin alone: they may live on different machines.
+# Each framework is imported by its own runner alone: twins may run on different machines.
 
 
 def _torch_optimizer(name: str, *settings: Any, **more: Any) -> "Callable[..., torch.optim.Optimizer]":

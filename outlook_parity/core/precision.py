@@ -1,4 +1,4 @@
-"""The precisions that twins are verified in: what numbers are kept in, and how their products round them. No framework.
+"""Precisions: the dtype of storage, and the rounding of products. Imports no framework.
 
 All but TF32 are dtypes. TF32 is float32 whose matrix products and convolutions may round what they multiply to 10
 explicit bits, and add up in float32: a mode of some GPUs, which no dtype shows.
@@ -11,7 +11,7 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
-# How products of float32 are computed: in full, or of numbers that are rounded to TF32.
+# How products of float32 are computed: in full, or from numbers rounded to TF32.
 Products = Literal["full", "tf32"]
 
 
@@ -21,8 +21,8 @@ class Precision:
 
     Attributes:
         storage: the dtype of inputs, weights and results.
-        bits: explicit bits of the numbers that products multiply.
-        sum_bits: explicit bits of sums that are no part of a product.
+        bits: explicit mantissa bits of the factors of products.
+        sum_bits: explicit mantissa bits of other sums.
         products: how products of float32 are computed.
     """
 
@@ -55,25 +55,27 @@ PRECISIONS: dict[str, Precision] = {
     "float16": _dtype(np.dtype(np.float16)),
 }
 
-# In which the truth is computed, on the CPU.
+# The precision of the truth, which is computed on the CPU.
 TRUTH = "float64"
 
-# The dtypes that numbers are kept in.
+# The dtypes of storage.
 STORAGES = tuple(dict.fromkeys(precision.storage for precision in PRECISIONS.values()))
 
 *_FIRST, _LAST = PRECISIONS
 IN_WORDS = f"{', '.join(_FIRST)} or {_LAST}"  # for help texts
 
-# A product of rounded numbers errs by about 0.3 units of their rounding in RMS, whatever it adds up. What errs by less
-# than the smaller of these was computed of finer numbers, what by more than the larger of coarser ones.
+# A matrix product of rounded numbers has an RMS error of about 0.3 units of their rounding, whatever its length. A
+# smaller error than the first of these comes from finer numbers, a larger one than the second from coarser ones.
 LEAST_SHOWN, MOST_SHOWN = 1 / 32, 1.0
 
 
 def absence_of_products(where: str, name: str, multiply: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> str | None:
-    """Return why products are not of numbers of this precision there, or None if they are.
+    """Return why products in this precision cannot be had, or None if they can, by computing one.
 
-    Which devices have TF32, and which settings of theirs forbid it, no table needs to know: one product is computed.
-    What a dtype alone decides is always there.
+    Args:
+        where: in words, for the reason.
+        name: the precision; those that are dtypes can always be had.
+        multiply: computes a matrix product there.
     """
     precision = PRECISIONS[name]
     if precision.products == "full":

@@ -1,7 +1,10 @@
-"""Arguments and results as models have them, in containers of any depth: their leaves by name. Imports no framework.
+"""Nested arguments and results of models: their leaves by name. Imports no framework.
 
 Containers are tuples, named tuples, lists, mappings and dataclasses; mappings in the order of their keys, so that twins
 that fill them in another order are compared alike. None is no leaf.
+
+Not `optree`, which the bare install does not have: dataclasses and mappings of any type must be containers here without
+being registered, as results of Hugging Face's models are.
 """
 
 import copy
@@ -13,7 +16,7 @@ LeafTest = Callable[[Any], bool]
 
 
 def members(tree: Any) -> list[tuple[str, Any]] | None:
-    """Return what a container holds, by name; None if it is no container."""
+    """Return the items of a container by name; None if it is no container."""
     if isinstance(tree, Mapping):
         return [(str(key), tree[key]) for key in sorted(tree, key=str)]
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -45,7 +48,7 @@ def named_leaves(tree: Any, is_leaf: LeafTest, name: str) -> dict[str, Any]:
 
 
 def leaves(tree: Any, is_leaf: LeafTest) -> Iterator[Any]:
-    """Return the leaves, each once if it is there several times, as the x of attention(x, x, x); all else left out."""
+    """Return the leaves, each object once, as the x of attention(x, x, x)."""
     seen: set[int] = set()
     for leaf in _all_leaves(tree, is_leaf):
         if id(leaf) not in seen:

@@ -1,4 +1,4 @@
-"""What a twin is asked to compute, and how numbers are rounded for it. Imports no framework."""
+"""A request: inputs, precision, device, seed; and how numbers are rounded for it. Imports no framework."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,26 +10,28 @@ import numpy as np
 from outlook_common.arrays import is_floating
 from outlook_parity.core.precision import PRECISIONS, STORAGES
 
-# What a model is called with, by name, in the order of its arguments.
+# Inputs by name, in the order of the arguments.
 Inputs = Mapping[str, np.ndarray]
 
 INPUT = "input"
 
+DEVICES = ("cpu", "gpu", "tpu")
 
-def inputs_of(given: Any) -> dict[str, np.ndarray]:
+
+def inputs_of(inputs: Any) -> dict[str, np.ndarray]:
     """Return inputs by name: "input" of one array, "input.0"… of a sequence, "input.mask"… of a mapping, in its order.
 
-    Floating-point numbers become float64; whole numbers and booleans stay what they are.
+    Floating-point numbers become float64; integers and booleans stay what they are.
 
     Raises:
         TypeError: something is no array of numbers.
     """
-    if isinstance(given, Mapping):
-        named = {f"{INPUT}.{name}": value for name, value in given.items()}
-    elif isinstance(given, list | tuple) and any(getattr(value, "ndim", 0) for value in given):
-        named = {f"{INPUT}.{index}": value for index, value in enumerate(given)}
+    if isinstance(inputs, Mapping):
+        named = {f"{INPUT}.{name}": value for name, value in inputs.items()}
+    elif isinstance(inputs, list | tuple) and any(getattr(value, "ndim", 0) for value in inputs):
+        named = {f"{INPUT}.{index}": value for index, value in enumerate(inputs)}
     else:
-        named = {INPUT: given}
+        named = {INPUT: inputs}
     if not named:
         raise TypeError("inputs must be at least one array, got none")
     if len(named) == 1:
@@ -65,18 +67,18 @@ def scattered(inputs: Inputs, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def places_and_size(inputs: Inputs) -> tuple[int, int]:
-    """Return over how many places a weight is applied at most, and how many numbers there are, in the largest input."""
-    places = [math.prod(array.shape[:-1] if is_floating(array) else array.shape) for array in inputs.values()]
-    return max(places), max(array.size for array in inputs.values())
+def positions_and_size(inputs: Inputs) -> tuple[int, int]:
+    """Return of the largest input how many positions a weight is applied at, and how many numbers it has."""
+    positions = [math.prod(array.shape[:-1] if is_floating(array) else array.shape) for array in inputs.values()]
+    return max(positions), max(array.size for array in inputs.values())
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a twin is asked to compute.
+    """What a twin is to compute.
 
-    Weights, inputs, targets and cotangents are first rounded to the dtype that numbers are kept in in `rounded_to`: so
-    a run in float64 gives the exact answer to what one in a lower precision was asked.
+    Weights, inputs, targets and cotangents are first rounded to the storage dtype of `rounded_to`: so a run in float64
+    gives the exact results for the numbers that a run in a lower precision computes with.
 
     Attributes:
         inputs: as the JAX twin takes them.
@@ -85,7 +87,7 @@ class Request:
         seed: of the cotangent, of the training's target and of the dropout masks.
         rounded_to: a precision.
         steps: of training, per optimizer.
-        moved: by how many units of rounding of `rounded_to` inputs and weights are moved, each up or down at random.
+        perturbed: units of rounding of `rounded_to` by which inputs and weights are changed, each up or down at random.
     """
 
     inputs: Inputs
@@ -94,16 +96,16 @@ class Request:
     seed: int
     rounded_to: str
     steps: int = 0
-    moved: float = 0.0
+    perturbed: float = 0.0
 
     def rounded(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Return weights or inputs as they are to be computed with; what is no floating-point number stays."""
+        """Return weights or inputs as they are to be computed with; integers and booleans unchanged."""
         if not is_floating(values):
             return values
         values = round_to(values, self.rounded_to)
-        if self.moved:
+        if self.perturbed:
             signs = np.random.default_rng([self.seed, *name.encode()]).choice([-1.0, 1.0], values.shape)
-            values = values.astype(np.float64) * (1 + self.moved * PRECISIONS[self.rounded_to].epsilon * signs)
+            values = values.astype(np.float64) * (1 + self.perturbed * PRECISIONS[self.rounded_to].epsilon * signs)
         return round_to(values, self.dtype)
 
     def rounded_inputs(self, inputs: Inputs | None = None) -> dict[str, np.ndarray]:
@@ -116,7 +118,7 @@ class Request:
         return self.fixed(rng.standard_normal(tuple(shape)))
 
     def fixed(self, values: np.ndarray) -> np.ndarray:
-        """Return numbers of the verifier's own, a target or a cotangent, rounded and never moved."""
+        """Return numbers of the verifier's own, a target or a cotangent, rounded and never perturbed."""
         return round_to(round_to(values, self.rounded_to), self.dtype)
 
 

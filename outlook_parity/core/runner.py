@@ -1,15 +1,16 @@
-"""A model of either framework, as the verifier sees it. Imports no framework."""
+"""A runner: runs a model of either framework under control. Imports no framework."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from outlook_common.arrays import is_floating
-from outlook_parity.compare.tensors import Tensors
-from outlook_parity.core.attributes import Facts
-from outlook_parity.core.check import REVERSED, TWICE
+from outlook_parity.core.attributes import Attributes
+from outlook_parity.core.check import REVERSED, TWICE, Tensors
 from outlook_parity.core.dropout import Draw
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import Inputs, Request, batch_of, batch_reversed, scattered
@@ -22,82 +23,90 @@ class Run:
     Attributes:
         outputs: in float64 by name: "output", or of several "output.0", "output.logits"…
         dtypes: of the outputs, as the model gave them.
-        gradients: those of the sum over the outputs of output * cotangent, for every input and parameter; empty if not
-            asked for.
-        again: what the same copy of the model gave when it was called again: by how, see `asked_again`, the outputs, or
-            why there are none.
+        gradients: of the sum over the outputs of output * cotangent, for every input and parameter; empty if not
+            requested.
+        repeated: what the same copy of the model gave when it was called again: by how, see `repeat_inputs`, the
+            outputs, or why there are none.
     """
 
     outputs: Tensors
     dtypes: Mapping[str, str]
     gradients: Tensors = field(default_factory=dict)
-    again: Mapping[str, Tensors | str] = field(default_factory=dict)
+    repeated: Mapping[str, Tensors | str] = field(default_factory=dict)
 
 
 # How a model is called again, besides `TWICE` and `REVERSED`.
 SCATTERED = "other numbers"
 
 
-def asked_again(request: Request) -> dict[str, Inputs]:
-    """Return what a model is called with once more, by how."""
-    asked = {TWICE: request.inputs}
+def repeat_inputs(request: Request) -> dict[str, Inputs]:
+    """Return the inputs that a model is called with once more, by how."""
+    inputs = {TWICE: request.inputs}
     if (batch := batch_of(request.inputs)) > 1:
-        asked[REVERSED] = batch_reversed(request.inputs, batch)
+        inputs[REVERSED] = batch_reversed(request.inputs, batch)
     if request.dtype == "float64" and any(map(is_floating, request.inputs.values())):
-        asked[SCATTERED] = scattered(request.inputs, request.seed)
-    return asked
+        inputs[SCATTERED] = scattered(request.inputs, request.seed)
+    return inputs
 
 
-def called_again(request: Request, call: Callable[[Inputs], Tensors]) -> dict[str, Tensors | str]:
-    """Return what a model gives when it is called again, by how."""
-    found: dict[str, Tensors | str] = {}
-    for how, inputs in asked_again(request).items():
+def repeat_calls(request: Request, call: Callable[[Inputs], Tensors]) -> dict[str, Tensors | str]:
+    """Return the outputs of a model that is called again, by how; of a refusal its message."""
+    results: dict[str, Tensors | str] = {}
+    for how, inputs in repeat_inputs(request).items():
         try:
-            found[how] = call(inputs)
+            outputs = call(inputs)
         except (ValueError, RuntimeError, TypeError, IndexError, ArithmeticError) as error:
-            if how != SCATTERED:  # numbers of ours, which a model may refuse
+            if how != SCATTERED:  # numbers of the verifier's own, which a model may refuse
                 raise
-            found[how] = str(error).partition("\n")[0]
-        if how == REVERSED and not isinstance(found[how], str):
-            found[how] = batch_reversed(found[how], batch_of(request.inputs))  # type: ignore[arg-type]
-    return found
+            results[how] = str(error).partition("\n")[0]
+            continue
+        results[how] = batch_reversed(outputs, batch_of(request.inputs)) if how == REVERSED else outputs
+    return results
 
 
 @dataclass(frozen=True)
 class Training:
-    """What training steps gave: tensors by "optimizer: name", losses and state included, and the last masks drawn."""
+    """Tensors after training steps by "optimizer: name", losses and state included, and the last masks drawn."""
 
     tensors: Tensors
     draws: Sequence[Draw] = ()
 
 
 class Runner(ABC):
-    """A model of either framework."""
+    """A model of either framework that can be run; all results are in float64 under torch names."""
 
     name: str  # "torch" or "jax"
 
     @abstractmethod
     def weights(self) -> dict[str, np.ndarray]:
-        """Return every parameter and buffer in float64 under its torch name."""
+        """Return every parameter and buffer."""
 
     @abstractmethod
-    def run(self, request: Request, *, gradients: bool = True, again: bool = False) -> Run:
+    def kinds(self) -> dict[str, str]:
+        """Return the types of the modules by path; none where they are made only while the model runs."""
+
+    @abstractmethod
+    def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """Return outputs and gradients, in eval mode, as a user would compute them: jitted in JAX.
 
-        If asked, the same copy of the model is called once more in each of the ways of `asked_again`.
+        With `repeat`, the same copy of the model is called once more in each of the ways of `repeat_inputs`.
         """
 
     @abstractmethod
     def watch(self, request: Request, recorder: Recorder | None) -> Tensors:
-        """Return the outputs in float64, computed module by module (in JAX: not jitted), in eval mode.
+        """Return the outputs, computed module by module (in JAX: not jitted), in eval mode.
 
-        Every call of a module is recorded, and replaced by what the recorder plays; arrays in the dtype and layout that
-        they have there.
+        Every call of a module is recorded, and replaced by what the recorder replays; arrays in the dtype and layout
+        that they have there.
         """
 
     @abstractmethod
-    def describe(self, request: Request) -> Facts:
-        """Return what the modules say about themselves, under torch paths."""
+    def attributes(self, request: Request) -> Attributes:
+        """Return the attributes of the modules."""
+
+    @abstractmethod
+    def module(self, request: Request, path: str) -> AbstractContextManager[Any]:
+        """Return a context in which the module with this path can be called, in eval mode; None if there is none."""
 
     @abstractmethod
     def train(self, request: Request) -> Training:
@@ -109,5 +118,5 @@ class Runner(ABC):
 
 
 def prefixed(optimizer: str, tensors: Tensors) -> dict[str, np.ndarray]:
-    """Return tensors of training steps as they are called in the report."""
+    """Return tensors of training steps under the names that they have in the report."""
     return {f"{optimizer}: {name}": array for name, array in tensors.items()}

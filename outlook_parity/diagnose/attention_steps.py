@@ -1,7 +1,7 @@
-"""Which step inside outlook attention goes wrong: both twins' ops are asked questions that each tell one step.
+"""Which step inside outlook attention differs: both ops run on probes, each of which shows one step.
 
-Only answers are compared, so that it works for any implementation. Peaked logits make the softmax pick one place of
-each window, equal ones average it, and ones for values leave nothing but how the windows are put back together.
+Only results are compared, so it works for any implementation. Peaked logits make the softmax pick one position of each
+window, equal logits average it, and values of one leave only how windows are added up.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,11 +25,13 @@ PEAK = 1e4
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of both ops, and which step is wrong if the answers differ."""
+class Probe:
+    """Operands for both ops, and the step that is wrong if the results differ."""
 
     step: str
-    ask: Callable[[np.random.Generator, WindowGrid, tuple[int, ...], tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
+    operands: Callable[
+        [np.random.Generator, WindowGrid, tuple[int, ...], tuple[int, ...]], tuple[np.ndarray, np.ndarray]
+    ]
 
 
 def _ones_peaked(rng: Any, grid: Any, value: Any, logits: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -58,22 +60,22 @@ def _all_different(rng: Any, grid: Any, value: Any, logits: Any) -> tuple[np.nda
     return rng.standard_normal(value), rng.standard_normal(logits)
 
 
-# Weights that are all equal leave the windows alone to differ. If they do, it is in how they are added up, which ones
-# as values and one place per window show, or else in which pixels they have.
-WINDOWS = Question("aggregate (which pixels a window has)", _equal_weights)
-FOLD = Question("fold (how windows are added up)", _ones_peaked)
+# With equal weights only the windows can differ: in how they are added up, which values of one and one position per
+# window show, or else in which pixels they have.
+WINDOWS = Probe("aggregate (which pixels a window has)", _equal_weights)
+FOLD = Probe("fold (how windows are added up)", _ones_peaked)
 
-# If not, in this order: each asks for one step more than those before.
+# If they do not, in this order: each probe adds one step to those before.
 WEIGHTS = (
-    Question("aggregate (the order of places in a window)", _each_its_own),
-    Question("softmax (over which places, or which of the two axes)", _same_everywhere),
-    Question("aggregate (which head has which channels)", _per_head),
-    Question("aggregate (which window has which weights)", _all_different),
+    Probe("aggregate (the order of positions in a window)", _each_its_own),
+    Probe("softmax (over which positions, or which of the two axes)", _same_everywhere),
+    Probe("aggregate (which head has which channels)", _per_head),
+    Probe("aggregate (which window has which weights)", _all_different),
 )
 
 
 def wrong_step(torch_module: Any, jax_module: Any, suspect: Suspect, x: np.ndarray) -> str | None:
-    """Return the step that differs between the twins' layers on `x` (B, H, W, C), None if it cannot be told."""
+    """Return the step that differs between the twins' layers on `x` (B, H, W, C), None if unknown."""
     if not (
         isinstance(torch_module, outlook_torch.attention.OutlookAttention)
         and isinstance(jax_module, outlook_jax.attention.OutlookAttention)
@@ -82,29 +84,32 @@ def wrong_step(torch_module: Any, jax_module: Any, suspect: Suspect, x: np.ndarr
     if suspect.before == ".".join(filter(None, (suspect.path, "attn"))):
         return "pool (averages before the logits)"
     calls: dict[str, list[Any]] = {"torch": [], "jax": []}
-    with _overheard(calls), torch.no_grad():
+    with _recorded(calls), torch.no_grad():
         torch_module(to_tensor(x))
         jax_module(jnp.asarray(x))
     if not calls["torch"] or not calls["jax"]:
         return None
     for name, index in (("value", 0), ("logits", 1)):
-        ours, theirs = (to_numpy(calls[twin][0][0][index]) for twin in ("torch", "jax"))
-        if _differ(ours, theirs):
-            return {"value": "proj (heads of the values)", "logits": "logits (scale, heads or order of places)"}[name]
+        if _differ(*(to_numpy(calls[twin][0][0][index]) for twin in ("torch", "jax"))):
+            return {"value": "proj (heads of the values)", "logits": "logits (scale, heads or order of positions)"}[
+                name
+            ]
     config: OutlookAttentionConfig = torch_module.config
     grid = window_grid(x.shape[1:3], config.kernel_size, config.stride, config.padding)
     (value, logits), rng = calls["torch"][0][0][:2], np.random.default_rng(0)
-    ask_torch, ask_jax = (calls[twin][0][1] for twin in ("torch", "jax"))
+    torch_op, jax_op = (calls[twin][0][1] for twin in ("torch", "jax"))
 
-    def answers_differ(question: Question) -> bool:
-        v, a = (np.array(array, x.dtype) for array in question.ask(rng, grid, tuple(value.shape), tuple(logits.shape)))
+    def differs(probe: Probe) -> bool:
+        v, a = (
+            np.array(array, x.dtype) for array in probe.operands(rng, grid, tuple(value.shape), tuple(logits.shape))
+        )
         with torch.no_grad():
-            answer = to_numpy(ask_torch(to_tensor(v), to_tensor(a)))
-        return _differ(answer, to_numpy(ask_jax(jnp.asarray(v), jnp.asarray(a))))
+            result = to_numpy(torch_op(to_tensor(v), to_tensor(a)))
+        return _differ(result, to_numpy(jax_op(jnp.asarray(v), jnp.asarray(a))))
 
-    if answers_differ(WINDOWS):
-        return FOLD.step if answers_differ(FOLD) else WINDOWS.step
-    return next((question.step for question in WEIGHTS if answers_differ(question)), None)
+    if differs(WINDOWS):
+        return FOLD.step if differs(FOLD) else WINDOWS.step
+    return next((probe.step for probe in WEIGHTS if differs(probe)), None)
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:
@@ -115,22 +120,22 @@ def _differ(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 @contextmanager
-def _overheard(calls: dict[str, list[Any]]) -> Iterator[None]:
-    """Note what the layers call their ops with, and how to call them again."""
+def _recorded(calls: dict[str, list[Any]]) -> Iterator[None]:
+    """Record the operands of the layers' ops, and a function that calls the op again with the same settings."""
     owners: dict[str, Any] = {"torch": outlook_torch.attention, "jax": outlook_jax.attention}
-    honest = {name: owner.outlook_attention for name, owner in owners.items()}
+    originals = {name: owner.outlook_attention for name, owner in owners.items()}
 
-    def listener(name: str) -> Callable[..., Any]:
+    def recording(name: str) -> Callable[..., Any]:
         def call(value: Any, logits: Any, **settings: Any) -> Any:
-            calls[name].append(((value, logits), lambda v, a: honest[name](v, a, **settings)))
-            return honest[name](value, logits, **settings)
+            calls[name].append(((value, logits), lambda v, a: originals[name](v, a, **settings)))
+            return originals[name](value, logits, **settings)
 
         return call
 
     for name, owner in owners.items():
-        owner.outlook_attention = listener(name)
+        owner.outlook_attention = recording(name)
     try:
         yield
     finally:
         for name, owner in owners.items():
-            owner.outlook_attention = honest[name]
+            owner.outlook_attention = originals[name]

@@ -1,4 +1,4 @@
-"""Where the twins first go different ways, and why, told from what was compared. Imports no framework."""
+"""Where the twins first diverge, and why: rules over the rows. Imports no framework."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,9 +7,8 @@ from typing import NamedTuple
 from outlook_common.text import listed
 from outlook_parity.compare.modules import Suspect, shown_path
 from outlook_parity.compare.patterns import weight_difference
-from outlook_parity.compare.tensors import Tensors
-from outlook_parity.core.attributes import HARMLESS, Difference
-from outlook_parity.core.check import TWINS, Check
+from outlook_parity.core.attributes import NO_EFFECT_IN_FLOAT64, Difference
+from outlook_parity.core.check import TWINS, Check, Tensors
 from outlook_parity.core.dropout import Draw
 from outlook_parity.diagnose.precision import as_coarse_as, as_float32_rounds, finer_products
 
@@ -23,18 +22,18 @@ class Explanation(NamedTuple):
 
 @dataclass
 class Evidence:
-    """What is known when a cause is looked for.
+    """What the rules decide by.
 
     Attributes:
         wrong: the rows that mismatch.
-        suspects: modules that are wrong alone, in the order of events.
-        differences: what the models say differently about themselves.
+        suspects: modules that are wrong isolated, in the order of events.
+        differences: the attributes that differ.
         weights: of each twin, as given.
         draws: of each twin's last training step.
-        trained: of each twin, what training in float64 gave, if it ran.
-        in_full: by precision in which products may round, the twins that show none of it.
-        hint: of a weight without counterpart, what to do about it, in brackets.
-        wrong_step: of a suspect, the step inside outlook attention that is wrong, None if it cannot be told.
+        trained: of each twin, the tensors after training in float64, if it ran.
+        unrounded: precision in which products may round -> the twins that show no such rounding.
+        hint: for a weight without counterpart, what to do about it, in brackets.
+        wrong_step: for a suspect, the step inside outlook attention that is wrong, None if unknown.
     """
 
     wrong: list[Check]
@@ -43,13 +42,13 @@ class Evidence:
     weights: Mapping[str, Tensors]
     draws: Mapping[str, Sequence[Draw]]
     trained: Mapping[str, Tensors] = field(default_factory=dict)
-    in_full: Mapping[str, list[str]] = field(default_factory=dict)
+    unrounded: Mapping[str, list[str]] = field(default_factory=dict)
     wrong_step: Callable[[Suspect], str | None] = lambda suspect: None
     hint: Callable[[str], str] = lambda name: ""
 
 
 def explain(evidence: Evidence) -> Explanation:
-    """Return where the twins first go different ways, and why."""
+    """Return where the twins first diverge, and why, by the first rule that applies."""
     for rule in RULES:
         found = rule(evidence)
         if found is not None:
@@ -59,60 +58,63 @@ def explain(evidence: Evidence) -> Explanation:
 
 def _weights(evidence: Evidence) -> Explanation | None:
     wrong = [check for check in evidence.wrong if check.level == "weights"]
-    for check in sorted(wrong, key=lambda check: not evidence.hint(check.name)):  # first what a name may explain
+    for check in sorted(
+        wrong, key=lambda check: not evidence.hint(check.name)
+    ):  # first those that another name may explain
         how = check.note or weight_difference(check.name, evidence.weights["torch"], evidence.weights["jax"])
         how = how or f"differs by {check.measured:.1e} of its largest"
-        said = f"weight {check.name}: {how}{evidence.hint(check.name)}"
+        cause = f"weight {check.name}: {how}{evidence.hint(check.name)}"
         if len(wrong) > max(MANY, len(evidence.weights["torch"]) / 2):
-            said = f"{len(wrong)} weights differ, so the twins were not given the same; {said}"
-        return Explanation(_owner(check.name), said)
+            cause = f"{len(wrong)} weights differ, so the twins were not given the same; {cause}"
+        return Explanation(_owner(check.name), cause)
     return None
 
 
-# So many weights that differ are no fault in one of them.
+# More weights than that are no fault in one of them.
 MANY = 3
 
 
-# Facts that matter in training alone.
+# Attributes that matter in training alone.
 IN_TRAINING = ("momentum", "dropout rate")
 
 
-def _alone(evidence: Evidence) -> Explanation | None:
-    """Return the first module that is wrong alone; in float64 if it shows there."""
+def _isolated(evidence: Evidence) -> Explanation | None:
+    """Return the first module that is wrong isolated; in float64 if it shows there."""
     if not evidence.suspects:
         return None
     first = evidence.suspects[0]
-    harmless = (*IN_TRAINING, *(HARMLESS if first.dtype == "float64" else ()))
-    if said := [d for d in evidence.differences if d.path == first.path and d.fact not in harmless]:
-        return Explanation(shown_path(first.path), "; ".join(map(str, said)))
+    no_effect = (*IN_TRAINING, *(NO_EFFECT_IN_FLOAT64 if first.dtype == "float64" else ()))
+    if reported := [d for d in evidence.differences if d.path == first.path and d.attribute not in no_effect]:
+        return Explanation(shown_path(first.path), "; ".join(map(str, reported)))
     step = evidence.wrong_step(first)
     own = next((check for check in evidence.wrong if _is_of(first, check)), None)
     coarse = "" if own is None else as_coarse_as(own) or as_float32_rounds(own)
     reasons = [f"the step {step} of outlook attention" if step else first.where, first.how, coarse]
-    where = "; ".join(filter(None, reasons)) or "its own code gives something else"
+    where = "; ".join(filter(None, reasons)) or "its own code computes something else"
     precision = "" if first.dtype == "float64" else f", in {first.dtype} alone"
     return Explanation(shown_path(first.path), f"{shown_path(first.path)}{precision}: {where}")
 
 
 def _is_of(suspect: Suspect, check: Check) -> bool:
-    asked = ("layers", suspect.dtype, shown_path(suspect.path), suspect.view)
-    return (check.level, check.dtype, check.name, check.view) == asked
+    row = ("layers", suspect.dtype, shown_path(suspect.path), suspect.view)
+    return (check.level, check.dtype, check.name, check.view) == row
 
 
 def _products(evidence: Evidence) -> Explanation | None:
-    """Return that one twin multiplies more exactly than it need, where nothing else is wrong."""
-    how = finer_products(evidence.wrong, evidence.in_full)
+    """Return that one twin alone multiplies in full precision, where nothing else is wrong."""
+    how = finer_products(evidence.wrong, evidence.unrounded)
     if not how:
         return None
-    said = [difference for difference in evidence.differences if difference.fact == "precision"]
-    return Explanation(shown_path(said[0].path) if said else None, "; ".join([how, *map(str, said[:1])]))
+    reported = [difference for difference in evidence.differences if difference.attribute == "precision"]
+    return Explanation(shown_path(reported[0].path) if reported else None, "; ".join([how, *map(str, reported[:1])]))
 
 
-def _said(evidence: Evidence) -> Explanation | None:
-    """Return what the models say differently, where no module was found wrong by its numbers."""
+def _attributes(evidence: Evidence) -> Explanation | None:
+    """Return the attributes that differ, where no module was found wrong by its numbers."""
     training = any(check.level == "training" for check in evidence.wrong)
-    said = [d for d in evidence.differences if d.fact not in HARMLESS and (training or d.fact not in IN_TRAINING)]
-    return Explanation(shown_path(said[0].path), listed(said, 3, between="; ")) if said else None
+    no_effect = (*NO_EFFECT_IN_FLOAT64, *(() if training else IN_TRAINING))
+    reported = [difference for difference in evidence.differences if difference.attribute not in no_effect]
+    return Explanation(shown_path(reported[0].path), listed(reported, 3, between="; ")) if reported else None
 
 
 def _output(evidence: Evidence) -> Explanation | None:
@@ -123,7 +125,7 @@ def _output(evidence: Evidence) -> Explanation | None:
 
 
 def _rounding(evidence: Evidence) -> Explanation | None:
-    """Return how coarse the outputs of one twin are, where they are wrong in a lower precision alone."""
+    """Return the precision that an output looks like, where outputs are wrong in a lower precision alone."""
     outputs = [check for check in evidence.wrong if check.level == "forward"]
     if not outputs or any(check.dtype == "float64" for check in evidence.wrong):
         return None
@@ -131,8 +133,8 @@ def _rounding(evidence: Evidence) -> Explanation | None:
     return Explanation(None, f"{outputs[0].name}, in {outputs[0].dtype} alone: {how}") if how else None
 
 
-def _again(evidence: Evidence) -> Explanation | None:
-    """Return how a twin was called when it first gave something else, where it did not the first time."""
+def _repeated(evidence: Evidence) -> Explanation | None:
+    """Return how the twins were called when they first differed, where they agreed the first time."""
     if any(check.level in ("forward", "layers") for check in evidence.wrong):
         return None
     for check in evidence.wrong:
@@ -145,7 +147,7 @@ def _again(evidence: Evidence) -> Explanation | None:
 
 
 def _gradients(evidence: Evidence) -> Explanation | None:
-    """Return the module whose backward pass is wrong: of those with wrong gradients the last, where that begins."""
+    """Return the module whose backward pass is wrong: the last of those with wrong gradients."""
     names = [check.name for check in evidence.wrong if check.level == "gradients"]
     if not names or any(check.level in ("forward", "layers") for check in evidence.wrong):
         return None
@@ -160,36 +162,41 @@ def _draws(evidence: Evidence) -> Explanation | None:
     torch, jax = (evidence.draws.get(twin, ()) for twin in TWINS)
     if [draw.shape for draw in torch] == [draw.shape for draw in jax]:
         return None
-    other = next((n for n, (a, b) in enumerate(zip(torch, jax, strict=False)) if a.shape != b.shape), None)
-    first = min(len(torch), len(jax)) if other is None else other
-    longer_first = sorted((torch, jax), key=len, reverse=True)  # it has what the other lacks
+    differing = next((n for n, (a, b) in enumerate(zip(torch, jax, strict=False)) if a.shape != b.shape), None)
+    first = min(len(torch), len(jax)) if differing is None else differing
+    longer_first = sorted((torch, jax), key=len, reverse=True)
     where = next((drawn[first].where for drawn in longer_first if first < len(drawn)), "")
     counts = f"{len(torch)} dropout masks in torch, {len(jax)} in jax"
     return Explanation(shown_path(where), f"{counts}; they differ from mask {first + 1} on, in {shown_path(where)}")
 
 
 def _training(evidence: Evidence) -> Explanation | None:
-    rows = [(check, *check.name.partition(": ")[::2]) for check in evidence.wrong if check.level == "training"]
+    rows = [check for check in evidence.wrong if check.level == "training"]
     if not rows:
         return None
-    names = [name for _, _, name in rows]
-    first = names[0]
+    names = [check.name.partition(": ")[2] for check in rows]
     if all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in names):
-        for twin in TWINS:
-            trained = evidence.trained.get(twin, {})
-            if all(_same(trained.get(f"SGD: {name}"), evidence.weights[twin].get(name)) for name in names):
-                return Explanation(_owner(first), f"the running statistics of {twin} stay as they were (stale buffers)")
-        if all(name.endswith("running_var") for name in names):
-            how = "one twin keeps the biased variance (n), the other the unbiased one (n - 1)"
-            return Explanation(_owner(first), f"running_var alone differs: {how}")
-        return Explanation(_owner(first), f"the running statistics of {_owner(first)} move otherwise: their momentum")
-    optimizers = sorted({optimizer for _, optimizer, _ in rows})
-    if len(optimizers) == 1:
-        kinds = sorted({name.partition(" of ")[0] for name in names if " of " in name})
-        how = f"its {' and '.join(kinds)} differ" if kinds else "its state agrees, its weights do not"
-        missing = next((f" ({check.note})" for check, _, _ in rows if check.note), "")
-        return Explanation(None, f"only {optimizers[0]} gives other weights: {how}{missing}")
-    return Explanation(None, "the twins go apart in training alone")
+        return _running_statistics(evidence, names)
+    optimizers = {check.name.partition(": ")[0] for check in rows}
+    if len(optimizers) > 1:
+        return Explanation(None, "the twins diverge in training alone")
+    kinds = sorted({name.partition(" of ")[0] for name in names if " of " in name})
+    how = f"its {' and '.join(kinds)} differ" if kinds else "its state agrees, its weights do not"
+    missing = next((f" ({check.note})" for check in rows if check.note), "")
+    return Explanation(None, f"only {optimizers.pop()} gives other weights: {how}{missing}")
+
+
+def _running_statistics(evidence: Evidence, names: Sequence[str]) -> Explanation:
+    """Return why BatchNorm's running statistics alone differ."""
+    owner = _owner(names[0])
+    for twin in TWINS:
+        trained = evidence.trained.get(twin, {})
+        if all(_same(trained.get(f"SGD: {name}"), evidence.weights[twin].get(name)) for name in names):
+            return Explanation(owner, f"the running statistics of {twin} stay as they were (stale buffers)")
+    if all(name.endswith("running_var") for name in names):
+        how = "one twin keeps the biased variance (n), the other the unbiased one (n - 1)"
+        return Explanation(owner, f"running_var alone differs: {how}")
+    return Explanation(owner, f"the running statistics of {owner} are updated differently: their momentum")
 
 
 def _same(after: object, before: object) -> bool:
@@ -199,12 +206,12 @@ def _same(after: object, before: object) -> bool:
 RULES: tuple[Callable[[Evidence], Explanation | None], ...] = (
     _weights,
     _products,
-    _alone,
+    _isolated,
     _draws,
-    _said,
+    _attributes,
     _output,
     _rounding,
-    _again,
+    _repeated,
     _gradients,
     _training,
 )

@@ -1,8 +1,8 @@
-"""What the sizes of errors tell of the precision that a twin computed in. Imports no framework.
+"""Which precision an error looks like. Imports no framework.
 
-TF32 is leave to round, not an order: a library may take it for one product and not for another, and a model may forbid
-it. So a twin that multiplies in full where TF32 was asked for is no fault, and passes as long as the other's error is
-one that counts as rounding; but it is said.
+TF32 permits rounding and does not require it: a library may use it for one product and not for another, and a model may
+forbid it. So a twin that multiplies in full precision where TF32 was requested is no fault, and passes as long as the
+other's error counts as rounding; a note reports it.
 """
 
 import math
@@ -13,7 +13,7 @@ from outlook_parity.core.precision import LEAST_SHOWN, MOST_SHOWN, PRECISIONS
 
 
 def unrounded(checks: Iterable[Check]) -> dict[str, list[str]]:
-    """Return by precision in which products may round, which twins show none of it in any output or module."""
+    """Return precision in which products may round -> the twins that show no such rounding anywhere."""
     twins: dict[str, dict[str, bool]] = {}
     for check in checks:
         noises = _noises(check)
@@ -25,19 +25,19 @@ def unrounded(checks: Iterable[Check]) -> dict[str, list[str]]:
 
 
 def notes_on_products(checks: Iterable[Check]) -> list[str]:
-    """Return in words which twins multiply in full where they need not."""
-    return [f"in {dtype} {_in_full(dtype, twins)}" for dtype, twins in unrounded(checks).items() if twins]
+    """Return notes on twins that multiply in full precision where they need not."""
+    return [f"in {dtype} {_full_precision(dtype, twins)}" for dtype, twins in unrounded(checks).items() if twins]
 
 
-def finer_products(wrong: Iterable[Check], exact: Mapping[str, list[str]]) -> str:
-    """Return in words that one twin alone multiplies in full, if nothing is wrong but where that shows; else ""."""
+def finer_products(wrong: Iterable[Check], in_full: Mapping[str, list[str]]) -> str:
+    """Return in words that one twin alone multiplies in full precision, if only that precision is wrong; else ""."""
     dtypes = {check.dtype for check in wrong}
-    if len(dtypes) != 1 or len(exact.get(dtype := dtypes.pop(), ())) != 1:
+    if len(dtypes) != 1 or len(in_full.get(dtype := dtypes.pop(), ())) != 1:
         return ""
-    return f"in {dtype} alone: {_in_full(dtype, exact[dtype])}"
+    return f"in {dtype} alone: {_full_precision(dtype, in_full[dtype])}"
 
 
-def _in_full(dtype: str, twins: list[str]) -> str:
+def _full_precision(dtype: str, twins: list[str]) -> str:
     if len(twins) == 1:
         (twin,) = twins
         other = {"torch": "jax", "jax": "torch"}[twin]
@@ -46,7 +46,7 @@ def _in_full(dtype: str, twins: list[str]) -> str:
 
 
 def as_coarse_as(check: Check) -> str:
-    """Return in words which coarser precision would make an error as large as that of one of the twins; "" if none."""
+    """Return in words which coarser precision would explain the error of one twin; "" if none."""
     noises = _noises(check)
     if not noises:
         return ""
@@ -62,7 +62,7 @@ def as_coarse_as(check: Check) -> str:
 
 
 def as_float32_rounds(check: Check) -> str:
-    """Return in words that twins differ in float64 by as much as float32 rounds; "" if not."""
+    """Return in words that twins differ in float64 by as much as float32 rounds; "" if they do not."""
     if check.dtype != "float64" or check.measured is None:
         return ""
     units = check.measured / PRECISIONS["float32"].epsilon
@@ -70,10 +70,10 @@ def as_float32_rounds(check: Check) -> str:
     return f"by {check.measured:.1e}, as float32 inside one of them or both would make it" if shown else ""
 
 
-# The most by which a few operations in float32 make one entry differ, in units of its rounding.
+# The largest error that a few operations in float32 make in one entry, in units of its rounding.
 MOST_UNITS = 8.0
 
-# Of a product, in units of the rounding of what it multiplies.
+# The usual RMS error of a product, in units of the rounding of its factors.
 USUAL = 0.3
 
 

@@ -1,34 +1,30 @@
-"""Which names of the twins correspond: of weights, with their layouts, and of modules. Imports no framework."""
+"""Names that correspond: of weights, with their layouts, and of modules. Imports no framework."""
 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from outlook_common.weights.identify import table_for
-from outlook_common.weights.tables.base import LAYOUTS
-
-Axes = tuple[int, ...]
+from outlook_parity.core.layout import Axes
 
 
 def is_counter(name: str) -> bool:
-    """Whether PyTorch calls so what its BatchNorm counts batches in; Flax's counts none."""
+    """Whether this is a count of batches of PyTorch's BatchNorm; Flax's has none."""
     return name.rpartition(".")[2] == "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class WeightName:
-    """One parameter or buffer: its names, and how Flax has what PyTorch has.
+    """The names of one parameter or buffer, and its layout in Flax.
 
     Attributes:
         torch: its name in PyTorch.
         flax: its path in Flax.
-        axes: the order in which Flax has PyTorch's axes, None for the same.
-        part: (which, of how many) parts of PyTorch's first axis this is; None for all of it.
-        shape: in Flax, where it has one axis of PyTorch's as several; None where it has as many.
-        flipped: whether Flax has the axes of the window, all but the last two, the other way round.
+        axes: the order in which Flax has PyTorch's axes; None for the same.
+        part: (index, count) of the part of PyTorch's first axis that this is; None for all of it.
+        shape: in Flax, where one axis of PyTorch's is several; None where there are as many.
+        flipped: whether Flax has the axes of the window, all but the last two, reversed.
     """
 
     torch: str
@@ -49,7 +45,7 @@ class WeightName:
         return array if self.shape is None or math.prod(self.shape) != array.size else array.reshape(self.shape)
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """Return an array in Flax's layout in PyTorch's, of a part the part."""
+        """Return an array in Flax's layout in PyTorch's; for a part, that part."""
         if self.shape is not None:
             array = array.reshape(self._merged())
         if self.flipped:
@@ -58,7 +54,7 @@ class WeightName:
         return array.transpose(np.argsort(self.axes).tolist()) if fits else array  # type: ignore[arg-type]
 
     def _merged(self) -> tuple[int, ...]:
-        """Return Flax's shape with the axes that are one in PyTorch as one: those of the heads."""
+        """Return Flax's shape with the axes of the heads merged, as in PyTorch."""
         assert self.shape is not None
         if self.axes is None:
             return (math.prod(self.shape),)
@@ -72,7 +68,7 @@ class Names:
     Args:
         weights: those that correspond.
         modules: Flax path -> PyTorch path, where they differ.
-        hints: name of a weight without counterpart, in either -> what could be said about it.
+        hints: name of a weight without counterpart, in either -> what to do about it.
     """
 
     def __init__(
@@ -84,7 +80,7 @@ class Names:
         self._hints = hints or {}
 
     def module(self, flax: str) -> str:
-        """Return what PyTorch calls a module."""
+        """Return PyTorch's path of a module."""
         return self._modules.get(flax, flax)
 
     def hint(self, name: str) -> str:
@@ -92,9 +88,10 @@ class Names:
         return f" ({self._hints[name]})" if name in self._hints else ""
 
     def under_torch_names(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return arrays by Flax path as PyTorch has them, parts put together.
+        """Return arrays by Flax path under PyTorch's names and in its layout, parts concatenated.
 
-        What has no counterpart, or not all of its parts, keeps its own name, and so is found missing.
+        An array without counterpart keeps its own name; one without all of its parts is left out: so it is found
+        missing.
         """
         named: dict[str, np.ndarray] = {}
         parts: dict[str, dict[int, np.ndarray]] = {}
@@ -109,10 +106,3 @@ class Names:
                 if len(parts[weight.torch]) == weight.part[1]:
                     named[weight.torch] = np.concatenate([parts[weight.torch][n] for n in range(weight.part[1])])
         return named
-
-
-def names_of_table(config: Any) -> Names:
-    """Return the names of a model of this package."""
-    return Names(
-        [WeightName(entry.torch, entry.flax, LAYOUTS[entry.layout]) for entry in table_for(config).entries], {}
-    )

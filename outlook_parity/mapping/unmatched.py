@@ -1,4 +1,4 @@
-"""What is said of weights without counterpart in a trace. Imports no framework."""
+"""Messages about weights without counterpart in a trace. Imports no framework."""
 
 from collections.abc import Mapping
 
@@ -8,20 +8,20 @@ from outlook_parity.mapping.names import Names, is_counter
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Of how many weights the nearest name is looked up and said.
+# For how many weights the nearest name is looked up.
 _LISTED = 3
 
 _WHAT_TO_DO = "--map says what corresponds to what, and `outlook compare` refuses traces of other weights"
 
 
 def note_on_names(names: Names, torch: Mapping[str, TorchLeaf], flax: Shapes, trace: str) -> str | None:
-    """Return what weights have no counterpart, in words; None if each has one.
+    """Return in words which weights have no counterpart; None if each has one.
 
     Args:
         names: see `derive_names`.
         torch: the weights of the trace.
         flax: shapes of the weights of the model by path.
-        trace: what the trace is called.
+        trace: the name of the trace.
 
     Raises:
         ValueError: no weight of the model has one.
@@ -38,10 +38,10 @@ def note_on_names(names: Names, torch: Mapping[str, TorchLeaf], flax: Shapes, tr
         parts.append(f"{len(there)} of {len(torch)} weights of {trace} have no counterpart here: {listed(there)}")
     if not parts:
         return None
-    told = "; ".join([*parts, _WHAT_TO_DO])
+    message = "; ".join([*parts, _WHAT_TO_DO])
     if every:
-        raise ValueError(told)
-    return told
+        raise ValueError(message)
+    return message
 
 
 def _near(names: Names, path: str, shape: tuple[int, ...], there: Shapes) -> str:

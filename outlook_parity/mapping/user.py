@@ -1,4 +1,4 @@
-"""What the user says about names and axes, in Python or in a TOML file. Imports no framework."""
+"""The user's map of names and axes, in Python or as a TOML file. Imports no framework."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from outlook_common.text import closest
-from outlook_parity.mapping.names import Axes
+from outlook_parity.core.layout import Axes
 
 
 @dataclass(frozen=True)
 class NameMap:
-    """What the user says about names.
+    """The user's map of names and axes, where Flax's conventions do not tell.
 
     Attributes:
         modules: Flax path -> PyTorch path; what lies below goes with it.
@@ -22,8 +22,8 @@ class NameMap:
         axes: Flax path of a weight -> the order in which Flax has PyTorch's axes.
         torch_axes: the order in which PyTorch takes the axes of the inputs that have so many, None for the same as
             JAX; or one such order, or None, per input.
-        out_axes: output, "output" or as in "output.logits" -> the order in which JAX has PyTorch's axes; told by the
-            shapes where they leave no choice.
+        out_axes: output, "output" or as in "output.logits" -> the order in which JAX has PyTorch's axes; needed only
+            where the shapes leave a choice.
     """
 
     modules: Mapping[str, str] = field(default_factory=dict)
@@ -33,28 +33,28 @@ class NameMap:
     out_axes: Mapping[str, Axes] = field(default_factory=dict)
 
 
-def torch_axes_of(given: NameMap, inputs: Mapping[str, np.ndarray], usual: Axes | None) -> dict[str, Axes]:
-    """Return by input in which order PyTorch takes the axes; as given, else `usual`, else the same.
+def torch_axes_of(name_map: NameMap, inputs: Mapping[str, np.ndarray], usual: Axes | None) -> dict[str, Axes]:
+    """Return for each input the order in which PyTorch takes the axes: by the map, else `usual`, else the same.
 
     Raises:
-        ValueError: the orders given do not fit the inputs.
+        ValueError: the map's orders do not fit the inputs.
     """
-    asked = given.torch_axes if given.torch_axes is not None else usual
+    wanted = name_map.torch_axes if name_map.torch_axes is not None else usual
     same = {name: tuple(range(array.ndim)) for name, array in inputs.items()}
-    if asked is None:
+    if wanted is None:
         return same
     shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
-    if all(isinstance(axis, int) for axis in asked):
-        order: Axes = tuple(asked)  # type: ignore[arg-type]
+    if all(isinstance(axis, int) for axis in wanted):
+        order: Axes = tuple(wanted)  # type: ignore[arg-type]
         if not any(len(order) == array.ndim for array in inputs.values()):
             raise ValueError(f"torch_axes={list(order)} has {len(order)} axes; no input has as many: {shapes}")
         orders = {name: order if len(axes) == len(order) else axes for name, axes in same.items()}
-    elif len(asked) != len(inputs):
-        raise ValueError(f"torch_axes has {len(asked)} orders of axes, there are {len(inputs)} inputs: {shapes}")
+    elif len(wanted) != len(inputs):
+        raise ValueError(f"torch_axes has {len(wanted)} orders of axes, there are {len(inputs)} inputs: {shapes}")
     else:
         orders = {
             name: same[name] if order is None else tuple(order)  # type: ignore[arg-type]
-            for name, order in zip(inputs, asked, strict=True)
+            for name, order in zip(inputs, wanted, strict=True)
         }
     for name, order in orders.items():
         if sorted(order) != list(same[name]):

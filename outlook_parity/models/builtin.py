@@ -1,4 +1,4 @@
-"""What `outlook verify` verifies: a model in both twins with the same weights, and photos as it meets them."""
+"""This package's own twins with the same weights, and photos as their inputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LAYER = "layer"
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; the window is the layer's."""
+    """Options of the command line; the window is the layer's."""
 
     model: str
     weights: str | None
@@ -39,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Model:
-    """Both twins with the same weights, and their inputs, channels last; `photo` is what a picture shows of them."""
+    """Both twins with the same weights, their inputs (channels last), and the photo for a figure."""
 
     title: str
     torch_model: Any
@@ -52,7 +52,7 @@ FRAMEWORKS = ("torch", "jax")
 
 
 def make(options: Options, frameworks: Sequence[str] = FRAMEWORKS) -> Model:
-    """Return what was asked for; the model of a framework that is not named is None.
+    """Return both twins and their inputs; the model of a framework that is not named is None.
 
     Raises:
         ValueError: the model is unknown, the sizes do not fit each other, or the weights (a `WeightsError`) the model.
@@ -66,8 +66,8 @@ def make(options: Options, frameworks: Sequence[str] = FRAMEWORKS) -> Model:
     return _layer(options, frameworks) if options.model == LAYER else _volo(options, frameworks)
 
 
-def draw_weights(config: OutlookAttentionConfig | VOLOConfig, seed: int) -> Arrays:
-    """Draw weights large enough that each part of the model, a softmax above all, has its say in the output."""
+def draw_weights(config: OutlookAttentionConfig | VOLOConfig, seed: int = 0) -> Arrays:
+    """Draw weights under torch names, large enough that every part of the model, a softmax above all, matters."""
     rng = np.random.default_rng(seed)
     return {entry.torch: _draw(entry, rng) for entry in table_for(config).entries}
 
@@ -82,7 +82,7 @@ def _half(normal: np.ndarray) -> np.ndarray:
     return 0.5 * normal
 
 
-# By the last part of the name, and `_half` for anything else.
+# Last part of the name -> weights from standard normal numbers; `_half` for any other.
 _DRAWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "weight": lambda normal: 1.5 * normal * np.prod(normal.shape[1:]) ** -0.5,
     "scale": lambda normal: 1 + 0.3 * normal,
@@ -163,7 +163,7 @@ def _jax_layer(config: OutlookAttentionConfig, weights: Arrays) -> Any:
     return layer
 
 
-# Either twin of the layer with given weights, in float32.
+# Framework -> the layer with these weights, in float32.
 _BUILDERS: dict[str, Callable[[OutlookAttentionConfig, Arrays], Any]] = {"torch": _torch_layer, "jax": _jax_layer}
 
 
@@ -182,12 +182,12 @@ def _from_file(options: Options, file: str) -> tuple[OutlookAttentionConfig, Arr
     if found is None or "attn_features" not in found.sizes:
         prefixes = ", ".join(map(repr, recognisable_prefixes(checkpoint))) or "none"
         raise WeightsError(f"{file}: no outlook attention here; prefixes with a model in this file: {prefixes}")
-    sizes, places = found.sizes, options.kernel_size**2
-    num_heads = options.num_heads or max(1, sizes["attn_features"] // places**2)
-    if num_heads * places**2 != sizes["attn_features"]:
+    sizes, positions = found.sizes, options.kernel_size**2
+    num_heads = options.num_heads or max(1, sizes["attn_features"] // positions**2)
+    if num_heads * positions**2 != sizes["attn_features"]:
         raise WeightsError(
             f"{file}: attn has {sizes['attn_features']} outputs, but {num_heads} heads with "
-            f"kernel_size={options.kernel_size} have {num_heads} * {places}**2 = {num_heads * places**2}; "
+            f"kernel_size={options.kernel_size} have {num_heads} * {positions}**2 = {num_heads * positions**2}; "
             f"the file fits {_fitting(sizes)}"
         )
     config = _config(options, dim=sizes["dim"], num_heads=num_heads, qkv_bias=bool(sizes["qkv_bias"]))
@@ -206,5 +206,5 @@ def _fitting(sizes: dict[str, int | bool]) -> str:
 
 def _config(options: Options, *, dim: int, num_heads: int, qkv_bias: bool) -> OutlookAttentionConfig:
     padding = (options.kernel_size - 1) // 2 if options.padding is None else options.padding
-    window_grid((28, 28), options.kernel_size, options.stride, padding)  # a misfit is said before anything is built
+    window_grid((28, 28), options.kernel_size, options.stride, padding)  # raises before anything is built
     return OutlookAttentionConfig(dim, num_heads, options.kernel_size, padding, options.stride, qkv_bias)

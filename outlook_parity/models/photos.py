@@ -1,4 +1,4 @@
-"""The input of `outlook verify`: real photos, and one of them as VOLO-D1's first outlook attention meets it."""
+"""Photos as inputs of `outlook verify`, whole and as a map of patches."""
 
 from typing import TYPE_CHECKING
 

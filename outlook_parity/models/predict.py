@@ -1,4 +1,4 @@
-"""What the twins see in images: the most probable classes, and whether they agree."""
+"""Most probable classes of images in both twins, and whether the twins agree."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the frameworks see in one image, the most probable first; `agree` is None for one framework alone."""
+    """Classes of one image per framework, most probable first; `agree` is None for a single framework."""
 
     path: str
     guesses: dict[str, tuple[Guess, ...]]
@@ -74,7 +74,7 @@ FORWARDS: dict[str, Callable[[Pretrained], Forward]] = {"torch": _torch_forward,
 def predict_batch(
     batch: Sequence[tuple[Path, np.ndarray]], forwards: Mapping[str, Forward], num_classes: int, top: int
 ) -> list[Prediction]:
-    """Return what each framework sees in each image.
+    """Return the classes of each image in each framework.
 
     Args:
         batch: (path, image as the model wants it).
@@ -93,10 +93,10 @@ def predict_batch(
     return [
         Prediction(
             str(path),
-            {name: guess(found[place], num_classes, top) for name, found in logits.items()},
-            agree(*(found[place] for found in logits.values())) if len(logits) > 1 else None,
+            {name: guess(found[index], num_classes, top) for name, found in logits.items()},
+            agree(*(found[index] for found in logits.values())) if len(logits) > 1 else None,
         )
-        for place, (path, _) in enumerate(batch)
+        for index, (path, _) in enumerate(batch)
     ]
 
 

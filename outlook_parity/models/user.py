@@ -13,7 +13,7 @@ import numpy as np
 
 
 def load_factory(name: str, option: str) -> Any:
-    """Return what a factory, "package.module:factory", makes; modules in the current folder are found too.
+    """Return the result of a factory, "package.module:factory"; modules in the current folder are found too.
 
     Raises:
         ValueError: the name has another form, or there is no such module or factory.
@@ -27,7 +27,7 @@ def load_factory(name: str, option: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
-            raise  # something that their module needs, and that its name says
+            raise  # a module that theirs imports
         raise ValueError(f"{option}: there is no module {module_name!r} here") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
@@ -37,7 +37,7 @@ def load_factory(name: str, option: str) -> Any:
         )
     try:
         return factory()
-    except Exception as error:  # theirs, whatever it is
+    except Exception as error:  # of user code
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(f"{option}: {name}() fails: {what} ({where.filename}, line {where.lineno})") from error

@@ -9,12 +9,13 @@ import numpy as np
 
 from outlook_parity.core.request import inputs_of
 from outlook_parity.core.runner import Runner
-from outlook_parity.core.task import no_task, subject_of
+from outlook_parity.core.task import no_task
 from outlook_parity.mapping.infer import TorchLeaf, derive_names
-from outlook_parity.mapping.names import Names, names_of_table
+from outlook_parity.mapping.names import Names
 from outlook_parity.mapping.unmatched import note_on_names
 from outlook_parity.mapping.user import NameMap, torch_axes_of
 from outlook_parity.models.builtin import Options, make
+from outlook_parity.models.registry import KnownModel, known_model
 from outlook_parity.models.user import load_factory, read_inputs
 from outlook_parity.trace.file import Leaves, read
 
@@ -40,11 +41,11 @@ Source = Options | UserModel
 
 
 class LoadedModel(NamedTuple):
-    """A model, its inputs by name, and its configuration: None of a user's model."""
+    """A model, its inputs by name, and how it is verified if it is one of this package."""
 
     model: Any
     inputs: dict[str, np.ndarray]
-    config: Any
+    known: KnownModel | None
 
 
 class TracedTwin(NamedTuple):
@@ -67,7 +68,7 @@ def load(framework: str, source: Source) -> LoadedModel:
         return LoadedModel(load_factory(source.factory, "--factory"), inputs_of(read_inputs(source.inputs)), None)
     twins = make(source, (framework,))
     model = twins.torch_model if framework == "torch" else twins.jax_model
-    return LoadedModel(model, inputs_of(twins.inputs), getattr(model, "config", model))
+    return LoadedModel(model, inputs_of(twins.inputs), known_model(model))
 
 
 def build(framework: str, source: Source, loaded: LoadedModel) -> TracedTwin:
@@ -82,24 +83,27 @@ def build(framework: str, source: Source, loaded: LoadedModel) -> TracedTwin:
 
 
 def _torch(source: Source, loaded: LoadedModel) -> TracedTwin:
-    from outlook_parity.backends.torch.model import compared_weights, torch_leaves, torch_module
+    from outlook_parity.backends.torch.model import as_torch_module, compared_weights, torch_leaves
     from outlook_parity.backends.torch.runner import TorchRunner
 
     name_map = source.name_map if isinstance(source, UserModel) else NameMap()
-    module = torch_module(loaded.model)
-    subject = None if loaded.config is None else subject_of(loaded.config)
-    axes = torch_axes_of(name_map, loaded.inputs, subject.torch_axes if subject else None)
-    runner = TorchRunner(module, axes, no_task, name_map.out_axes, None if subject else compared_weights(module))
+    module = as_torch_module(loaded.model)
+    axes = torch_axes_of(name_map, loaded.inputs, loaded.known.torch_axes if loaded.known else None)
+    runner = TorchRunner(module, axes, no_task, name_map.out_axes, None if loaded.known else compared_weights(module))
     leaves = {name: (leaf.kind, leaf.shape) for name, leaf in torch_leaves(module).items()}
     return TracedTwin(runner, leaves, [path for path, _ in module.named_modules()], None)
 
 
 def _jax(source: Source, loaded: LoadedModel) -> TracedTwin:
-    from outlook_parity.backends.jax.model import jax_model
+    from outlook_parity.backends.jax.model import as_jax_model
     from outlook_parity.backends.jax.runner import JaxRunner
 
-    model = jax_model(loaded.model)
-    names, note = _jax_names(source, model) if isinstance(source, UserModel) else (names_of_table(loaded.config), None)
+    model = as_jax_model(loaded.model)
+    if loaded.known is not None:
+        names, note = loaded.known.names(), None
+    else:
+        assert isinstance(source, UserModel)
+        names, note = _jax_names(source, model)
     return TracedTwin(JaxRunner(model, names, no_task), {}, [], note)
 
 

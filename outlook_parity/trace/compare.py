@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from outlook_parity.compare import tensors as compare
-from outlook_parity.compare.modules import Suspect, propagated, shown_path
+from outlook_parity.compare.modules import Suspect, compare_recorded, shown_path
 from outlook_parity.core.check import Check
 from outlook_parity.diagnose.precision import notes_on_products
 from outlook_parity.report.report import Report
@@ -82,7 +82,7 @@ def _outputs_and_gradients(twins: Traces, traces: Traces, dtype: str) -> tuple[l
 
 def _modules(traces: Traces, dtype: str) -> tuple[list[Check], list[Suspect]]:
     truth = traces["truth"].events if "truth" in traces else None
-    return propagated(traces["torch"].events, traces["jax"].events, truth, dtype)
+    return compare_recorded(traces["torch"].events, traces["jax"].events, truth, dtype)
 
 
 def _first_divergence(suspects: list[Suspect]) -> tuple[str | None, str | None]:

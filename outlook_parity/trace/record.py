@@ -8,12 +8,12 @@ import numpy as np
 
 from outlook_common.arrays import is_floating
 from outlook_common.extras import require
-from outlook_parity.api import DEVICES, versions
 from outlook_parity.compare.tensors import refusal as refusal_of_inputs
+from outlook_parity.core.environment import versions
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.precision import PRECISIONS
 from outlook_parity.core.recorder import Recorder
-from outlook_parity.core.request import Request, places_and_size, round_to
+from outlook_parity.core.request import DEVICES, Request, positions_and_size, round_to
 from outlook_parity.trace.build import Source, TracedTwin, build, load
 from outlook_parity.trace.file import Header, TraceFile, digest, write
 
@@ -101,7 +101,7 @@ def _run(request: TraceRequest, twin: TracedTwin, inputs: dict[str, np.ndarray],
         seed=request.seed,
         inputs=_digests(inputs, request.rounded_to),
         weights=_digests(twin.runner.weights(), request.rounded_to),
-        summed=places_and_size(inputs),
+        summed=positions_and_size(inputs),
         environment={**versions(), "device": request.device, "products": products},
         leaves=twin.leaves,
         modules=twin.modules,

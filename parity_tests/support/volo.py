@@ -17,6 +17,7 @@ import outlook_torch
 from outlook_common import VOLOConfig
 from outlook_common.weights import table_for
 from outlook_jax.blocks import DropRate
+from outlook_parity.models.builtin import draw_weights as draw_weights
 
 Array = np.ndarray
 
@@ -40,26 +41,6 @@ def small_config(**overrides: Any) -> VOLOConfig:
         "outlook_attention": (True, False),
     }
     return VOLOConfig(**sizes | overrides)
-
-
-def draw_weights(config: VOLOConfig, seed: int = 0) -> dict[str, Array]:
-    """Draw float64 weights under PyTorch's names, with which every part of the model matters."""
-    rng = np.random.default_rng(seed)
-    return {entry.torch: _draw(rng, entry.torch, entry.shape) for entry in table_for(config).entries}
-
-
-def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array:
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf == "num_batches_tracked":
-        return np.array(3, np.int64)
-    normal = rng.standard_normal(shape)
-    if leaf == "running_var":
-        return np.exp(normal / 2)
-    if leaf == "weight" and len(shape) == 1:
-        return 1 + 0.3 * normal
-    if leaf == "weight":
-        return 1.5 * normal / np.sqrt(np.prod(shape[1:]))
-    return 0.5 * normal
 
 
 def draw_images(config: VOLOConfig, batch: int = 2, seed: int = 0, size: tuple[int, int] | None = None) -> Array:

@@ -106,7 +106,7 @@ def test_equal_modules_say_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("fact", OTHER)
 def test_what_modules_say_differently_is_named(fact: str) -> None:
-    assert fact in [difference.fact for difference in differences(*OTHER[fact]())]
+    assert fact in [difference.attribute for difference in differences(*OTHER[fact]())]
 
 
 def test_a_difference_is_told_in_words() -> None:
@@ -138,7 +138,7 @@ def facts_of(function: Any, x: np.ndarray) -> dict[str, Any]:
         with jax_semantics.mark("a.b"):
             return function(x)
 
-    facts: semantics.Facts = {}
+    facts: semantics.Attributes = {}
     jax_semantics.add_operations(jax.make_jaxpr(marked)(jnp.asarray(x)).jaxpr, facts)
     return facts.get("a.b", {})
 
@@ -161,7 +161,7 @@ def test_the_form_of_gelu_is_read_from_the_operations(function: Any, form: str |
 @pytest.mark.parametrize(("count", "divisor"), [(True, "whole window"), (False, "pixels inside")])
 def test_the_divisor_of_a_pool_is_read_in_both(count: bool, divisor: str) -> None:
     pool = torch.nn.AvgPool2d(3, 2, 1, count_include_pad=count)
-    facts: semantics.Facts = {}
+    facts: semantics.Attributes = {}
     with torch_semantics.listening(pool, facts):
         pool(torch.ones(1, 2, 8, 8))
     assert facts[""]["pool divisor"] == divisor

@@ -114,7 +114,9 @@ def test_complex_weights_are_an_error_that_says_what_to_do() -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(4, dtype=torch.complex64))
 
-    with pytest.raises(TypeError, match="weight of the torch model is complex; keep its real and imaginary parts"):
+    with pytest.raises(
+        TypeError, match="weight of the torch model is complex; store its real and imaginary parts as two"
+    ):
         load_torch_weights(JaxMix(same), Complex())
 
 
@@ -214,7 +216,7 @@ def test_a_shape_that_the_module_around_makes_up_for_is_no_mismatch() -> None:
     assert report.verdict == "pass", str(report)
     rows = {(row.verdict, row.note) for row in report.checks if row.level == "layers" and row.name == "conv"}
     assert {verdict for verdict, _ in rows} == {"skipped"}
-    assert all("what is made of it agrees" in note for _, note in rows)
+    assert all("what is computed from it agrees" in note for _, note in rows)
 
 
 def test_a_shape_that_nothing_makes_up_for_is_one() -> None:

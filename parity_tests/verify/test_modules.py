@@ -6,8 +6,8 @@ import torch
 
 from outlook_parity import Report
 from outlook_parity.compare.modules import MODEL
-from outlook_parity.core import recorder as recorder
 from outlook_parity.core.check import PROPAGATED
+from outlook_parity.core.layout import axes_to_jax
 from outlook_parity.core.recorder import Key, Recorder
 from outlook_parity.core.request import Request
 from outlook_parity.mapping.user import NameMap
@@ -127,10 +127,10 @@ def test_a_tape_plays_to_each_module_what_it_holds() -> None:
 
 def test_axes_are_told_by_shapes_and_where_those_leave_a_choice_by_the_numbers() -> None:
     x = np.random.default_rng(0).standard_normal((2, 5, 5, 5))
-    assert recorder.axes_to_jax(x.transpose(0, 3, 1, 2), x) == (0, 2, 3, 1)
-    assert recorder.axes_to_jax(x, x) == (0, 1, 2, 3)
-    assert recorder.axes_to_jax(x[:, :3].transpose(0, 3, 1, 2), x[:, :3]) == (0, 2, 3, 1)
-    assert recorder.axes_to_jax(x[:, :3], x[:, :, :3]) is None
+    assert axes_to_jax(x.transpose(0, 3, 1, 2), x) == (0, 2, 3, 1)
+    assert axes_to_jax(x, x) == (0, 1, 2, 3)
+    assert axes_to_jax(x[:, :3].transpose(0, 3, 1, 2), x[:, :3]) == (0, 2, 3, 1)
+    assert axes_to_jax(x[:, :3], x[:, :, :3]) is None
 
 
 def test_the_levels_forward_and_layers_agree() -> None:

@@ -13,8 +13,8 @@ from outlook_parity.backends.jax.runner import JaxRunner
 from outlook_parity.backends.torch.runner import TorchRunner
 from outlook_parity.core.optimizers import OPTIMIZERS
 from outlook_parity.core.request import Request
-from outlook_parity.core.task import mix_box
 from outlook_parity.mapping.user import NameMap
+from outlook_parity.models.registry import mix_box
 from outlook_parity.pair import make_pair
 from parity_tests.support.small_volo import CONFIG, check, small_images, small_volo, wrong
 
@@ -124,10 +124,10 @@ def test_a_gradient_that_jumps_is_excused_only_if_rounding_moves_the_truth_as_mu
     honest = TorchRunner.run
 
     def moved(self: Any, request: Any, **how: Any) -> Any:
-        if not request.moved:
+        if not request.perturbed:
             return honest(self, request, **how)
-        return _with_noise("float64", moves * np.sign(request.moved), "norm.bias")(honest)(
-            self, replace(request, moved=0.0)
+        return _with_noise("float64", moves * np.sign(request.perturbed), "norm.bias")(honest)(
+            self, replace(request, perturbed=0.0)
         )
 
     monkeypatch.setattr(TorchRunner, "run", moved)
@@ -140,7 +140,7 @@ def test_moving_weights_and_images_by_rounding_moves_smooth_gradients_by_no_more
     images = small_images()
     twin = make_pair(*small_volo(), {"input": images}, NameMap()).torch
     truth, up, down = (
-        twin.run(Request({"input": images}, "float64", "cpu", 0, "float32", moved=moved)).gradients
+        twin.run(Request({"input": images}, "float64", "cpu", 0, "float32", perturbed=moved)).gradients
         for moved in (0.0, 16.0, -16.0)
     )
     for name in ("head.weight", "norm.weight", "post_network.0.mlp.fc1.weight", "network.2.0.attn.qkv.weight"):

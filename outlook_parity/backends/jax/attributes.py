@@ -1,4 +1,4 @@
-"""What a JAX model says about itself: its modules' attributes, and the operations of its jaxpr."""
+"""Read attributes of Flax modules, and of the operations in a jaxpr."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 
-from outlook_parity.core.attributes import OWN_ATTRIBUTES, PASSES, Facts, ints_of, pairs_of
+from outlook_parity.core.attributes import VARIANCE, Attributes, ints_of, pairs_of
 from outlook_parity.core.precision import Products
+from outlook_parity.models import jax_layers
+from outlook_parity.models.registry import config_attributes
 
-# Words for a padding that is none of the convolution's own, its operand is padded before; and with what.
+# Paddings that Flax adds before the convolution -> with what.
 PADDED_BEFORE = {"circular": "circular", "reflect": "reflect", "causal": "zeros"}
 
 
@@ -31,11 +33,11 @@ def _convolution(module: Any) -> dict[str, Any]:
 
 
 def _precision(module: Any, products: Products) -> str:
-    asked = getattr(module, "precision", None)
-    return products if asked is None else _PRECISIONS.get(str(asked).lower(), str(asked))
+    own = getattr(module, "precision", None)
+    return products if own is None else _PRECISIONS.get(str(own).lower(), str(own))
 
 
-# What modules are told about their products; anything else is called what it is.
+# A module's own `precision` -> how it computes products; any other under its own name.
 _PRECISIONS: dict[str, Products] = {
     **dict.fromkeys(("highest", "float32", "precision.highest"), "full"),
     **dict.fromkeys(("high", "tensorfloat32", "precision.high"), "tf32"),
@@ -43,29 +45,25 @@ _PRECISIONS: dict[str, Products] = {
 
 
 def _flax_norm(module: Any) -> dict[str, Any]:
-    return {"eps": float(module.epsilon), "variance": PASSES[module.use_fast_variance]}
+    return {"eps": float(module.epsilon), "variance": VARIANCE[module.use_fast_variance]}
 
 
 def _flax_batch_norm(module: Any) -> dict[str, Any]:
     return _flax_norm(module) | {"momentum": 1 - float(module.momentum)}
 
 
-def _own_batch_norm(module: Any) -> dict[str, Any]:
-    return {"eps": float(module.epsilon), "momentum": float(module.momentum)}  # as PyTorch counts it
-
-
 def _linear(module: Any) -> dict[str, Any]:
     features = getattr(module, "out_features", None) or module.features
-    said = {"bias": module.use_bias}
-    return said | {"features": features} if isinstance(features, int) else said
+    bias = {"bias": module.use_bias}
+    return bias | {"features": features} if isinstance(features, int) else bias
 
 
-# What modules say, by module and name of the type: NNX's and Linen's are called alike.
+# Package and type of a module -> reads its attributes; NNX and Linen have the same names.
 READERS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
+    **jax_layers.ATTRIBUTES,
     ("flax", "LayerNorm"): _flax_norm,
     ("flax", "GroupNorm"): lambda module: _flax_norm(module) | {"groups": module.num_groups},
     ("flax", "BatchNorm"): _flax_batch_norm,
-    ("outlook_jax", "BatchNorm"): _own_batch_norm,
     ("flax", "Conv"): _convolution,
     ("flax", "Linear"): _linear,
     ("flax", "Dense"): _linear,
@@ -73,51 +71,53 @@ READERS: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
 }
 
 
-def attributes_of(modules: dict[str, Any], products: Products) -> Facts:
-    """Return what the modules say before anything runs; `products` is how JAX multiplies where they do not say it."""
-    facts: Facts = {}
+def attributes_of(modules: dict[str, Any], products: Products) -> Attributes:
+    """Return the attributes of the modules; `products` is how JAX is set to compute products."""
+    found: Attributes = {}
     for path, module in modules.items():
-        facts[path] = {}
+        found[path] = {}
         for kind in type(module).__mro__:
             read = READERS.get((kind.__module__.partition(".")[0], kind.__name__))
             if read is not None:
-                facts[path] = read(module)
+                found[path] = read(module)
                 if read in (_linear, _convolution):
-                    facts[path]["precision"] = _precision(module, products)
+                    found[path]["precision"] = _precision(module, products)
                 break
-        for fact, name in OWN_ATTRIBUTES.items():
-            if isinstance(value := getattr(getattr(module, "config", None), name, None), int | float | tuple):
-                facts[path][fact] = value
-    return facts
+        found[path] |= config_attributes(module)
+    return found
 
 
 MARK = re.compile(r"⟨(.*?)⟩")
 
 
-def add_operations(jaxpr: Any, facts: Facts) -> None:
-    """Add to the facts what the operations of a jaxpr tell whose name stacks have the modules' paths in ⟨⟩."""
-    found: dict[str, list[Any]] = {}
+def add_operations(jaxpr: Any, attributes: Attributes) -> None:
+    """Add the attributes of the operations in a jaxpr whose name stacks have the modules' paths in ⟨⟩."""
+    operations: dict[str, list[Any]] = {}
     for path, equation in _equations(jaxpr, ""):
-        found.setdefault(path, []).append(equation)
-    for path, equations in found.items():
-        names = {equation.primitive.name for equation in equations}
-        own = facts.setdefault(path, {})
-        if names & {"erf", "erfc"}:
-            own["GELU"] = "exact"
-        elif {"tanh", "integer_pow"} <= names:
-            own["GELU"] = "tanh"
-        elif "logistic" in names:
-            own["GELU"] = "x * sigmoid(c * x)"
-        pools = [equation for equation in equations if equation.primitive.name == "reduce_window_sum"]
-        if pools and any(any(pair) for equation in pools for pair in equation.params["padding"]):
-            own["pool divisor"] = "whole window" if len(pools) == 1 else "pixels inside"
-        convolutions = [equation for equation in equations if equation.primitive.name == "conv_general_dilated"]
-        if len(convolutions) == 1 and "padding" in own:
-            own["padding"] = tuple((int(a), int(b)) for a, b in convolutions[0].params["padding"])
+        operations.setdefault(path, []).append(equation)
+    for path, equations in operations.items():
+        _add_operations(equations, attributes.setdefault(path, {}))
+
+
+def _add_operations(equations: list[Any], attributes: dict[str, Any]) -> None:
+    """Add the attributes of the operations of one module."""
+    names = {equation.primitive.name for equation in equations}
+    if names & {"erf", "erfc"}:
+        attributes["GELU"] = "exact"
+    elif {"tanh", "integer_pow"} <= names:
+        attributes["GELU"] = "tanh"
+    elif "logistic" in names:
+        attributes["GELU"] = "x * sigmoid(c * x)"
+    pools = [equation for equation in equations if equation.primitive.name == "reduce_window_sum"]
+    if pools and any(any(pair) for equation in pools for pair in equation.params["padding"]):
+        attributes["pool divisor"] = "whole window" if len(pools) == 1 else "pixels inside"
+    convolutions = [equation for equation in equations if equation.primitive.name == "conv_general_dilated"]
+    if len(convolutions) == 1 and "padding" in attributes:
+        attributes["padding"] = tuple((int(a), int(b)) for a, b in convolutions[0].params["padding"])
 
 
 def _equations(jaxpr: Any, outer: str) -> Iterator[tuple[str, Any]]:
-    """Return every operation, those inside others too, with the path of the module that it is in."""
+    """Return every operation, nested ones too, with the path of its module."""
     for equation in jaxpr.eqns:
         marks = MARK.findall(str(equation.source_info.name_stack))
         path = marks[-1] if marks else outer
@@ -130,5 +130,5 @@ def _equations(jaxpr: Any, outer: str) -> Iterator[tuple[str, Any]]:
 
 
 def mark(path: str) -> Any:
-    """Return a context in which operations are known to be of this module."""
+    """Return a context that marks operations as those of this module."""
     return jax.named_scope(f"⟨{path}⟩")

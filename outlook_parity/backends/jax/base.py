@@ -1,4 +1,4 @@
-"""What a JAX model is to the verifier, whatever it is made with: a pure function of parameters, buffers and inputs."""
+"""JAX models of every kind as pure functions of parameters, buffers and inputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ class JaxModel(ABC):
 
     Attributes:
         parameters: by path, joined by ".".
-        buffers: everything else that it is a function of; what of it are weights is in `statistics`.
+        buffers: all other state, by path.
         statistics: the paths of the buffers that are weights.
-        rates: those of rates at which things are dropped, which keep their dtype whatever is computed in.
+        rates: the paths of dropout rates, which keep their dtype in every precision.
     """
 
     parameters: Values
@@ -28,14 +28,15 @@ class JaxModel(ABC):
 
     @abstractmethod
     def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "JaxModel":
-        """Return a copy that computes in `dtype`, trains or not, and if asked calls its modules one by one."""
+        """Return a copy that computes in `dtype`, in training or eval mode; `one_by_one` without scans and remat."""
 
     @abstractmethod
     def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
-        """Return what it gives, and its buffers afterwards.
+        """Return the output, and the buffers afterwards.
 
-        With `recorder` and `module_name`, each call of a module is recorded under the name that the function gives for
-        its path, and replaced by what the recorder plays. With `draws`, those decide what is dropped.
+        With `recorder` and `module_name`, each call of a module is recorded under `module_name(path)`, and replaced by
+        what the recorder replays. With `draws`, those decide what is dropped. With `around`, each call of a module runs
+        in the context `around(module_name(path), module)`.
         """
 
     def modules(self) -> dict[str, Any]:
@@ -43,41 +44,41 @@ class JaxModel(ABC):
         return {}
 
     def merged(self, parameters: Values, buffers: Values) -> dict[str, Any]:
-        """Return all modules by path, with these weights, to be called; none where they cannot be."""
+        """Return all modules by path, callable, with these weights; none where they cannot be had."""
         return {}
 
     @property
     def mode(self) -> str | None:
-        """Whether the model as given trains: "training" or "eval"; None if it does not say."""
+        """The mode of the model as given, "training" or "eval"; None if unknown."""
         return None
 
     @property
     def drops(self) -> bool:
-        """Whether a module drops anything in training, as far as can be seen before it runs."""
+        """Whether a module may drop anything in training."""
         return True
 
     @property
     def own_dropout(self) -> str | None:
-        """The path of a module that drops at random without asking a dropout module, None if none is known."""
+        """The path of a module with dropout inside its own code, None if none is known."""
         return None
 
     @abstractmethod
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
-        """Return what the model was made of with these parameters and statistics; an NNX module is changed."""
+        """Return the user's model with these parameters and statistics; an NNX module is changed."""
 
     def model_for_loss(self, parameters: Values, buffers: Values, draws: Draws) -> Any:
-        """Return what a loss can call, and once it has, `after()` gives the buffers."""
+        """Return a model for a loss to call; then `after()` returns the buffers."""
         return ForLoss(self, parameters, buffers, draws)
 
 
 class ForLoss:
-    """A model that a loss can call, dropping what `draws` decide."""
+    """A model for a loss to call; `draws` decide what is dropped."""
 
     def __init__(self, model: JaxModel, parameters: Values, buffers: Values, draws: Draws) -> None:
         self._model, self._parameters, self._buffers, self._draws = model, parameters, buffers, draws
 
     def __call__(self, *inputs: Any) -> Any:
-        """Return what the model gives, and keep its buffers."""
+        """Return the output, and keep the buffers."""
         output, self._buffers = self._model.call(self._parameters, self._buffers, inputs, draws=self._draws)
         return output
 

@@ -13,7 +13,7 @@ from flax import traverse_util
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.hooks import watched_linen
 
-# The arguments by which modules are told whether they train, and what they are in training.
+# Arguments for the mode -> their value in training.
 MODES = {
     "train": True,
     "training": True,

@@ -1,15 +1,21 @@
-"""What is given as a JAX model, as one; and what its weights are called."""
+"""Any JAX model as a `JaxModel`, and the shapes of its weights and outputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as linen
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from outlook_common.arrays import is_floating
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.linen import LinenModel
 from outlook_parity.backends.jax.nnx import NNXModel, from_bridge
+from outlook_parity.core.pytree import named_leaves
+from outlook_parity.core.request import Inputs
+from outlook_parity.core.task import OUTPUT, is_array
 
 
 class FunctionModel(JaxModel):
@@ -32,8 +38,8 @@ class FunctionModel(JaxModel):
         return self._function
 
 
-def jax_model(model: Any) -> JaxModel:
-    """Return an NNX module, a pair of a Linen module and its variables, a bound Linen module, or a function as a model.
+def as_jax_model(model: Any) -> JaxModel:
+    """Return an NNX module, a pair of a Linen module and its variables, a bound Linen module or a function as a model.
 
     Raises:
         TypeError: it is something else.
@@ -66,5 +72,17 @@ def shapes_of(model: JaxModel) -> dict[str, tuple[int, ...]]:
 
 
 def transposed_of(model: JaxModel) -> set[str]:
-    """Return the paths of transposed convolutions that are told to take their kernel as PyTorch does."""
+    """Return the paths of transposed convolutions with `transpose_kernel`, whose kernel is as in PyTorch."""
     return {path for path, part in model.modules().items() if getattr(part, "transpose_kernel", False)}
+
+
+def output_shapes(model: JaxModel, inputs: Inputs) -> dict[str, Any]:
+    """Return shape and dtype of each output, without running the model; floating-point inputs are float32."""
+    prepared = model.prepared(np.dtype(np.float32), training=False, one_by_one=False)
+    shapes = [jax.ShapeDtypeStruct(a.shape, np.float32 if is_floating(a) else a.dtype) for a in inputs.values()]  # type: ignore[no-untyped-call]
+
+    def call(parameters: Values, buffers: Values, *inputs: Any) -> Any:
+        output = prepared.call(parameters, buffers, inputs)[0]
+        return {name: jnp.asarray(leaf) for name, leaf in named_leaves(output, is_array, OUTPUT).items()}
+
+    return dict(jax.eval_shape(call, prepared.parameters, prepared.buffers, *shapes))

@@ -1,6 +1,7 @@
 """NNX modules as pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as linen
@@ -8,14 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from outlook_jax.blocks import DropPath, DropRate
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.dropout import drops_by_itself, never_drops
 from outlook_parity.backends.jax.hooks import modules_of, watched_nnx
 from outlook_parity.core.dropout import Draws
-
-# Switches of models under which their modules do not run one by one.
-SWITCHES = ("scan_layers", "grad_checkpointing")
+from outlook_parity.models.jax_layers import SWITCHES, DropPath, DropRate
 
 
 class NNXModel(JaxModel):
@@ -31,7 +29,7 @@ class NNXModel(JaxModel):
         self.parameters, self.buffers = (
             {name: variable.get_value() for name, (_, variable) in variables.items()} for variables in self._variables
         )
-        # What else a module keeps, caches and counts of its own, PyTorch need not have: it shows in what it computes.
+        # Other state, caches and counters say, PyTorch need not have: it shows in the outputs.
         self.statistics = tuple(
             name for name, (_, variable) in self._variables[1].items() if isinstance(variable, nnx.BatchStat)
         )
@@ -68,8 +66,8 @@ class NNXModel(JaxModel):
     def mode(self) -> str | None:
         """See `JaxModel`."""
         flags = ("deterministic", "use_running_average")
-        known = {getattr(part, flag) for part in self.modules().values() for flag in flags if hasattr(part, flag)}
-        return {frozenset({True}): "eval", frozenset({False}): "training"}.get(frozenset(known))
+        values = {getattr(part, flag) for part in self.modules().values() for flag in flags if hasattr(part, flag)}
+        return {frozenset({True}): "eval", frozenset({False}): "training"}.get(frozenset(values))
 
     @property
     def drops(self) -> bool:
@@ -83,7 +81,7 @@ class NNXModel(JaxModel):
         return next((path for path, part in self.modules().items() if drops_by_itself(part)), None)
 
     def model_for_loss(self, parameters: Values, buffers: Values, draws: Draws) -> Any:
-        """Return the module itself: losses call other methods of it too."""
+        """Return the module with shared masks: losses call other methods of it too."""
         return _NNXForLoss(self, self._merged(parameters, buffers), draws)
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
@@ -118,12 +116,14 @@ class _NNXForLoss:
         self._owner, self._module, self._draws = owner, module, draws
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with watched_nnx(self._module, draws=self._draws):
-            return self._module(*args, **kwargs)
+        return self._masked(self._module, *args, **kwargs)
 
-    def forward_train(self, *args: Any, **kwargs: Any) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._masked, getattr(self._module, name))
+
+    def _masked(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with watched_nnx(self._module, draws=self._draws):
-            return self._module.forward_train(*args, **kwargs)
+            return method(*args, **kwargs)
 
     def after(self) -> Values:
         return self._owner._buffers_of(self._module)

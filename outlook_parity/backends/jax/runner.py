@@ -1,9 +1,9 @@
-"""Run a JAX model under control and keep what it computed, as NumPy arrays in float64 under torch names.
+"""JAX's runner.
 
-It runs on a recast copy with every global setting pinned; the caller's model and settings stay as they are.
+Models run as recast copies with every global setting pinned; the user's model and settings stay as they are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -13,22 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import outlook_jax.losses
 from outlook_common.arrays import to_numpy
 from outlook_parity.backends.jax.attributes import add_operations, attributes_of, mark
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.model import weights_of
 from outlook_parity.backends.jax.settings import jax_device, pinned
-from outlook_parity.core.attributes import Facts
+from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.optimizers import OPTIMIZERS
 from outlook_parity.core.precision import PRECISIONS
 from outlook_parity.core.pytree import named_leaves
 from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
-from outlook_parity.core.runner import Run, Runner, Training, called_again, prefixed
+from outlook_parity.core.runner import Run, Runner, Training, prefixed, repeat_calls
 from outlook_parity.core.task import OUTPUT, Task, is_array
 from outlook_parity.mapping.names import Names
+from outlook_parity.models.jax_layers import losses as own_losses
 
 
 class JaxRunner(Runner):
@@ -36,8 +36,8 @@ class JaxRunner(Runner):
 
     Args:
         model: the model.
-        names: what parameters and modules are called in PyTorch.
-        task: from the request, what training minimises.
+        names: of weights and modules in PyTorch.
+        task: for a request, what training minimises.
     """
 
     name = "jax"
@@ -51,48 +51,38 @@ class JaxRunner(Runner):
         """See `Runner`."""
         return self._under_torch_names(weights_of(self.model))
 
-    def run(self, request: Request, *, gradients: bool = True, again: bool = False) -> Run:
+    def kinds(self) -> dict[str, str]:
+        """See `Runner`."""
+        return {self._names.module(path): type(module).__name__ for path, module in self.model.modules().items()}
+
+    def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
         place = jax_device(request.device)
         with pinned(request.dtype, place):
             model, parameters, buffers, inputs = self._placed(request, place)
-            asked = {name: x for name, x in inputs.items() if gradients and _is_floating(x)}
-
-            def forward(parameters: Values, asked: Values, buffers: Values, inputs: Values) -> Any:
-                output, after = model.call(parameters, buffers, _in_order(request, inputs | asked))
-                outputs = _outputs(output)
-                graded = {name: leaf for name, leaf in outputs.items() if _is_floating(leaf)}
-                return graded, ({name: leaf for name, leaf in outputs.items() if name not in graded}, after)
-
-            shapes, (others, _) = jax.eval_shape(forward, parameters, asked, buffers, inputs)
-            order = [*shapes, *others]
+            forward = partial(_forward, model, list(request.inputs))
+            floating, others = jax.eval_shape(forward, parameters, {}, buffers, inputs)[0:2]
+            order = [*floating, *others]
             cotangents = {
                 name: jax.device_put(request.cotangent(name, shape.shape).astype(shape.dtype), place)
-                for name, shape in (shapes.items() if gradients else ())
+                for name, shape in (floating.items() if gradients else ())
             }
-
-            @jax.jit
-            def evaluate(parameters: Values, buffers: Values, inputs: Values, cotangents: Values) -> Any:
-                asked = {name: x for name, x in inputs.items() if gradients and _is_floating(x)}
-                of = partial(forward, buffers=buffers, inputs=inputs)
-                if not gradients:
-                    graded, (others, after) = of(parameters, asked)
-                    return graded | others, after, ({}, {})
-                graded, pullback, (others, after) = jax.vjp(of, parameters, asked, has_aux=True)
-                return graded | others, after, pullback(cotangents)
-
-            outputs, buffers, (of_parameters, of_inputs) = evaluate(parameters, buffers, inputs, cotangents)
+            evaluate = jax.jit(partial(_evaluate, forward, gradients))
+            outputs, buffers, of_parameters, of_inputs = evaluate(parameters, buffers, inputs, cotangents)
 
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
                 nonlocal buffers
                 placed = {name: jax.device_put(x, place) for name, x in request.rounded_inputs(inputs).items()}
-                outputs, buffers, _ = evaluate(parameters, buffers, placed, cotangents)
-                return {name: wide(outputs[name]) for name in order}
+                outputs, buffers, *_ = evaluate(parameters, buffers, placed, cotangents)
+                return {name: to_float64(outputs[name]) for name in order}
 
-            others_again = called_again(request, call) if again else {}
-        named = {name: wide(array) for name, array in of_inputs.items()} | self._under_torch_names(of_parameters)
-        found = {name: wide(outputs[name]) for name in order}
-        return Run(found, {name: outputs[name].dtype.name for name in order}, named, others_again)
+            repeated = repeat_calls(request, call) if repeat else {}
+        return Run(
+            outputs={name: to_float64(outputs[name]) for name in order},
+            dtypes={name: outputs[name].dtype.name for name in order},
+            gradients={n: to_float64(x) for n, x in of_inputs.items()} | self._under_torch_names(of_parameters),
+            repeated=repeated,
+        )
 
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
@@ -101,7 +91,7 @@ class JaxRunner(Runner):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
             watching = {} if recorder is None else {"recorder": recorder, "module_name": self._names.module}
             output = model.call(parameters, buffers, _in_order(request, inputs), **watching)[0]
-            return {name: wide(leaf) for name, leaf in _outputs(output).items()}
+            return {name: to_float64(leaf) for name, leaf in _outputs(output).items()}
 
     def train(self, request: Request) -> Training:
         """See `Runner`."""
@@ -116,31 +106,38 @@ class JaxRunner(Runner):
             def loss_of(parameters: Values, buffers: Values, inputs: Values, targets: Values) -> Any:
                 draws.begin()
                 called = model.model_for_loss(parameters, buffers, draws)
-                loss = task.loss(called, _in_order(request, inputs), targets, outlook_jax.losses)
+                loss = task.loss(called, _in_order(request, inputs), targets, own_losses)
                 return loss, called.after()
 
             differentiate = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
-            for name, make in OPTIMIZERS.items():
-                optimizer, (parameters, buffers), losses = make.jax(), start, []
-                state = optimizer.init(parameters)
-                update = jax.jit(partial(_update, optimizer))
+            for name, optimizer in OPTIMIZERS.items():
+                (parameters, buffers), losses = start, []
+                transformation = optimizer.jax()
+                state = transformation.init(parameters)
+                update = jax.jit(partial(_update, transformation))
                 for _ in range(request.steps):
                     (loss, buffers), gradients = differentiate(parameters, buffers, inputs, targets)
                     parameters, state = update(gradients, state, parameters)
-                    losses.append(wide(loss))
-                after = self._under_torch_names(parameters | {name: buffers[name] for name in model.statistics})
-                for slot, kind in make.jax_state.items():
-                    if (kept := optax.tree_utils.tree_get(state, slot)) is not None:
-                        after |= {f"{kind} of {key}": a for key, a in self._under_torch_names(kept).items()}
-                trained |= prefixed(name, {"losses": np.stack(losses), **after})
+                    losses.append(to_float64(loss))
+                weights = self._under_torch_names(parameters | {name: buffers[name] for name in model.statistics})
+                slots = self._slots(state, optimizer.jax_state)
+                trained |= prefixed(name, {"losses": np.stack(losses), **weights, **slots})
         return Training(trained, list(draws.drawn))
 
-    def describe(self, request: Request) -> Facts:
+    def _slots(self, state: Any, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+        """Return an optimizer's state as "momentum of head.weight"."""
+        found: dict[str, np.ndarray] = {}
+        for slot, kind in names.items():
+            if (values := optax.tree_utils.tree_get(state, slot)) is not None:
+                found |= {f"{kind} of {name}": array for name, array in self._under_torch_names(values).items()}
+        return found
+
+    def attributes(self, request: Request) -> Attributes:
         """See `Runner`."""
-        seen: dict[str, Any] = {}
+        modules: dict[str, Any] = {}
 
         def around(path: str, module: Any) -> AbstractContextManager[Any]:
-            seen[path] = module
+            modules[path] = module
             return mark(path)
 
         place = jax_device("cpu")
@@ -152,15 +149,15 @@ class JaxRunner(Runner):
                 return _outputs(model.call(parameters, buffers, _in_order(request, inputs), **watching)[0])
 
             jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
-            facts = attributes_of(seen, PRECISIONS[request.dtype].products)
-        add_operations(jaxpr, facts)
+            found = attributes_of(modules, PRECISIONS[request.dtype].products)
+        add_operations(jaxpr, found)
         if self.model.mode is not None:
-            facts.setdefault(ROOT, {})["mode"] = self.model.mode
-        return facts
+            found.setdefault(ROOT, {})["mode"] = self.model.mode
+        return found
 
     @contextmanager
     def module(self, request: Request, path: str) -> Iterator[Any]:
-        """Enter where the module with this torch path can be called, in eval mode; None if it cannot be had."""
+        """See `Runner`."""
         place = jax_device(request.device)
         with pinned(request.dtype, place):
             model, parameters, buffers, _ = self._placed(request, place, one_by_one=True)
@@ -170,7 +167,7 @@ class JaxRunner(Runner):
     def _placed(
         self, request: Request, place: jax.Device, *, training: bool = False, one_by_one: bool = False
     ) -> tuple[JaxModel, Values, Values, Values]:
-        """Return the model, its parameters and buffers and the inputs, in the dtype and on the device asked for."""
+        """Return the model, its parameters and buffers and the inputs, recast and on the device."""
         one_by_one |= training and self.model.drops  # masks are shared draw by draw
         model = self.model.prepared(PRECISIONS[request.dtype].storage, training=training, one_by_one=one_by_one)
 
@@ -188,17 +185,50 @@ class JaxRunner(Runner):
         return self._names.by_flax[flax].torch if flax in self._names.by_flax else flax
 
     def _under_torch_names(self, values: Values) -> dict[str, np.ndarray]:
-        """Return arrays under torch names, in torch's layout."""
-        return self._names.under_torch_names({flax: wide(value) for flax, value in values.items()})
+        """Return arrays in float64 under torch names, in torch's layout."""
+        return self._names.under_torch_names({flax: to_float64(value) for flax, value in values.items()})
 
 
-def wide(array: Any) -> np.ndarray:
-    """Return an array as NumPy's in float64."""
+def to_float64(array: Any) -> np.ndarray:
+    """Return a NumPy array in float64."""
     return np.asarray(array).astype(np.float64)
 
 
+def _forward(
+    model: JaxModel, order: Sequence[str], parameters: Values, graded: Values, buffers: Values, inputs: Values
+) -> tuple[Values, Values, Values]:
+    """Return floating-point outputs, other outputs and the buffers afterwards; `graded` inputs replace `inputs`."""
+    inputs = inputs | graded
+    output, after = model.call(parameters, buffers, tuple(inputs[name] for name in order))
+    outputs = _outputs(output)
+    floating = {name: leaf for name, leaf in outputs.items() if _is_floating(leaf)}
+    return floating, {name: leaf for name, leaf in outputs.items() if name not in floating}, after
+
+
+def _evaluate(
+    forward: Callable[..., tuple[Values, Values, Values]],
+    gradients: bool,
+    parameters: Values,
+    buffers: Values,
+    inputs: Values,
+    cotangents: Values,
+) -> tuple[Values, Values, Values, Values]:
+    """Return outputs, buffers afterwards, and the gradients of parameters and of floating-point inputs."""
+    if not gradients:
+        floating, others, after = forward(parameters, {}, buffers, inputs)
+        return floating | others, after, {}, {}
+
+    def differentiated(parameters: Values, graded: Values) -> tuple[Values, tuple[Values, Values]]:
+        floating, *rest = forward(parameters, graded, buffers, inputs)
+        return floating, (rest[0], rest[1])
+
+    graded = {name: x for name, x in inputs.items() if _is_floating(x)}
+    floating, pullback, (others, after) = jax.vjp(differentiated, parameters, graded, has_aux=True)
+    return floating | others, after, *pullback(cotangents)
+
+
 def _in_order(request: Request, inputs: Values) -> tuple[Any, ...]:
-    """Return the arguments; JAX gives dictionaries in the order of their keys."""
+    """Return the arguments in order; JAX sorts dictionaries by key."""
     return tuple(inputs[name] for name in request.inputs)
 
 

@@ -1,4 +1,4 @@
-"""Where JAX computes, and how exactly: devices, and the global settings that are pinned meanwhile."""
+"""JAX's devices, and pinned global settings."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +27,7 @@ def jax_absence(device: str) -> str | None:
 
 
 def jax_products_absence(device: str, dtype: str) -> str | None:
-    """Return why JAX's products are not in this precision on this kind of device, or None if they are."""
+    """Return why JAX cannot compute products in this precision on this kind of device, or None if it can."""
     place = jax_device(device)
 
     def multiply(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ def jax_products_absence(device: str, dtype: str) -> str | None:
 
 
 def jax_products(dtype: str) -> str:
-    """Return how JAX is told to compute products in this precision, as it says itself."""
+    """Return JAX's own setting for products in this precision."""
     with pinned(dtype, jax_device("cpu")):
         return f"jax_default_matmul_precision {jax.config.jax_default_matmul_precision}"  # type: ignore[attr-defined]
 
@@ -48,7 +48,7 @@ _PRODUCTS: dict[Products, str] = {"full": "highest", "tf32": "tensorfloat32"}
 
 @contextmanager
 def pinned(dtype: str, device: jax.Device) -> Iterator[None]:
-    """Compute in a precision with every global setting pinned, the x64 mode off below float64, and put them back."""
+    """Compute in a precision with every global setting pinned (x64 off below float64), then restore them."""
     with ExitStack() as settings:
         settings.enter_context(jax.enable_x64(dtype == "float64"))
         settings.enter_context(jax.default_matmul_precision(_PRODUCTS[PRECISIONS[dtype].products]))
@@ -73,8 +73,9 @@ def _exact_attention(
     is_causal: bool = False,
     **options: Any,
 ) -> Any:
-    """Do what JAX's own attention does in the dtype of its operands: JAX's rounds its softmax to float32, whatever they
-    are, and so would hide in float64 what the rounding of a lower precision hides.
+    """Return what JAX's own attention returns, without its cast of the softmax to float32.
+
+    That cast would hide differences in float64.
     """
     if query.ndim != 4 or any(option is not None for option in options.values()):
         return _ROUNDED_ATTENTION(query, key, value, bias, mask, scale=scale, is_causal=is_causal, **options)

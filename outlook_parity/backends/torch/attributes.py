@@ -1,4 +1,4 @@
-"""What a PyTorch model says about itself."""
+"""Read attributes of PyTorch modules, and of the functions that they call."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,10 +8,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from outlook_parity.backends.torch.hooks import running
-from outlook_parity.core.attributes import OWN_ATTRIBUTES, PASSES, Facts, ints_of, pairs_of
+from outlook_parity.core.attributes import VARIANCE, Attributes, ints_of, pairs_of
 from outlook_parity.core.precision import Products
+from outlook_parity.models.registry import config_attributes
 
-# Ways of padding that Flax's convolutions leave to an operation before.
+# Padding modes that Flax's convolutions leave to an operation before.
 PADDED_BEFORE = ("circular", "reflect")
 
 
@@ -36,11 +37,12 @@ def _convolution(module: Any) -> dict[str, Any]:
 
 
 def _norm(module: Any) -> dict[str, Any]:
-    return {"eps": float(module.eps), "variance": PASSES[False]}
+    return {"eps": float(module.eps), "variance": VARIANCE[False]}
 
 
-# What modules of each type say, the first that fits.
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+
+# Types of modules -> reads their attributes; the first that fits.
 READERS: list[tuple[tuple[type, ...], Callable[[Any], dict[str, Any]]]] = [
     ((torch.nn.LayerNorm,), _norm),
     ((torch.nn.GroupNorm,), lambda module: _norm(module) | {"groups": module.num_groups}),
@@ -57,22 +59,20 @@ READERS: list[tuple[tuple[type, ...], Callable[[Any], dict[str, Any]]]] = [
 ]
 
 
-def attributes_of(model: torch.nn.Module, products: Products) -> Facts:
-    """Return what the modules say before anything runs; in which precision they multiply PyTorch's switches say."""
-    facts: Facts = {}
+def attributes_of(model: torch.nn.Module, products: Products) -> Attributes:
+    """Return the attributes of the modules; `products` is how PyTorch is set to compute products."""
+    found: Attributes = {}
     for path, module in model.named_modules():
         read = next((read for types, read in READERS if isinstance(module, types)), None)
-        facts[path] = {} if read is None else read(module)
+        found[path] = {} if read is None else read(module)
         if isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS)):
-            facts[path]["precision"] = products
-        for fact, name in OWN_ATTRIBUTES.items():
-            if isinstance(value := getattr(getattr(module, "config", None), name, None), int | float | tuple):
-                facts[path][fact] = value
-    return facts
+            found[path]["precision"] = products
+        found[path] |= config_attributes(module)
+    return found
 
 
 class _Listener(TorchFunctionMode):
-    """Writes down what functions are called with."""
+    """Notes the arguments of functions."""
 
     def __init__(self, note: Callable[[str, Any], None]) -> None:
         super().__init__()
@@ -117,12 +117,12 @@ class _Listener(TorchFunctionMode):
 
 
 @contextmanager
-def listening(model: torch.nn.Module, facts: Facts) -> Iterator[None]:
-    """Add to the facts what the functions are called with that the model calls meanwhile."""
+def listening(model: torch.nn.Module, attributes: Attributes) -> Iterator[None]:
+    """Add the attributes of the functions that the model calls meanwhile."""
     with running(model) as path:
 
-        def note(fact: str, value: Any) -> None:
-            facts.setdefault(path(), {})[fact] = value
+        def note(name: str, value: Any) -> None:
+            attributes.setdefault(path(), {})[name] = value
 
         with _Listener(note):
             yield

@@ -1,4 +1,4 @@
-"""What a PyTorch model drops, decided by masks that both twins share."""
+"""Dropout of PyTorch models with masks that both twins share."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +13,7 @@ from outlook_common.arrays import to_tensor
 from outlook_parity.backends.torch.hooks import running
 from outlook_parity.core.dropout import Draws
 
-# As they are before anything is put in their place.
+# The originals, before anything replaces them.
 _RANDOM: dict[str, Callable[..., Any]] = {
     "dropout": torch.nn.functional.dropout,
     "attention": torch.nn.functional.scaled_dot_product_attention,
@@ -21,7 +21,7 @@ _RANDOM: dict[str, Callable[..., Any]] = {
     "bernoulli": torch.Tensor.bernoulli_,
 }
 
-# Those that drop whole channels, and how many axes their channels have.
+# Functions that drop whole channels -> how many axes a channel has.
 _OF_CHANNELS = {
     torch.nn.functional.dropout1d: 1,
     torch.nn.functional.dropout2d: 2,
@@ -30,7 +30,7 @@ _OF_CHANNELS = {
 
 
 class _Masks(TorchFunctionMode):
-    """Answers whoever asks PyTorch for dropout, or for uniform random numbers, from `draws`."""
+    """Replaces dropout and uniform random numbers by those of `draws`."""
 
     def __init__(self, draws: Draws, where: Callable[[], str]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Masks(TorchFunctionMode):
         return self._replacements.get(func, func)(*args, **(kwargs or {}))
 
     def inside_functions(self) -> AbstractContextManager[Any]:
-        """Return a context in which PyTorch's own functions, multi-head attention above all, ask here too."""
+        """Return a context for PyTorch's own functions, multi-head attention above all, which call these directly."""
         return patch.multiple(torch.nn.functional, dropout=self._dropout, scaled_dot_product_attention=self._attention)
 
     def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
@@ -64,7 +64,7 @@ class _Masks(TorchFunctionMode):
         return x * to_tensor(self._draws.mask(tuple(shape), p, self._where())).to(x.device, x.dtype)
 
     def _bernoulli(self, x: torch.Tensor, p: float = 0.5, **kwargs: Any) -> torch.Tensor:
-        kept = self._draws.uniform(tuple(x.shape), self._where()) >= 1 - p  # as `Draws.mask` keeps what it does
+        kept = self._draws.uniform(tuple(x.shape), self._where()) >= 1 - p  # the same comparison as in `Draws.mask`
         return x.copy_(to_tensor(kept))
 
     def _attention(
@@ -97,7 +97,7 @@ class _Masks(TorchFunctionMode):
 
 @contextmanager
 def shared_masks(model: torch.nn.Module, draws: Draws) -> Iterator[None]:
-    """Let what the model drops be decided by `draws`."""
+    """Let `draws` decide what the model drops."""
     with running(model) as path:
         masks = _Masks(draws, path)
         with masks, masks.inside_functions():

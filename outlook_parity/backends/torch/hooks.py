@@ -1,4 +1,4 @@
-"""Which PyTorch module runs; every call of one written to a recorder, and replaced by what the recorder plays."""
+"""Hooks around the calls of PyTorch modules: which one runs; record its calls and replace them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from outlook_parity.core.request import round_to
 
 @contextmanager
 def running(model: torch.nn.Module) -> Iterator[Callable[[], str]]:
-    """Give a function that returns the path of the module whose code runs, "" outside of all."""
+    """Yield a function that returns the path of the module whose code runs, "" outside of all."""
     inside: list[str] = []
 
     def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -34,24 +34,24 @@ def running(model: torch.nn.Module) -> Iterator[Callable[[], str]]:
 
 @contextmanager
 def watched(model: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Write every call of a module to the recorder, and replace it by what the recorder plays."""
+    """Record every call of a module, and replace it by what the recorder replays."""
     handles = []
     for path, module in model.named_modules():
         if not recorder.watches(path):
             continue
 
         def before(module: torch.nn.Module, args: Any, kwargs: Any, path: str = path) -> Any:
-            given = recorder.enter(path, _arrays((args, kwargs)))
-            return None if given is None else _replaced((args, kwargs), given)
+            replay = recorder.enter(path, _arrays((args, kwargs)))
+            return None if replay is None else _replaced((args, kwargs), replay)
 
         def after(module: torch.nn.Module, args: Any, output: Any) -> Any:
-            # Flax's attention does not give its weights, PyTorch's does.
+            # Flax's attention does not return its weights, PyTorch's does.
             attention = isinstance(module, torch.nn.MultiheadAttention)
-            told, rest = (output[0], output[1:]) if attention else (output, None)
-            given = recorder.leave(_arrays(told), _whole(told))
-            if given is None:
+            compared, rest = (output[0], output[1:]) if attention else (output, None)
+            replay = recorder.leave(_arrays(compared), _integers(compared))
+            if replay is None:
                 return None
-            return _replaced(told, given) if rest is None else (_replaced(told, given), *rest)
+            return _replaced(compared, replay) if rest is None else (_replaced(compared, replay), *rest)
 
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after))
@@ -66,13 +66,13 @@ def _is_inexact(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
-def _is_whole(leaf: Any) -> bool:
+def _is_integer(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and not _is_inexact(leaf)
 
 
 def _arrays(tree: Any) -> Arrays:
-    """Return the numbers of a tree, of complex ones the real and the imaginary part."""
-    # Copies: what a module changes in place afterwards must not change what was written down.
+    """Return the floating-point leaves of a tree; of complex ones the real and the imaginary part."""
+    # Copies: a module may change them in place afterwards.
     return [to_numpy(part).copy() for leaf in leaves(tree, _is_inexact) for part in _parts(leaf)]
 
 
@@ -80,12 +80,12 @@ def _parts(leaf: torch.Tensor) -> list[torch.Tensor]:
     return [leaf.real, leaf.imag.resolve_neg()] if leaf.is_complex() else [leaf]
 
 
-def _whole(tree: Any) -> Arrays:
-    return [to_numpy(leaf).copy() for leaf in leaves(tree, _is_whole)]
+def _integers(tree: Any) -> Arrays:
+    return [to_numpy(leaf).copy() for leaf in leaves(tree, _is_integer)]
 
 
-def _replaced(tree: Any, given: Arrays) -> Any:
-    arrays, new = iter(given), {}
+def _replaced(tree: Any, new_arrays: Arrays) -> Any:
+    arrays, new = iter(new_arrays), {}
     for leaf in leaves(tree, _is_inexact):
         parts = [to_tensor(round_to(next(arrays), dtype_of(part))).to(leaf.device) for part in _parts(leaf)]
         new[id(leaf)] = parts[0] if len(parts) == 1 else torch.complex(*parts)

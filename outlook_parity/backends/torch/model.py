@@ -35,11 +35,11 @@ class FunctionModule(torch.nn.Module):
         self.function = function
 
     def forward(self, *inputs: Any) -> Any:
-        """Return what the function does."""
+        """Return the result of the function."""
         return self.function(*inputs)
 
 
-def torch_module(model: Any) -> torch.nn.Module:
+def as_torch_module(model: Any) -> torch.nn.Module:
     """Return a module, or a function as one.
 
     Raises:
@@ -63,19 +63,19 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def compared_weights(model: torch.nn.Module) -> list[str]:
-    """Return the names of the parameters and of BatchNorm's statistics, how many batches it has seen among them."""
+    """Return the names of the parameters and of BatchNorm's statistics, with its counts of batches."""
     kept = ("running_mean", "running_var", "num_batches_tracked")
     statistics = [name for name, _ in model.named_buffers() if name.endswith(kept)]
     return [*dict(model.named_parameters()), *statistics]
 
 
 def torch_leaves(model: torch.nn.Module) -> dict[str, TorchLeaf]:
-    """Return what `compared_weights` are, by name."""
+    """Return type and shape of `compared_weights` by name."""
     kinds, shapes = kinds_of(model), {name: tuple(tensor.shape) for name, tensor in weights_of(model).items()}
     return {name: TorchLeaf(kinds[name.rpartition(".")[0]], shapes[name]) for name in compared_weights(model)}
 
 
-def wide(tensor: torch.Tensor) -> np.ndarray:
+def to_float64(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor as a NumPy array in float64."""
     return to_numpy(tensor.double().resolve_neg())
 

@@ -1,6 +1,6 @@
-"""Run a PyTorch model under control and keep what it computed, as NumPy arrays in float64.
+"""PyTorch's runner.
 
-It runs on a recast copy with every global setting pinned; the caller's model and settings stay as they are.
+Models run as recast copies with every global setting pinned; the user's model and settings stay as they are.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-import outlook_torch.losses
 from outlook_common.arrays import to_numpy, to_tensor
 from outlook_parity.backends.torch.attributes import attributes_of, listening
 from outlook_parity.backends.torch.dropout import shared_masks
 from outlook_parity.backends.torch.hooks import watched
-from outlook_parity.backends.torch.model import copied, dtype_of, kinds_of, weights_of, wide
+from outlook_parity.backends.torch.model import copied, dtype_of, kinds_of, to_float64, weights_of
 from outlook_parity.backends.torch.settings import pinned, torch_device
-from outlook_parity.core.attributes import Facts
+from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.optimizers import OPTIMIZERS
 from outlook_parity.core.precision import PRECISIONS
 from outlook_parity.core.pytree import named_leaves
 from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
-from outlook_parity.core.runner import Run, Runner, Training, called_again, prefixed
+from outlook_parity.core.runner import Run, Runner, Training, prefixed, repeat_calls
 from outlook_parity.core.task import OUTPUT, Task, is_array
-from outlook_torch.blocks import DropPath
+from outlook_parity.models.torch_layers import losses as own_losses
+from outlook_parity.models.torch_layers import round_rates
 
 
 class TorchRunner(Runner):
@@ -34,9 +34,9 @@ class TorchRunner(Runner):
 
     Args:
         model: the module.
-        axes: by input, the order in which it takes the axes, which are given as JAX has them.
-        task: from the request, what training minimises.
-        out_axes: by output, the order in which JAX has the axes, where it is another one.
+        axes: input -> the order in which it takes the axes; inputs are as JAX has them.
+        task: for a request, what training minimises.
+        out_axes: output -> the order in which JAX has its axes, where it is another one.
         compared: the names of the weights that are compared, all if None.
     """
 
@@ -60,30 +60,31 @@ class TorchRunner(Runner):
         """See `Runner`."""
         return self._weights_of(self.model)
 
-    def run(self, request: Request, *, gradients: bool = True, again: bool = False) -> Run:
+    def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
         place = torch_device(request.device)
         with pinned(request.dtype, place):
             model = self._recast(request, place).eval()
             parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
             inputs = self._inputs(request, place)
-            asked = {name: x.requires_grad_() for name, x in inputs.items() if gradients and x.is_floating_point()}
+            graded = {name: x.requires_grad_() for name, x in inputs.items() if gradients and x.is_floating_point()}
             with torch.set_grad_enabled(gradients):
-                # Copies, which a model may change in place, as those that gradients are asked of it may not.
+                # Copies, which a model may change in place, as leaves with gradients may not be.
                 outputs = self._outputs(model(*(x.clone() for x in inputs.values())))
-            named: dict[str, np.ndarray] = {}
+            found: dict[str, np.ndarray] = {}
             if gradients:
-                named = _gradients(outputs, asked | parameters, request)
-                for name in asked:
-                    named[name] = named[name].transpose(np.argsort(self._axes[name]))
+                found = _gradients(outputs, graded | parameters, request)
+                found |= {name: found[name].transpose(np.argsort(self._axes[name])) for name in graded}
 
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
                 with torch.no_grad():
-                    return _wide_all(self._outputs(model(*self._inputs(request, place, inputs).values())))
+                    return _all_float64(self._outputs(model(*self._inputs(request, place, inputs).values())))
 
-            found = _wide_all(outputs)
             return Run(
-                found, {n: dtype_of(t) for n, t in outputs.items()}, named, called_again(request, call) if again else {}
+                outputs=_all_float64(outputs),
+                dtypes={name: dtype_of(tensor) for name, tensor in outputs.items()},
+                gradients=found,
+                repeated=repeat_calls(request, call) if repeat else {},
             )
 
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
@@ -91,8 +92,8 @@ class TorchRunner(Runner):
         place = torch_device(request.device)
         with pinned(request.dtype, place), torch.no_grad():
             model = self._recast(request, place).eval()
-            with watched(model, recorder or Recorder(known=())):
-                return _wide_all(self._outputs(model(*self._inputs(request, place).values())))
+            with watched(model, recorder or Recorder(modules=())):
+                return _all_float64(self._outputs(model(*self._inputs(request, place).values())))
 
     def train(self, request: Request) -> Training:
         """See `Runner`."""
@@ -100,69 +101,61 @@ class TorchRunner(Runner):
         trained: dict[str, np.ndarray] = {}
         draws = Draws(request.seed)
         with pinned(request.dtype, place):
-            for name, make in OPTIMIZERS.items():
+            task = self._task(request)
+            targets = {
+                output: self._as_in_torch(output, to_tensor(request.fixed(target)).to(place))
+                for output, target in task.targets.items()
+            }
+            for name, optimizer in OPTIMIZERS.items():
                 model = self._recast(request, place).train().requires_grad_()
-                task = self._task(request)
-                targets = {
-                    output: self._as_in_torch(output, to_tensor(request.fixed(target)).to(place))
-                    for output, target in task.targets.items()
-                }
-                optimizer, losses = make.torch(model.parameters()), []
+                stepper, losses = optimizer.torch(model.parameters()), []
                 for _ in range(request.steps):
                     inputs = list(self._inputs(request, place).values())  # anew: a model may change them in place
-                    optimizer.zero_grad()
+                    stepper.zero_grad()
                     draws.begin()
                     with shared_masks(model, draws):
-                        loss = task.loss(model, inputs, targets, outlook_torch.losses)
+                        loss = task.loss(model, inputs, targets, own_losses)
                     loss.backward()
-                    optimizer.step()
-                    losses.append(wide(loss))
-                after = self._weights_of(model)
-                state = {
-                    f"{kind} of {key}": wide(optimizer.state[parameter][slot])
-                    for slot, kind in make.torch_state.items()
-                    for key, parameter in model.named_parameters()
-                    if slot in optimizer.state.get(parameter, {})
-                }
-                trained |= prefixed(name, {"losses": np.stack(losses), **after, **state})
+                    stepper.step()
+                    losses.append(to_float64(loss))
+                slots = _slots(stepper, model, optimizer.torch_state)
+                trained |= prefixed(name, {"losses": np.stack(losses), **self._weights_of(model), **slots})
         return Training(trained, list(draws.drawn))
 
     def kinds(self) -> dict[str, str]:
-        """Return the types of the modules by path."""
+        """See `Runner`."""
         return kinds_of(self.model)
 
-    def describe(self, request: Request) -> Facts:
+    def attributes(self, request: Request) -> Attributes:
         """See `Runner`."""
         place = torch_device("cpu")
         with pinned(request.dtype, place), torch.no_grad():
             model = self._recast(request, place).eval()
-            facts = attributes_of(model, PRECISIONS[request.dtype].products)
-            with listening(model, facts):
+            found = attributes_of(model, PRECISIONS[request.dtype].products)
+            with listening(model, found):
                 model(*self._inputs(request, place).values())
-        facts[ROOT]["mode"] = "training" if self.model.training else "eval"
-        return facts
+        found[ROOT]["mode"] = "training" if self.model.training else "eval"
+        return found
 
     @contextmanager
     def module(self, request: Request, path: str) -> Iterator[Any]:
-        """Enter where the module with this path can be called, in eval mode; None if there is none."""
+        """See `Runner`."""
         place = torch_device(request.device)
         with pinned(request.dtype, place):
             yield dict(self._recast(request, place).eval().named_modules()).get(path)
 
     def _weights_of(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
         compared = self._compared
-        return {n: wide(tensor) for n, tensor in weights_of(model).items() if compared is None or n in compared}
+        return {n: to_float64(tensor) for n, tensor in weights_of(model).items() if compared is None or n in compared}
 
     def _recast(self, request: Request, place: torch.device) -> torch.nn.Module:
         model = copied(self.model).to(device=place, dtype=getattr(torch, PRECISIONS[request.dtype].storage.name))
-        given = weights_of(self.model)
+        originals = weights_of(self.model)
         with torch.no_grad():
-            # From the given values, not from the recast copy: each is rounded once, and alike in both twins.
-            for name, own in weights_of(model).items():
-                own.copy_(to_tensor(request.rounded(name, to_numpy(given[name]))))
-        for module in model.modules():
-            if isinstance(module, DropPath):
-                module.rate = float(np.float32(module.rate))  # as the JAX twin keeps it
+            # From the originals, not from the recast copy: each is rounded once, and alike in both twins.
+            for name, weight in weights_of(model).items():
+                weight.copy_(to_tensor(request.rounded(name, to_numpy(originals[name]))))
+        round_rates(model)
         return model
 
     def _outputs(self, output: Any) -> dict[str, torch.Tensor]:
@@ -187,22 +180,32 @@ class TorchRunner(Runner):
 
 
 def _gradients(
-    outputs: Mapping[str, torch.Tensor], asked: Mapping[str, torch.Tensor], request: Request
+    outputs: Mapping[str, torch.Tensor], wrt: Mapping[str, torch.Tensor], request: Request
 ) -> dict[str, np.ndarray]:
     """Return the gradients of the sum of floating-point outputs times their cotangents; zero where there are none."""
-    graded = {name: output for name, output in outputs.items() if output.requires_grad}
-    if not asked:
+    floating = {name: output for name, output in outputs.items() if output.requires_grad}
+    if not wrt:
         return {}
-    if not graded:
-        return {name: np.zeros(tuple(tensor.shape)) for name, tensor in asked.items()}
+    if not floating:
+        return {name: np.zeros(tuple(tensor.shape)) for name, tensor in wrt.items()}
     cotangents = [
-        to_tensor(request.cotangent(name, tuple(t.shape))).to(t.device, t.dtype) for name, t in graded.items()
+        to_tensor(request.cotangent(name, tuple(t.shape))).to(t.device, t.dtype) for name, t in floating.items()
     ]
-    found = torch.autograd.grad(
-        list(graded.values()), list(asked.values()), cotangents, materialize_grads=True, allow_unused=True
+    gradients = torch.autograd.grad(
+        list(floating.values()), list(wrt.values()), cotangents, materialize_grads=True, allow_unused=True
     )
-    return dict(zip(asked, map(wide, found), strict=True))
+    return dict(zip(wrt, map(to_float64, gradients), strict=True))
 
 
-def _wide_all(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: wide(tensor) for name, tensor in tensors.items()}
+def _slots(optimizer: torch.optim.Optimizer, model: torch.nn.Module, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return an optimizer's state as "momentum of head.weight"."""
+    return {
+        f"{kind} of {name}": to_float64(optimizer.state[parameter][slot])
+        for slot, kind in names.items()
+        for name, parameter in model.named_parameters()
+        if slot in optimizer.state.get(parameter, {})
+    }
+
+
+def _all_float64(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: to_float64(tensor) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Where PyTorch computes, and how exactly: devices, and the global settings that are pinned meanwhile."""
+"""PyTorch's devices, and pinned global settings."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def torch_absence(device: str) -> str | None:
 
 
 def torch_products_absence(device: str, dtype: str) -> str | None:
-    """Return why PyTorch's products are not in this precision on this kind of device, or None if they are."""
+    """Return why PyTorch cannot compute products in this precision on this kind of device, or None if it can."""
     place = torch_device(device)
 
     def multiply(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -33,14 +33,14 @@ def torch_products_absence(device: str, dtype: str) -> str | None:
 
 
 def torch_products(dtype: str) -> str:
-    """Return how PyTorch is told to compute products in this precision, as it says itself."""
+    """Return PyTorch's own settings for products in this precision."""
     with pinned(dtype, torch.device("cpu")):
         states = [attrgetter(name)(torch.backends).fp32_precision for name in _GPU_SWITCHES]
     return ", ".join(f"{name} {state}" for name, state in zip(_GPU_SWITCHES, states, strict=True))
 
 
-# Where PyTorch keeps the precision of its float32 products; set one by one, for a mixture of them cannot be read
-# through the older, global switches.
+# PyTorch's switches for products of float32; set one by one, as a mixture cannot be read through the older, global
+# switches.
 _GPU_SWITCHES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn")
 _CPU_SWITCHES = ("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 _FULL = "ieee"
@@ -49,7 +49,7 @@ _PRODUCTS: dict[Products, str] = {"full": _FULL, "tf32": "tf32"}
 
 @contextmanager
 def pinned(dtype: str, device: torch.device) -> Iterator[None]:
-    """Compute in a precision with every global setting pinned (no autocast), and put them back.
+    """Compute in a precision with every global setting pinned (no autocast), then restore them.
 
     Random numbers begin anew: else two runs of a model that draws its own would differ as if rounding had done it.
     """
