@@ -6,6 +6,8 @@ from flax.typing import Dtype
 from jax import Array, lax
 from jaxtyping import Float
 
+from outlook_common.constants import BATCH_NORM_MOMENTUM, NORM_EPSILON
+
 
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last, with PyTorch's semantics.
@@ -25,8 +27,8 @@ class BatchNorm(nnx.Module):
     def __init__(
         self,
         features: int,
-        epsilon: float = 1e-5,
-        momentum: float = 0.1,
+        epsilon: float = NORM_EPSILON,
+        momentum: float = BATCH_NORM_MOMENTUM,
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,

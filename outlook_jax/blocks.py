@@ -11,13 +11,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from outlook_common.config import DOWNSAMPLE, STEM_STRIDE
+from outlook_common.constants import ATTENTION_CHECKPOINT_NAME
 from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_jax.attention import OutlookAttention
 from outlook_jax.factory import Factory
-
-# What a policy of `jax.checkpoint` calls the result of self-attention and of class attention by.
-ATTENTION_NAME = "attention"
 
 
 class DropRate(nnx.Variable[Array]):
@@ -265,7 +263,7 @@ def attend(
     logits = jnp.einsum("bTnd,btnd->bnTt", k, q, precision=precision, preferred_element_type=wide)
     weights = drop(jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=2)).astype(v.dtype)
     out = jnp.einsum("bnTt,bTnd->btnd", weights, v, precision=precision, preferred_element_type=wide)
-    named: Array = checkpoint_name(out.astype(v.dtype), ATTENTION_NAME)  # type: ignore[no-untyped-call]
+    named: Array = checkpoint_name(out.astype(v.dtype), ATTENTION_CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
     return named
 
 

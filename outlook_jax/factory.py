@@ -10,12 +10,11 @@ from flax import nnx
 from flax.typing import Dtype, PrecisionLike
 from jax import Array
 
+from outlook_common.constants import INIT_STD, NORM_EPSILON
 from outlook_jax.batch_norm import BatchNorm
 
-EPSILON = 1e-5
-
 # Of linear weights, pos_embed and cls_token. timm's truncated normal is cut at ±2, a hundred standard deviations away.
-INIT = nnx.initializers.normal(0.02)
+INIT = nnx.initializers.normal(INIT_STD)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Factory:
         """Make a LayerNorm with a two-pass variance, as PyTorch's is."""
         return nnx.LayerNorm(
             dim,
-            epsilon=EPSILON,
+            epsilon=NORM_EPSILON,
             use_fast_variance=False,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -74,7 +73,6 @@ class Factory:
         """Make a BatchNorm over all but the last axis."""
         return BatchNorm(
             features,
-            EPSILON,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             use_running_average=self.deterministic,

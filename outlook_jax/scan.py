@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from outlook_jax.blocks import ATTENTION_NAME, DropRate
-from outlook_jax.ops import CHECKPOINT_NAME
+from outlook_common.constants import ATTENTION_CHECKPOINT_NAME, OP_CHECKPOINT_NAME
+from outlook_jax.blocks import DropRate
 
 # Norms, GELUs and softmaxes are computed again in less time than their results take to be written and read, and so are
 # the products of queries and keys, of which there are T*T per head: a training step of VOLO-D1 needs half the memory.
 _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME, ATTENTION_NAME),
+    jax.checkpoint_policies.save_only_these_names(OP_CHECKPOINT_NAME, ATTENTION_CHECKPOINT_NAME),
 )
 
 # What the blocks of this package keep.

@@ -6,11 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outlook_common.config import DOWNSAMPLE, STEM_STRIDE
+from outlook_common.constants import BATCH_NORM_MOMENTUM, NORM_EPSILON
 from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_torch.attention import OutlookAttention
-
-EPSILON = 1e-5
 
 Device = torch.device | str | None
 Dtype = torch.dtype | None
@@ -72,7 +71,7 @@ class Outlooker(nn.Module):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
         self.attn = OutlookAttention(
             dim,
             num_heads,
@@ -86,7 +85,7 @@ class Outlooker(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self.norm2 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
         self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
@@ -138,10 +137,10 @@ class Transformer(nn.Module):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
         self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, device=device, dtype=dtype)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
         self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
         self.drop_path2 = DropPath(drop_path)
 
@@ -195,9 +194,9 @@ class ClassBlock(nn.Module):
         dtype: Dtype = None,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
         self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, device=device, dtype=dtype)
-        self.norm2 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
         self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
@@ -235,7 +234,7 @@ class PatchEmbed(nn.Module):
                     device=device,
                     dtype=dtype,
                 ),
-                nn.BatchNorm2d(hidden_dim, eps=EPSILON, momentum=0.1, device=device, dtype=dtype),
+                nn.BatchNorm2d(hidden_dim, eps=NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, device=device, dtype=dtype),
                 nn.ReLU(),
             ]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from outlook_common.config import FeatureInfo, VOLOConfig, volo_config
+from outlook_common.constants import INIT_STD, NORM_EPSILON
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.interpolation import bicubic_matrix
 from outlook_common.volo import (
@@ -25,11 +26,8 @@ from outlook_common.volo import (
     stage_ends,
     take_indices,
 )
-from outlook_torch.blocks import EPSILON, ClassBlock, Device, Downsample, Dtype, Outlooker, PatchEmbed, Transformer
+from outlook_torch.blocks import ClassBlock, Device, Downsample, Dtype, Outlooker, PatchEmbed, Transformer
 from outlook_torch.ops import IMPLEMENTATIONS
-
-# Standard deviation of the initial linear weights, pos_embed and cls_token.
-INIT_STD = 0.02
 
 
 class VOLO(nn.Module):
@@ -124,7 +122,7 @@ class VOLO(nn.Module):
         self.network = nn.ModuleList(parts[part.kind](part.stage) for part in config.network)
         self.post_network = None if config.post_layers is None else class_blocks(len(config.post_layers))
         self.aux_head = self._make_aux_head(**factory)
-        self.norm: nn.Module = nn.LayerNorm(features, eps=EPSILON, **factory)
+        self.norm: nn.Module = nn.LayerNorm(features, eps=NORM_EPSILON, **factory)
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = self._make_head(**factory)
         self._initialize()
