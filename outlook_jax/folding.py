@@ -7,7 +7,7 @@ from jax import lax
 from outlook_common.volo import check_foldable
 from outlook_jax.batch_norm import BatchNorm
 from outlook_jax.blocks import unchanged
-from outlook_jax.volo import VOLO
+from outlook_jax.model import VOLO
 
 
 def fold_batch_norm(model: VOLO) -> VOLO:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from outlook_common.config import VOLOConfig
 from outlook_jax import attention
-from outlook_jax.volo import VOLO as NNXVOLO
+from outlook_jax.model import VOLO as NNXVOLO
 
 
 def OutlookAttention(*args: Any, **kwargs: Any) -> nnx.bridge.ToLinen:  # noqa: N802 (it stands for a class)

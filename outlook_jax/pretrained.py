@@ -13,8 +13,8 @@ from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.weights.formats.registry import PathLike
 from outlook_common.weights.tables.volo import volo_table
+from outlook_jax.model import VOLO
 from outlook_jax.ops import IMPLEMENTATIONS
-from outlook_jax.volo import VOLO
 from outlook_jax.weights import WEIGHTS, load_weights, path_name
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from outlook_common.volo import check_foldable
-from outlook_torch.volo import VOLO
+from outlook_torch.model import VOLO
 
 
 def fold_batch_norm(model: VOLO) -> VOLO:

@@ -25,10 +25,10 @@ from outlook_jax import linen
 from outlook_jax.blocks import DropPath as JaxDropPath
 from outlook_jax.factory import Factory
 from outlook_jax.losses import TokenLabelCrossEntropy as JaxLoss
-from outlook_jax.volo import draw_mix_box as draw_mix_box_jax
+from outlook_jax.model import draw_mix_box as draw_mix_box_jax
 from outlook_torch.blocks import DropPath as TorchDropPath
 from outlook_torch.losses import TokenLabelCrossEntropy as TorchLoss
-from outlook_torch.volo import draw_mix_box as draw_mix_box_torch
+from outlook_torch.model import draw_mix_box as draw_mix_box_torch
 from parity_tests.support.runners import relative_error
 from parity_tests.support.volo import (
     QUICKLY,
