@@ -1,6 +1,6 @@
 """The blocks of VOLO: outlooker, transformer and class attention (sections 3.1 and 3.2), patch embedding."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from outlook_common.constants import ATTENTION_CHECKPOINT_NAME
 from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_jax.attention import OutlookAttention
-from outlook_jax.factory import Factory
+from outlook_jax.layers import LayerOptions, batch_norm, conv, dropout, layer_norm, linear, parameter
 
 
 class DropRate(nnx.Variable[Array]):
@@ -25,10 +25,10 @@ class DropRate(nnx.Variable[Array]):
 class DropPath(nnx.Module):
     """Stochastic depth: drops a residual branch for whole samples and scales the others by 1/(1-rate)."""
 
-    def __init__(self, rate: float, *, make: Factory) -> None:
+    def __init__(self, rate: float, **options: Unpack[LayerOptions]) -> None:
         self.rate = DropRate(jnp.asarray(rate, jnp.float32))
-        self.deterministic = make.deterministic
-        self.rngs = make.rngs.dropout.fork()
+        self.deterministic = options.get("deterministic", False)
+        self.rngs = options["rngs"].dropout.fork()
 
     def __call__(self, x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
         """Return `x` with samples zeroed in training, `x` itself otherwise."""
@@ -51,10 +51,10 @@ class DropPath(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers with an exact GELU in between."""
 
-    def __init__(self, dim: int, mlp_ratio: float, *, make: Factory) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, **options: Unpack[LayerOptions]) -> None:
         hidden = int(dim * mlp_ratio)
-        self.fc1 = make.linear(dim, hidden)
-        self.fc2 = make.linear(hidden, dim)
+        self.fc1 = linear(dim, hidden, **options)
+        self.fc2 = linear(hidden, dim, **options)
 
     def __call__(self, x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
         """Return fc2(gelu(fc1(x)))."""
@@ -79,9 +79,9 @@ class Outlooker(nnx.Module):
         attn_drop: float = 0.0,
         *,
         implementation: ImplementationRequest = None,
-        make: Factory,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        self.norm1 = make.layer_norm(dim)
+        self.norm1 = layer_norm(dim, **options)
         self.attn = OutlookAttention(
             dim,
             num_heads,
@@ -92,13 +92,12 @@ class Outlooker(nnx.Module):
             attn_drop,
             proj_drop=0.0,
             implementation=implementation,
-            deterministic=make.deterministic,
-            **make.products,
+            **options,
         )
-        for linear in (self.attn.v, self.attn.attn, self.attn.proj):
-            linear.kernel[...] = make.param(linear.kernel.shape)[...]
-        self.norm2 = make.layer_norm(dim)
-        self.mlp = Mlp(dim, mlp_ratio, make=make)
+        for layer in (self.attn.v, self.attn.attn, self.attn.proj):
+            layer.kernel[...] = parameter(layer.kernel.shape, **options)[...]
+        self.norm2 = layer_norm(dim, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Mix each pixel with its neighbourhood, then its own channels."""
@@ -110,13 +109,13 @@ class Attention(nnx.Module):
     """Multi-head self-attention among all places of a map."""
 
     def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, *, make: Factory
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
     ) -> None:
         self.num_heads = num_heads
-        self.precision = make.precision
-        self.qkv = make.linear(dim, 3 * dim, bias=qkv_bias)
-        self.attn_drop = make.dropout(attn_drop)
-        self.proj = make.linear(dim, dim)
+        self.precision = options.get("precision")
+        self.qkv = linear(dim, 3 * dim, bias=qkv_bias, **options)
+        self.attn_drop = dropout(attn_drop, **options)
+        self.proj = linear(dim, dim, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Attend from every place to every place."""
@@ -137,15 +136,14 @@ class Transformer(nnx.Module):
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
-        *,
-        make: Factory,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        self.norm1 = make.layer_norm(dim)
-        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, make=make)
-        self.drop_path1 = DropPath(drop_path, make=make) if drop_path > 0 else unchanged
-        self.norm2 = make.layer_norm(dim)
-        self.mlp = Mlp(dim, mlp_ratio, make=make)
-        self.drop_path2 = DropPath(drop_path, make=make) if drop_path > 0 else unchanged
+        self.norm1 = layer_norm(dim, **options)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, **options)
+        self.drop_path1 = DropPath(drop_path, **options) if drop_path > 0 else unchanged
+        self.norm2 = layer_norm(dim, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
+        self.drop_path2 = DropPath(drop_path, **options) if drop_path > 0 else unchanged
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Mix all places of the map, then each one's channels."""
@@ -157,14 +155,14 @@ class ClassAttention(nnx.Module):
     """Attention from the class token alone to all tokens, itself included (CaiT, section 3)."""
 
     def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, *, make: Factory
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
     ) -> None:
         self.num_heads = num_heads
-        self.precision = make.precision
-        self.kv = make.linear(dim, 2 * dim, bias=qkv_bias)
-        self.q = make.linear(dim, dim, bias=qkv_bias)
-        self.attn_drop = make.dropout(attn_drop)
-        self.proj = make.linear(dim, dim)
+        self.precision = options.get("precision")
+        self.kv = linear(dim, 2 * dim, bias=qkv_bias, **options)
+        self.q = linear(dim, dim, bias=qkv_bias, **options)
+        self.attn_drop = dropout(attn_drop, **options)
+        self.proj = linear(dim, dim, **options)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B 1 C"]:
         """Return what the class token, which is the first of T, takes from all tokens."""
@@ -185,13 +183,12 @@ class ClassBlock(nnx.Module):
         mlp_ratio: float = 3.0,
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
-        *,
-        make: Factory,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        self.norm1 = make.layer_norm(dim)
-        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, make=make)
-        self.norm2 = make.layer_norm(dim)
-        self.mlp = Mlp(dim, mlp_ratio, make=make)
+        self.norm1 = layer_norm(dim, **options)
+        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, **options)
+        self.norm2 = layer_norm(dim, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
         """Renew the class token, which is the first of T."""
@@ -204,11 +201,13 @@ class ClassBlock(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Images to patches: three convolutions at half the resolution, then one per patch."""
 
-    def __init__(self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, *, make: Factory) -> None:
+    def __init__(
+        self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, **options: Unpack[LayerOptions]
+    ) -> None:
         def convolution(features: int, kernel_size: int, stride: int) -> list[Any]:
             return [
-                make.conv(features, hidden_dim, kernel_size, stride, kernel_size // 2, bias=False),
-                make.batch_norm(hidden_dim),
+                conv(features, hidden_dim, kernel_size, stride, kernel_size // 2, bias=False, **options),
+                batch_norm(hidden_dim, **options),
                 relu,
             ]
 
@@ -216,7 +215,7 @@ class PatchEmbed(nnx.Module):
             [*convolution(in_chans, 7, STEM_STRIDE), *convolution(hidden_dim, 3, 1), *convolution(hidden_dim, 3, 1)]
         )
         size = patch_size // STEM_STRIDE
-        self.proj = make.conv(hidden_dim, embed_dim, size, size)
+        self.proj = conv(hidden_dim, embed_dim, size, size, **options)
 
     def __call__(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B H W C"]:
         """Return one vector per patch, channels last."""
@@ -229,8 +228,8 @@ class PatchEmbed(nnx.Module):
 class Downsample(nnx.Module):
     """Merges 2x2 places of a map into one by a convolution."""
 
-    def __init__(self, dim: int, out_dim: int, *, make: Factory) -> None:
-        self.proj = make.conv(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE)
+    def __init__(self, dim: int, out_dim: int, **options: Unpack[LayerOptions]) -> None:
+        self.proj = conv(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
         """Return the map at half the resolution."""

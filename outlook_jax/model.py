@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from outlook_common.volo import (
     take_indices,
 )
 from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer, unchanged
-from outlook_jax.factory import Factory
+from outlook_jax.layers import LayerOptions, dropout, layer_norm, linear, parameter
 from outlook_jax.ops import IMPLEMENTATIONS
 from outlook_jax.scan import run_blocks
 
@@ -70,17 +70,17 @@ class VOLO(nnx.Module):
         self.precision = precision
         self.deterministic = deterministic
         self.rngs = rngs.dropout.fork()
-        make = Factory(rngs, dtype, param_dtype, precision, deterministic)
+        options = self._options(rngs)
         features = config.num_features
 
         # Either is None in a pruned model too.
-        self.pos_embed: nnx.Param[Array] | None = make.param((1, *config.token_map, features))
+        self.pos_embed: nnx.Param[Array] | None = parameter((1, *config.token_map, features), **options)
         has_class_token = config.post_layers is not None
-        self.cls_token = make.param((1, 1, features)) if has_class_token else None
+        self.cls_token = parameter((1, 1, features), **options) if has_class_token else None
         self.patch_embed = PatchEmbed(
-            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], make=make
+            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], **options
         )
-        self.pos_drop = make.dropout(config.pos_drop_rate)
+        self.pos_drop = dropout(config.pos_drop_rate, **options)
 
         def outlookers(stage: int) -> nnx.Module:
             return nnx.List(
@@ -94,7 +94,7 @@ class VOLO(nnx.Module):
                     config.qkv_bias,
                     config.attn_drop_rate,
                     implementation=implementation,
-                    make=make,
+                    **options,
                 )
                 for _ in range(config.layers[stage])
             )
@@ -108,13 +108,13 @@ class VOLO(nnx.Module):
                     config.qkv_bias,
                     config.attn_drop_rate,
                     drop_path,
-                    make=make,
+                    **options,
                 )
                 for drop_path in config.drop_path_rates(stage)
             )
 
         def downsample(stage: int) -> nnx.Module:
-            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], make=make)
+            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], **options)
 
         def class_blocks(count: int) -> nnx.List[ClassBlock]:
             return nnx.List(
@@ -124,7 +124,7 @@ class VOLO(nnx.Module):
                     config.mlp_ratio[-1],
                     config.qkv_bias,
                     config.attn_drop_rate,
-                    make=make,
+                    **options,
                 )
                 for _ in range(count)
             )
@@ -132,10 +132,10 @@ class VOLO(nnx.Module):
         parts = {"outlooker": outlookers, "transformer": transformers, "downsample": downsample}
         self.network = nnx.List(parts[part.kind](part.stage) for part in config.network)
         self.post_network = None if config.post_layers is None else class_blocks(len(config.post_layers))
-        self.aux_head = self._make_aux_head(make)
-        self.norm: Callable[[Array], Array] = make.layer_norm(features)
-        self.head_drop = make.dropout(config.drop_rate)
-        self.head = self._make_head(make)
+        self.aux_head = self._make_aux_head(**options)
+        self.norm: Callable[[Array], Array] = layer_norm(features, **options)
+        self.head_drop = dropout(config.drop_rate, **options)
+        self.head = self._make_head(**options)
 
     @property
     def num_classes(self) -> int:
@@ -309,9 +309,9 @@ class VOLO(nnx.Module):
         """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool` None leaves it as it is."""
         pool = self.config.global_pool if global_pool is None else global_pool
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
-        make = Factory(rngs, self.dtype, self.param_dtype, self.precision, self.deterministic)
+        options = self._options(rngs)
         del self.aux_head, self.head  # NNX keeps what once held no array from ever holding one
-        self.aux_head, self.head = self._make_aux_head(make), self._make_head(make)
+        self.aux_head, self.head = self._make_aux_head(**options), self._make_head(**options)
 
     def get_classifier(self) -> Any:
         """Return the head of the class token."""
@@ -337,6 +337,15 @@ class VOLO(nnx.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return which parameters belong together for layer-wise learning rates; timm's `coarse` changes nothing."""
         return dict(GROUP_MATCHER)
+
+    def _options(self, rngs: nnx.Rngs) -> LayerOptions:
+        return {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "precision": self.precision,
+            "deterministic": self.deterministic,
+            "rngs": rngs,
+        }
 
     def _embed(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B H W C"]:
         check_images(images.shape, "NHWC", self.config)
@@ -378,11 +387,11 @@ class VOLO(nnx.Module):
     def _pool(self, x: Float[Array, "B T C"]) -> Float[Array, "B *tokens C"]:
         return {"token": lambda: x[:, 0], "avg": lambda: x.mean(axis=1), "": lambda: x}[self.config.global_pool]()
 
-    def _make_head(self, make: Factory) -> Any:
-        return make.linear(self.num_features, self.num_classes) if self.num_classes > 0 else unchanged
+    def _make_head(self, **options: Unpack[LayerOptions]) -> Any:
+        return linear(self.num_features, self.num_classes, **options) if self.num_classes > 0 else unchanged
 
-    def _make_aux_head(self, make: Factory) -> Any:
-        return self._make_head(make) if self.config.use_aux_head and self.num_classes > 0 else None
+    def _make_aux_head(self, **options: Unpack[LayerOptions]) -> Any:
+        return self._make_head(**options) if self.config.use_aux_head and self.num_classes > 0 else None
 
 
 def mix(x: Float[Array, "B H W C"], box: MixBox) -> Float[Array, "B H W C"]:

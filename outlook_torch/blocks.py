@@ -1,5 +1,7 @@
 """The blocks of VOLO: outlooker, transformer and class attention (sections 3.1 and 3.2), patch embedding."""
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -10,9 +12,7 @@ from outlook_common.constants import BATCH_NORM_MOMENTUM, NORM_EPSILON
 from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_torch.attention import OutlookAttention
-
-Device = torch.device | str | None
-Dtype = torch.dtype | None
+from outlook_torch.layers import LayerOptions
 
 
 class DropPath(nn.Module):
@@ -38,11 +38,11 @@ class DropPath(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with an exact GELU in between."""
 
-    def __init__(self, dim: int, mlp_ratio: float, *, device: Device = None, dtype: Dtype = None) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, **options: Unpack[LayerOptions]) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
-        self.fc1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
+        self.fc1 = nn.Linear(dim, hidden, **options)
+        self.fc2 = nn.Linear(hidden, dim, **options)
 
     def forward(self, x: Float[Tensor, "B *map C"]) -> Float[Tensor, "B *map C"]:
         """Return fc2(gelu(fc1(x)))."""
@@ -67,11 +67,10 @@ class Outlooker(nn.Module):
         attn_drop: float = 0.0,
         *,
         implementation: ImplementationRequest = None,
-        device: Device = None,
-        dtype: Dtype = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
         self.attn = OutlookAttention(
             dim,
             num_heads,
@@ -82,11 +81,10 @@ class Outlooker(nn.Module):
             attn_drop,
             proj_drop=0.0,
             implementation=implementation,
-            device=device,
-            dtype=dtype,
+            **options,
         )
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
         """Mix each pixel with its neighbourhood, then its own channels."""
@@ -98,20 +96,13 @@ class Attention(nn.Module):
     """Multi-head self-attention among all places of a map."""
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = False,
-        attn_drop: float = 0.0,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **options)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, **options)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
         """Attend from every place to every place."""
@@ -132,16 +123,14 @@ class Transformer(nn.Module):
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
-        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, **options)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
@@ -154,21 +143,14 @@ class ClassAttention(nn.Module):
     """Attention from the class token alone to all tokens, itself included (CaiT, section 3)."""
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = False,
-        attn_drop: float = 0.0,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.q = nn.Linear(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **options)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **options)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, **options)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
         """Return what the class token, which is the first of T, takes from all tokens."""
@@ -189,15 +171,13 @@ class ClassBlock(nn.Module):
         mlp_ratio: float = 3.0,
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
-        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, device=device, dtype=dtype)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, **options)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """Renew the class token, which is the first of T."""
@@ -211,30 +191,14 @@ class PatchEmbed(nn.Module):
     """Images to patches: three convolutions at half the resolution, then one per patch."""
 
     def __init__(
-        self,
-        patch_size: int,
-        in_chans: int,
-        hidden_dim: int,
-        embed_dim: int,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, **options: Unpack[LayerOptions]
     ) -> None:
         super().__init__()
 
         def convolution(features: int, kernel_size: int, stride: int) -> list[nn.Module]:
             return [
-                nn.Conv2d(
-                    features,
-                    hidden_dim,
-                    kernel_size,
-                    stride,
-                    padding=kernel_size // 2,
-                    bias=False,
-                    device=device,
-                    dtype=dtype,
-                ),
-                nn.BatchNorm2d(hidden_dim, eps=NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, device=device, dtype=dtype),
+                nn.Conv2d(features, hidden_dim, kernel_size, stride, kernel_size // 2, bias=False, **options),
+                nn.BatchNorm2d(hidden_dim, eps=NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, **options),
                 nn.ReLU(),
             ]
 
@@ -242,7 +206,7 @@ class PatchEmbed(nn.Module):
             *convolution(in_chans, 7, STEM_STRIDE), *convolution(hidden_dim, 3, 1), *convolution(hidden_dim, 3, 1)
         )
         size = patch_size // STEM_STRIDE
-        self.proj = nn.Conv2d(hidden_dim, embed_dim, size, size, device=device, dtype=dtype)
+        self.proj = nn.Conv2d(hidden_dim, embed_dim, size, size, **options)
 
     def forward(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B H W C"]:
         """Return one vector per patch, channels last."""
@@ -255,9 +219,9 @@ class PatchEmbed(nn.Module):
 class Downsample(nn.Module):
     """Merges 2x2 places of a map into one by a convolution."""
 
-    def __init__(self, dim: int, out_dim: int, *, device: Device = None, dtype: Dtype = None) -> None:
+    def __init__(self, dim: int, out_dim: int, **options: Unpack[LayerOptions]) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE, device=device, dtype=dtype)
+        self.proj = nn.Conv2d(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE, **options)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w c"]:
         """Return the map at half the resolution."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from outlook_common.config import FeatureInfo, VOLOConfig, volo_config
-from outlook_common.constants import INIT_STD, NORM_EPSILON
+from outlook_common.constants import NORM_EPSILON
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.interpolation import bicubic_matrix
 from outlook_common.volo import (
@@ -26,7 +26,8 @@ from outlook_common.volo import (
     stage_ends,
     take_indices,
 )
-from outlook_torch.blocks import ClassBlock, Device, Downsample, Dtype, Outlooker, PatchEmbed, Transformer
+from outlook_torch.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer
+from outlook_torch.layers import Device, Dtype, LayerOptions, initialize_linear, initialize_parameter
 from outlook_torch.ops import IMPLEMENTATIONS
 
 
@@ -55,15 +56,15 @@ class VOLO(nn.Module):
         self.batch_norm_folded = False  # see `fold_batch_norm`
         self.pruned = False  # see `prune_intermediate_layers`
         self.pretrained_cfg: dict[str, Any] = {}  # for `timm.data`; known of models that were made by a name
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: LayerOptions = {"device": device, "dtype": dtype}
         features = config.num_features
 
         # Either is None in a pruned model too.
-        self.pos_embed: nn.Parameter | None = nn.Parameter(torch.empty(1, *config.token_map, features, **factory))
+        self.pos_embed: nn.Parameter | None = nn.Parameter(torch.empty(1, *config.token_map, features, **options))
         has_class_token = config.post_layers is not None
-        self.cls_token = nn.Parameter(torch.empty(1, 1, features, **factory)) if has_class_token else None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, features, **options)) if has_class_token else None
         self.patch_embed = PatchEmbed(
-            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], **factory
+            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], **options
         )
         self.pos_drop = nn.Dropout(config.pos_drop_rate)
 
@@ -80,7 +81,7 @@ class VOLO(nn.Module):
                         config.qkv_bias,
                         config.attn_drop_rate,
                         implementation=implementation,
-                        **factory,
+                        **options,
                     )
                     for _ in range(config.layers[stage])
                 )
@@ -96,14 +97,14 @@ class VOLO(nn.Module):
                         config.qkv_bias,
                         config.attn_drop_rate,
                         drop_path,
-                        **factory,
+                        **options,
                     )
                     for drop_path in config.drop_path_rates(stage)
                 )
             )
 
         def downsample(stage: int) -> nn.Module:
-            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], **factory)
+            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], **options)
 
         def class_blocks(count: int) -> nn.ModuleList:
             return nn.ModuleList(
@@ -113,7 +114,7 @@ class VOLO(nn.Module):
                     config.mlp_ratio[-1],
                     config.qkv_bias,
                     config.attn_drop_rate,
-                    **factory,
+                    **options,
                 )
                 for _ in range(count)
             )
@@ -121,10 +122,10 @@ class VOLO(nn.Module):
         parts = {"outlooker": outlookers, "transformer": transformers, "downsample": downsample}
         self.network = nn.ModuleList(parts[part.kind](part.stage) for part in config.network)
         self.post_network = None if config.post_layers is None else class_blocks(len(config.post_layers))
-        self.aux_head = self._make_aux_head(**factory)
-        self.norm: nn.Module = nn.LayerNorm(features, eps=NORM_EPSILON, **factory)
+        self.aux_head = self._make_aux_head(**options)
+        self.norm: nn.Module = nn.LayerNorm(features, eps=NORM_EPSILON, **options)
         self.head_drop = nn.Dropout(config.drop_rate)
-        self.head = self._make_head(**factory)
+        self.head = self._make_head(**options)
         self._initialize()
 
     @property
@@ -296,11 +297,11 @@ class VOLO(nn.Module):
         pool = self.config.global_pool if global_pool is None else global_pool
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
         weight = self.patch_embed.proj.weight
-        factory: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-        self.aux_head, self.head = self._make_aux_head(**factory), self._make_head(**factory)
+        options: LayerOptions = {"device": weight.device, "dtype": weight.dtype}
+        self.aux_head, self.head = self._make_aux_head(**options), self._make_head(**options)
         for head in (self.head, self.aux_head):
             if head is not None:
-                head.apply(_initialize_linear).train(self.training)
+                head.apply(initialize_linear).train(self.training)
 
     def get_classifier(self) -> nn.Module:
         """Return the head of the class token."""
@@ -360,25 +361,17 @@ class VOLO(nn.Module):
     def _pool(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B *tokens C"]:
         return {"token": lambda: x[:, 0], "avg": lambda: x.mean(dim=1), "": lambda: x}[self.config.global_pool]()
 
-    def _make_head(self, **factory: Any) -> nn.Module:
-        return nn.Linear(self.num_features, self.num_classes, **factory) if self.num_classes > 0 else nn.Identity()
+    def _make_head(self, **options: Unpack[LayerOptions]) -> nn.Module:
+        return nn.Linear(self.num_features, self.num_classes, **options) if self.num_classes > 0 else nn.Identity()
 
-    def _make_aux_head(self, **factory: Any) -> nn.Module | None:
-        return self._make_head(**factory) if self.config.use_aux_head and self.num_classes > 0 else None
+    def _make_aux_head(self, **options: Unpack[LayerOptions]) -> nn.Module | None:
+        return self._make_head(**options) if self.config.use_aux_head and self.num_classes > 0 else None
 
     def _initialize(self) -> None:
         """Draw the weights as timm does; convolutions keep PyTorch's own initialization."""
-        self.apply(_initialize_linear)
+        self.apply(initialize_linear)
         for parameter in (self.pos_embed, self.cls_token):
-            if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=INIT_STD)
-
-
-def _initialize_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=INIT_STD)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+            initialize_parameter(parameter)
 
 
 def mix(x: Float[Tensor, "B H W C"], box: MixBox) -> Float[Tensor, "B H W C"]:

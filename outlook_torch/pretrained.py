@@ -7,7 +7,7 @@ from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.volo import pretrained_cfg
 from outlook_common.weights.formats.registry import PathLike
-from outlook_torch.blocks import Device, Dtype
+from outlook_torch.layers import Device, Dtype
 from outlook_torch.model import VOLO
 from outlook_torch.ops import IMPLEMENTATIONS
 from outlook_torch.weights import export_weights, load_weights

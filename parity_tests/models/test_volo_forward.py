@@ -23,7 +23,6 @@ from outlook_common import VOLO_VARIANTS, VOLOConfig
 from outlook_common.weights import table_for
 from outlook_jax import linen
 from outlook_jax.blocks import DropPath as JaxDropPath
-from outlook_jax.factory import Factory
 from outlook_jax.losses import TokenLabelCrossEntropy as JaxLoss
 from outlook_jax.model import draw_mix_box as draw_mix_box_jax
 from outlook_torch.blocks import DropPath as TorchDropPath
@@ -576,11 +575,11 @@ def test_rates_of_stochastic_depth_are_timms_and_outlookers_have_none(fresh: Any
 @pytest.mark.parametrize("rate", [0.25, 1.0])
 def test_stochastic_depth_drops_whole_samples_and_scales_the_others(rate: float) -> None:
     x = np.random.default_rng(0).standard_normal((4000, 2, 1, 3))
-    make = Factory(nnx.Rngs(0))
+    rngs = nnx.Rngs(0)
     torch.manual_seed(0)
     ours = TorchDropPath(rate).train()(torch.from_numpy(x)).numpy()
     with jax.numpy_dtype_promotion("strict"):  # which users set who want no dtype to change unasked
-        theirs = np.asarray(JaxDropPath(rate, make=make)(jnp.asarray(x)))
+        theirs = np.asarray(JaxDropPath(rate, rngs=rngs)(jnp.asarray(x)))
     for out in (ours, theirs):
         dropped = (out == 0).all(axis=(1, 2, 3))
         assert abs(dropped.mean() - rate) <= 4 * np.sqrt(rate * (1 - rate) / len(x))
