@@ -3,13 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.typing import Dtype, PrecisionLike
+from flax.typing import Dtype, Initializer, PrecisionLike
 from jax import Array, lax
 from jaxtyping import Float
 
 from outlook_common.config import OutlookAttentionConfig
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
+from outlook_jax.layers import LayerOptions, dropout, linear
 from outlook_jax.ops import IMPLEMENTATIONS, outlook_attention
 
 
@@ -32,6 +33,7 @@ class OutlookAttention(nnx.Module):
         proj_drop: dropout rate of the output; None means `attn_drop`, as in External-Attention-pytorch.
         qk_scale: factor on the logits; None means (dim // num_heads) ** -0.5.
         implementation: see `outlook_attention`.
+        kernel_init: draws the three weight matrices; the default is that of `nnx.Linear`.
         dtype: of the computation; None infers it from input and parameters, as Flax does.
         param_dtype: of the parameters.
         precision: of every matrix product, as in `jax.lax.dot_general`.
@@ -57,6 +59,7 @@ class OutlookAttention(nnx.Module):
         *,
         qk_scale: float | None = None,
         implementation: ImplementationRequest = None,
+        kernel_init: Initializer = nnx.initializers.lecun_normal(),
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         precision: PrecisionLike = None,
@@ -70,23 +73,18 @@ class OutlookAttention(nnx.Module):
         # Blocks that run as one loop are told apart by all they hold, which must be hashable: no list.
         self.implementation = tuple(implementation) if isinstance(implementation, list) else implementation
         self.precision = precision
-
-        def linear(features: int, *, use_bias: bool = True) -> nnx.Linear:
-            return nnx.Linear(
-                dim,
-                features,
-                use_bias=use_bias,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                precision=precision,
-                rngs=rngs,
-            )
-
-        self.v = linear(dim, use_bias=qkv_bias)
-        self.attn = linear(self.config.attn_features)
-        self.attn_drop = nnx.Dropout(self.config.attn_drop, deterministic=deterministic, rngs=rngs)
-        self.proj = linear(dim)
-        self.proj_drop = nnx.Dropout(self.config.proj_drop, deterministic=deterministic, rngs=rngs)
+        options: LayerOptions = {
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "precision": precision,
+            "deterministic": deterministic,
+            "rngs": rngs,
+        }
+        self.v = linear(dim, dim, bias=qkv_bias, kernel_init=kernel_init, **options)
+        self.attn = linear(dim, self.config.attn_features, kernel_init=kernel_init, **options)
+        self.attn_drop = dropout(self.config.attn_drop, **options)
+        self.proj = linear(dim, dim, kernel_init=kernel_init, **options)
+        self.proj_drop = dropout(self.config.proj_drop, **options)
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ from outlook_common.constants import ATTENTION_CHECKPOINT_NAME
 from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_jax.attention import OutlookAttention
-from outlook_jax.layers import LayerOptions, batch_norm, conv, dropout, layer_norm, linear, parameter
+from outlook_jax.layers import INIT, LayerOptions, batch_norm, conv, dropout, layer_norm, linear
 
 
 class DropRate(nnx.Variable[Array]):
@@ -92,10 +92,9 @@ class Outlooker(nnx.Module):
             attn_drop,
             proj_drop=0.0,
             implementation=implementation,
+            kernel_init=INIT,
             **options,
         )
-        for layer in (self.attn.v, self.attn.attn, self.attn.proj):
-            layer.kernel[...] = parameter(layer.kernel.shape, **options)[...]
         self.norm2 = layer_norm(dim, **options)
         self.mlp = Mlp(dim, mlp_ratio, **options)
 

@@ -9,8 +9,9 @@ from typing import Any
 from flax import nnx
 
 from outlook_common.config import VOLOConfig
-from outlook_jax import attention
-from outlook_jax.model import VOLO as NNXVOLO
+from outlook_jax import attention, model
+
+__all__ = ["VOLO", "OutlookAttention"]
 
 
 def OutlookAttention(*args: Any, **kwargs: Any) -> nnx.bridge.ToLinen:  # noqa: N802 (it stands for a class)
@@ -24,4 +25,4 @@ def VOLO(config: VOLOConfig, **kwargs: Any) -> nnx.bridge.ToLinen:  # noqa: N802
     Training (`deterministic=False`, the default) needs `mutable=["batch_stats"]`, evaluation a module made with
     `deterministic=True`.
     """
-    return nnx.bridge.to_linen(NNXVOLO, config, **kwargs)
+    return nnx.bridge.to_linen(model.VOLO, config, **kwargs)

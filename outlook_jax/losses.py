@@ -13,6 +13,14 @@ from jaxtyping import Float
 
 from outlook_common.volo import MixBox, check_loss_weights, check_repeats
 
+__all__ = [
+    "SoftTargetCrossEntropy",
+    "TokenLabelCrossEntropy",
+    "TokenLabelGTCrossEntropy",
+    "TokenLabelSoftTargetCrossEntropy",
+    "soft_target_cross_entropy",
+]
+
 
 def soft_target_cross_entropy(logits: Float[Array, "R X"], target: Float[Array, "B X"]) -> Float[Array, ""]:
     """Return the mean over R of -sum(target * log_softmax(logits)).

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from outlook_common.config import OutlookAttentionConfig
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, window_grid
+from outlook_torch.layers import Device, Dtype, LayerOptions
 from outlook_torch.ops import IMPLEMENTATIONS, outlook_attention
 
 
@@ -51,8 +52,8 @@ class OutlookAttention(nn.Module):
         *,
         qk_scale: float | None = None,
         implementation: ImplementationRequest = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__()
         self.config = OutlookAttentionConfig(
@@ -60,10 +61,11 @@ class OutlookAttention(nn.Module):
         )
         check_implementation(implementation, IMPLEMENTATIONS)
         self.implementation = implementation
-        self.v = nn.Linear(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.attn = nn.Linear(dim, self.config.attn_features, device=device, dtype=dtype)
+        options: LayerOptions = {"device": device, "dtype": dtype}
+        self.v = nn.Linear(dim, dim, bias=qkv_bias, **options)
+        self.attn = nn.Linear(dim, self.config.attn_features, **options)
         self.attn_drop = nn.Dropout(self.config.attn_drop)
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, **options)
         self.proj_drop = nn.Dropout(self.config.proj_drop)
 
     def forward(

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 
 from outlook_common.volo import MixBox, check_loss_weights, check_repeats
 
+__all__ = [
+    "SoftTargetCrossEntropy",
+    "TokenLabelCrossEntropy",
+    "TokenLabelGTCrossEntropy",
+    "TokenLabelSoftTargetCrossEntropy",
+    "soft_target_cross_entropy",
+]
+
 
 def soft_target_cross_entropy(logits: Float[Tensor, "R X"], target: Float[Tensor, "B X"]) -> Float[Tensor, ""]:
     """Return the mean over R of -sum(target * log_softmax(logits)).
