@@ -13,6 +13,9 @@ from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, win
 from outlook_jax.layers import LayerOptions, dropout, linear
 from outlook_jax.ops import IMPLEMENTATIONS, outlook_attention
 
+# The default of `nnx.Linear`.
+KERNEL_INIT: Initializer = nnx.initializers.lecun_normal()
+
 
 class OutlookAttention(nnx.Module):
     """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
@@ -59,7 +62,7 @@ class OutlookAttention(nnx.Module):
         *,
         qk_scale: float | None = None,
         implementation: ImplementationRequest = None,
-        kernel_init: Initializer = nnx.initializers.lecun_normal(),
+        kernel_init: Initializer = KERNEL_INIT,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         precision: PrecisionLike = None,
