@@ -23,6 +23,14 @@ Array = np.ndarray
 # What timm's VOLO does not know, and what it has fixed instead.
 OURS = {"out_kernel": (3, 3), "out_stride": (2, 2), "out_padding": (1, 1), "dynamic_img_size": False}
 
+FOUR_STAGES: dict[str, Any] = {
+    "layers": (1, 2, 1, 1),
+    "embed_dims": (12, 24, 24, 24),
+    "num_heads": (2, 4, 3, 2),
+    "downsamples": (True, False, False, False),
+    "outlook_attention": (True, False, False, False),
+}
+
 # Small models run in no time, but take seconds to compile.
 QUICKLY = {"xla_backend_optimization_level": 0}
 
