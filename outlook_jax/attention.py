@@ -1,4 +1,4 @@
-"""The layer of VOLO (section 3.1): outlook attention with its projections."""
+"""Outlook attention as a layer, with its projections (VOLO, section 3.1)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -121,7 +121,7 @@ class OutlookAttention(nnx.Module):
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
         logits = _scaled(self.attn(average_pool(x, cfg.stride)), cfg.qk_scale)
         logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
-        # The part itself says whether it drops: its mode and rate may be changed.
+        # Read from the dropout layer itself: its mode and rate may be changed.
         training = not (self.attn_drop.deterministic if deterministic is None else deterministic)
         if dropout_mask is None and training and self.attn_drop.rate > 0:
             ones = jnp.ones(logits.shape, jnp.promote_types(logits.dtype, jnp.float32))
@@ -150,7 +150,7 @@ def _scaled(logits: Array, scale: float) -> Array:
 
 
 def average_pool(x: Float[Array, "B H W C"], stride: tuple[int, int]) -> Float[Array, "B h w C"]:
-    """Average over stride*stride pixels; windows that cross the border average the pixels inside (ceil mode)."""
+    """Average pooling over stride*stride pixels; windows at the border average the pixels inside (ceil mode)."""
     if stride == (1, 1):
         return x
     _, H, W, _ = x.shape

@@ -1,4 +1,4 @@
-"""Batch normalisation as PyTorch does it, which Flax's own differs from in the running variance."""
+"""Batch normalisation with PyTorch's running variance (unbiased; that of Flax is biased)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -62,7 +62,7 @@ class BatchNorm(nnx.Module):
         return ((x - mean.astype(wide)) * scale + self.bias[...].astype(wide)).astype(dtype)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """Do for `nnx.view` what `nnx.BatchNorm` does.
+        """Set the mode for `nnx.view`, as `nnx.BatchNorm` does.
 
         Args:
             use_running_average: True normalises by the running statistics; None leaves it as it is.
@@ -79,7 +79,7 @@ class BatchNorm(nnx.Module):
         variance = jnp.square(x - mean).mean(axes)
         for statistic, batch in ((self.mean, mean), (self.var, variance * (values / (values - 1)))):
             old = statistic[...]
-            moved = (1 - self.momentum) * old + self.momentum * batch.astype(old.dtype)
-            statistic[...] = lax.stop_gradient(moved)
+            updated = (1 - self.momentum) * old + self.momentum * batch.astype(old.dtype)
+            statistic[...] = lax.stop_gradient(updated)
         self.num_batches_tracked[...] = self.num_batches_tracked[...] + 1
         return mean, variance

@@ -1,4 +1,4 @@
-"""The blocks of VOLO: outlooker, transformer and class attention (sections 3.1 and 3.2), patch embedding."""
+"""Blocks of VOLO: outlooker, transformer, class attention, patch embedding (sections 3.1 and 3.2)."""
 
 from typing import Any, Unpack
 
@@ -19,7 +19,7 @@ from outlook_jax.layers import INIT, LayerOptions, batch_norm, conv, dropout, la
 
 
 class DropRate(nnx.Variable[Array]):
-    """A rate of stochastic depth: a variable, so that blocks that differ in nothing else share one compiled body."""
+    """Rate of stochastic depth: a variable, so that blocks that differ in it alone share one compiled body."""
 
 
 class DropPath(nnx.Module):
@@ -39,7 +39,7 @@ class DropPath(nnx.Module):
         return x * (kept.astype(keep.dtype) / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """Do for `nnx.view` what `nnx.Dropout` does.
+        """Set the mode for `nnx.view`, as `nnx.Dropout` does.
 
         Args:
             deterministic: True returns `x` itself; None leaves it as it is.
@@ -105,7 +105,7 @@ class Outlooker(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention among all places of a map."""
+    """Multi-head self-attention over all positions of a map."""
 
     def __init__(
         self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
@@ -117,7 +117,7 @@ class Attention(nnx.Module):
         self.proj = linear(dim, dim, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Attend from every place to every place."""
+        """Attend from every position to every position."""
         B, H, W, C = x.shape
         q, k, v = _split(self.qkv(x).reshape(B, H * W, 3 * C), 3, self.num_heads)
         out = attend(q, k, v, self.attn_drop, self.precision)
@@ -145,13 +145,13 @@ class Transformer(nnx.Module):
         self.drop_path2 = DropPath(drop_path, **options) if drop_path > 0 else unchanged
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Mix all places of the map, then each one's channels."""
+        """Mix all positions of the map, then each one's channels."""
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class ClassAttention(nnx.Module):
-    """Attention from the class token alone to all tokens, itself included (CaiT, section 3)."""
+    """Attention from the class token to all tokens, itself included (CaiT, section 3)."""
 
     def __init__(
         self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
@@ -164,7 +164,7 @@ class ClassAttention(nnx.Module):
         self.proj = linear(dim, dim, **options)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B 1 C"]:
-        """Return what the class token, which is the first of T, takes from all tokens."""
+        """Attend from the class token, the first of T, to all tokens."""
         B, _, C = x.shape
         k, v = _split(self.kv(x), 2, self.num_heads)
         (q,) = _split(self.q(x[:, :1]), 1, self.num_heads)
@@ -190,7 +190,7 @@ class ClassBlock(nnx.Module):
         self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
-        """Renew the class token, which is the first of T."""
+        """Update the class token, which is the first of T."""
         token = x[:, :1]
         token = token + self.attn(self.norm1(x))
         token = token + self.mlp(self.norm2(token))
@@ -198,7 +198,7 @@ class ClassBlock(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Images to patches: three convolutions at half the resolution, then one per patch."""
+    """Patch embedding: three convolutions at half the resolution, then one per patch."""
 
     def __init__(
         self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, **options: Unpack[LayerOptions]
@@ -225,7 +225,7 @@ class PatchEmbed(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Merges 2x2 places of a map into one by a convolution."""
+    """Merges 2x2 positions of a map into one by a convolution."""
 
     def __init__(self, dim: int, out_dim: int, **options: Unpack[LayerOptions]) -> None:
         self.proj = conv(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE, **options)
@@ -236,7 +236,7 @@ class Downsample(nnx.Module):
 
 
 def _split(x: Float[Array, "B T NDs"], parts: int, heads: int) -> list[Float[Array, "B T N D"]]:
-    """Return so many equal parts of the channels, each by head.
+    """Split the channels into `parts` equal parts, each by head.
 
     The gradient is one concatenation; of slices it would be a sum of as many padded arrays, which XLA computes once for
     each product that reads it.
@@ -256,7 +256,7 @@ def attend(
     """Return softmax(q @ k / sqrt(D)) @ v per head, with dropout on the weights in training."""
     # Not jax.nn.dot_product_attention, whose softmax would round float64 to float32.
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    # The places that are attended to come before those that attend: a softmax along the last axis takes XLA's CPU
+    # Keys before queries in the logits: a softmax along the last axis takes XLA's CPU
     # compiler more than twice as long.
     logits = jnp.einsum("bTnd,btnd->bnTt", k, q, precision=precision, preferred_element_type=wide)
     weights = drop(jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=2)).astype(v.dtype)
@@ -271,7 +271,7 @@ def gelu(x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
     return jax.nn.gelu(x.astype(wide), approximate=False).astype(x.dtype)
 
 
-# Members of models are pickled by name, and what JAX has under the names of its own two are other objects.
+# Not JAX's own functions: members of models are pickled by name, and theirs name other objects.
 
 
 def unchanged(x: Array) -> Array:

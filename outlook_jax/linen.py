@@ -1,4 +1,4 @@
-"""The same modules for Flax Linen, made from the NNX ones by `flax.nnx.bridge`.
+"""Flax Linen modules of the layer and the model, wrapped by `flax.nnx.bridge`.
 
 Parameters have the same paths as in NNX (`v.kernel`), BatchNorm's statistics are in the collection `batch_stats`.
 `rngs` is not given: Linen passes its own, `params` to `init` and `dropout` to `init` and to `apply` in training.

@@ -1,4 +1,4 @@
-"""The layer of VOLO (section 3.1): outlook attention with its projections."""
+"""Outlook attention as a layer, with its projections (VOLO, section 3.1)."""
 
 import torch
 from jaxtyping import Float
@@ -96,7 +96,7 @@ class OutlookAttention(nn.Module):
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
         logits = self.attn(average_pool(x, cfg.stride)) * cfg.qk_scale
         logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
-        # The part itself says whether it drops: its mode and rate may be changed, and it may be replaced.
+        # Read from the dropout layer itself: its mode and rate may be changed, and so may the layer.
         if dropout_mask is None and self.attn_drop.training and getattr(self.attn_drop, "p", 1) != 0:
             ones = torch.ones_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
             dropout_mask = self.attn_drop(ones)
@@ -123,7 +123,7 @@ class OutlookAttention(nn.Module):
 
 
 def average_pool(x: Float[Tensor, "B H W C"], stride: tuple[int, int]) -> Float[Tensor, "B h w C"]:
-    """Average over stride*stride pixels; windows that cross the border average the pixels inside (ceil mode)."""
+    """Average pooling over stride*stride pixels; windows at the border average the pixels inside (ceil mode)."""
     if stride == (1, 1):
         return x
     pooled = nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True)

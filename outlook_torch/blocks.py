@@ -1,4 +1,4 @@
-"""The blocks of VOLO: outlooker, transformer and class attention (sections 3.1 and 3.2), patch embedding."""
+"""Blocks of VOLO: outlooker, transformer, class attention, patch embedding (sections 3.1 and 3.2)."""
 
 from typing import Unpack
 
@@ -93,7 +93,7 @@ class Outlooker(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention among all places of a map."""
+    """Multi-head self-attention over all positions of a map."""
 
     def __init__(
         self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, **options)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
-        """Attend from every place to every place."""
+        """Attend from every position to every position."""
         B, H, W, C = x.shape
         q, k, v = self.qkv(x).reshape(B, H * W, 3, self.num_heads, C // self.num_heads).unbind(2)
         out = attend(q, k, v, self.attn_drop)
@@ -134,13 +134,13 @@ class Transformer(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
-        """Mix all places of the map, then each one's channels."""
+        """Mix all positions of the map, then each one's channels."""
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class ClassAttention(nn.Module):
-    """Attention from the class token alone to all tokens, itself included (CaiT, section 3)."""
+    """Attention from the class token to all tokens, itself included (CaiT, section 3)."""
 
     def __init__(
         self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
@@ -153,7 +153,7 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **options)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
-        """Return what the class token, which is the first of T, takes from all tokens."""
+        """Attend from the class token, the first of T, to all tokens."""
         B, T, C = x.shape
         k, v = self.kv(x).reshape(B, T, 2, self.num_heads, C // self.num_heads).unbind(2)
         q = self.q(x[:, :1]).reshape(B, 1, self.num_heads, C // self.num_heads)
@@ -180,7 +180,7 @@ class ClassBlock(nn.Module):
         self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """Renew the class token, which is the first of T."""
+        """Update the class token, which is the first of T."""
         token = x[:, :1]
         token = token + self.attn(self.norm1(x))
         token = token + self.mlp(self.norm2(token))
@@ -188,7 +188,7 @@ class ClassBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Images to patches: three convolutions at half the resolution, then one per patch."""
+    """Patch embedding: three convolutions at half the resolution, then one per patch."""
 
     def __init__(
         self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, **options: Unpack[LayerOptions]
@@ -217,7 +217,7 @@ class PatchEmbed(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Merges 2x2 places of a map into one by a convolution."""
+    """Merges 2x2 positions of a map into one by a convolution."""
 
     def __init__(self, dim: int, out_dim: int, **options: Unpack[LayerOptions]) -> None:
         super().__init__()
