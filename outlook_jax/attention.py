@@ -20,8 +20,8 @@ KERNEL_INIT: Initializer = nnx.initializers.lecun_normal()
 class OutlookAttention(nnx.Module):
     """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
 
-    Each place of the (pooled) map predicts, by one linear layer, how the places of its window mix; there is no
-    query-key product. Channel c belongs to head c // (dim // num_heads).
+    One linear layer predicts, from each position of the (pooled) map, how the positions of its window mix; there is
+    no query-key product. Channel c belongs to head c // (dim // num_heads).
 
     Args:
         dim: C, the channels.
@@ -37,11 +37,11 @@ class OutlookAttention(nnx.Module):
         qk_scale: factor on the logits; None means (dim // num_heads) ** -0.5.
         implementation: see `outlook_attention`.
         kernel_init: draws the three weight matrices; the default is that of `nnx.Linear`.
-        dtype: of the computation; None infers it from input and parameters, as Flax does.
-        param_dtype: of the parameters.
-        precision: of every matrix product, as in `jax.lax.dot_general`.
+        dtype: dtype of the computation; None infers it from input and parameters, as Flax does.
+        param_dtype: dtype of the parameters.
+        precision: precision of every matrix product, as in `jax.lax.dot_general`.
         deterministic: True switches both dropouts off, as `model.eval()` does.
-        rngs: the streams `params` and `dropout`.
+        rngs: random streams `params` and `dropout`.
 
     Raises:
         TypeError: a size is not an int or a pair of ints.
@@ -102,10 +102,10 @@ class OutlookAttention(nnx.Module):
 
         Args:
             x: (B, H, W, C), any H, W >= 1.
-            dropout_mask: used instead of drawing one, in training or not; see `outlook_attention`.
+            dropout_mask: replaces the random mask, in training or not; see `outlook_attention`.
             proj_dropout_mask: likewise for the output, shape of `x`.
-            deterministic: overrules the setting of the layer for this call.
-            rngs: a `dropout` stream to use for this call instead of the layer's own.
+            deterministic: overrides the layer's setting for this call.
+            rngs: a `dropout` stream for this call, instead of the layer's own.
 
         Returns:
             (B, H, W, C).

@@ -37,14 +37,14 @@ class VOLO(nnx.Module):
 
     Args:
         config: sizes and options of the model.
-        implementation: of outlook attention; see `outlook_attention`.
-        scan_layers: whether the equal blocks of a stage run as one loop, which compiles in the time of one block;
-            False calls each by itself.
-        dtype: of the computation; None infers it from images and parameters, as Flax does.
-        param_dtype: of the parameters.
-        precision: of every product, as in `jax.lax.dot_general`.
+        implementation: that of outlook attention; see `outlook_attention`.
+        scan_layers: whether equal blocks of a stage run as one loop, which compiles in the time of one block; False
+            calls each separately.
+        dtype: dtype of the computation; None infers it from images and parameters, as Flax does.
+        param_dtype: dtype of the parameters.
+        precision: precision of every product, as in `jax.lax.dot_general`.
         deterministic: True means evaluation, as `model.eval()`: no dropout, running statistics in BatchNorm.
-        rngs: the streams `params` and `dropout`, the latter for the mixing boxes too.
+        rngs: random streams `params` and `dropout`, the latter for the mixing boxes too.
     """
 
     def __init__(

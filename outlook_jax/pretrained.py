@@ -56,11 +56,11 @@ def from_pretrained(
         token: for private repositories; None means that of the environment or the last login.
         cache_dir: for downloads from the Hub; None means the default of `huggingface_hub`.
         local_files_only: whether to look in the cache alone.
-        implementation: of outlook attention; see `outlook_attention`.
+        implementation: that of outlook attention; see `outlook_attention`.
         scan_layers: see `VOLO`.
-        dtype: of the computation; None infers it from images and parameters.
-        param_dtype: of the parameters.
-        precision: of every product, as in `jax.lax.dot_general`.
+        dtype: dtype of the computation; None infers it from images and parameters.
+        param_dtype: dtype of the parameters.
+        precision: precision of every product, as in `jax.lax.dot_general`.
         rngs: the streams `params`, for new heads, and `dropout`; None means `nnx.Rngs(0)`.
         **overrides: change further fields of the `VOLOConfig`. `in_chans`, if it is not among them, is the variant's if
             one is given, else that of the weights.

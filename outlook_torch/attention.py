@@ -14,8 +14,8 @@ from outlook_torch.ops import IMPLEMENTATIONS, outlook_attention
 class OutlookAttention(nn.Module):
     """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
 
-    Each place of the (pooled) map predicts, by one linear layer, how the places of its window mix; there is no
-    query-key product. Channel c belongs to head c // (dim // num_heads).
+    One linear layer predicts, from each position of the (pooled) map, how the positions of its window mix; there is
+    no query-key product. Channel c belongs to head c // (dim // num_heads).
 
     Args:
         dim: C, the channels.
@@ -30,8 +30,8 @@ class OutlookAttention(nn.Module):
         proj_drop: dropout rate of the output; None means `attn_drop`, as in External-Attention-pytorch.
         qk_scale: factor on the logits; None means (dim // num_heads) ** -0.5.
         implementation: see `outlook_attention`.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         TypeError: a size is not an int or a pair of ints.
@@ -79,7 +79,7 @@ class OutlookAttention(nn.Module):
 
         Args:
             x: (B, H, W, C), any H, W >= 1.
-            dropout_mask: used instead of drawing one, in training or not; see `outlook_attention`.
+            dropout_mask: replaces the random mask, in training or not; see `outlook_attention`.
             proj_dropout_mask: likewise for the output, shape of `x`.
 
         Returns:

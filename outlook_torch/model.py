@@ -36,9 +36,9 @@ class VOLO(nn.Module):
 
     Args:
         config: sizes and options of the model.
-        implementation: of outlook attention; see `outlook_attention`.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        implementation: that of outlook attention; see `outlook_attention`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
     """
 
     def __init__(

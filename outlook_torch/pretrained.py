@@ -48,9 +48,9 @@ def from_pretrained(
         token: for private repositories; None means that of the environment or the last login.
         cache_dir: for downloads from the Hub; None means the default of `huggingface_hub`.
         local_files_only: whether to look in the cache alone.
-        implementation: of outlook attention; see `outlook_attention`.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        implementation: that of outlook attention; see `outlook_attention`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
         **overrides: change further fields of the `VOLOConfig`. `in_chans`, if it is not among them, is the variant's if
             one is given, else that of the weights.
 

@@ -1,4 +1,4 @@
-"""`outlook_attention`, the op: check the operands, choose an implementation, run it."""
+"""The op `outlook_attention`: check the operands, choose an implementation, run it."""
 
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
