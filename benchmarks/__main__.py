@@ -1,4 +1,4 @@
-"""`make bench`, or `python -m benchmarks layer --rounds 30 --case volo_d1`: time, and write the results."""
+"""Command line of the benchmarks: `python -m benchmarks layer --rounds 30 --case volo_d1`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +15,8 @@ from outlook_common.op_cases import BY_NAME
 LAYER_CASES = ("volo_d1", "volo_d2", "volo_d4", "seed_512", "seed_512_8_heads", "large_map", "small_map", "kernel_5")
 MEMORY_CASES = ("volo_d1", "seed_512")
 
-Rounds = Annotated[int, typer.Option(help="Rounds; every contender has one timed run in each.")]
-Out = Annotated[Path, typer.Option(help="Folder of the results.")]
+Rounds = Annotated[int, typer.Option(help="Timed runs of every contender, interleaved.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -28,10 +28,10 @@ Batch = Annotated[int, typer.Option(help="Batch size.")]
 def layer(
     rounds: Rounds = 9,
     batch: Batch = 8,
-    case: Annotated[list[str] | None, typer.Option(help="Cases to time; all if none is given.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Case to time (repeatable). Default: all.")] = None,
     out: Out = report.FOLDER,
 ) -> None:
-    """Time the layer: every implementation of both twins, timm, and the floor, interleaved in one run; its memory."""
+    """Layer: time and memory of every implementation, timm, and the matrix products alone."""
     declare_missing_torchvision_operators()
     from benchmarks.layer import compile_seconds, contenders, defaults  # imports timm
 
@@ -52,7 +52,7 @@ def layer(
 
 @app.command()
 def scaling(rounds: Rounds = 5, out: Out = report.FOLDER) -> None:
-    """Time training steps of the layer on growing maps, batches, channels and kernels, and plot them."""
+    """Layer: training steps on growing maps, batches, channels and kernels, with a plot."""
     declare_missing_torchvision_operators()
     from benchmarks.layer import contenders  # imports timm
     from benchmarks.scaling import NAMES, cases, plot
@@ -69,7 +69,7 @@ def scaling(rounds: Rounds = 5, out: Out = report.FOLDER) -> None:
 
 @app.command()
 def volo(rounds: Rounds = 7, batch: Batch = 8, out: Out = report.FOLDER) -> None:
-    """Time whole models: compile time of the JAX twin's d1 and d5; d1's forward and training step against timm."""
+    """VOLO: forward and training step of d1 against timm; JAX compile time of d1 and d5."""
     declare_missing_torchvision_operators()
     from benchmarks.volo import compile_seconds, contenders  # imports timm
 
@@ -82,8 +82,8 @@ def volo(rounds: Rounds = 7, batch: Batch = 8, out: Out = report.FOLDER) -> None
     }
     pairs = contenders("volo_d1_224", batch)
     timings = {
-        "forward": interleave({n: p.forward for n, p in pairs.items()}, rounds=rounds, ahead=1),
-        "training step": interleave({n: p.training for n, p in pairs.items() if p.training}, rounds=rounds, ahead=1),
+        "forward": interleave({n: p.forward for n, p in pairs.items()}, rounds=rounds, untimed=1),
+        "training step": interleave({n: p.training for n, p in pairs.items() if p.training}, rounds=rounds, untimed=1),
     }
     numbers = {"batch": batch, "compile": compiled, "volo_d1_224": timings}
     report.write(out, "volo_cpu", report.volo(compiled, timings, batch), numbers)
@@ -91,7 +91,7 @@ def volo(rounds: Rounds = 7, batch: Batch = 8, out: Out = report.FOLDER) -> None
 
 @app.callback(invoke_without_command=True)
 def everything(context: typer.Context) -> None:
-    """Side-by-side timings against peers; without a command, all of them."""
+    """Time outlook attention and VOLO against peers. Without a command, run all of them."""
     if context.invoked_subcommand is None:
         layer()
         scaling()

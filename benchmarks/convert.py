@@ -1,4 +1,4 @@
-"""`python -m benchmarks.convert`: time and peak memory of converting a VOLO-D5, against copying the same bytes."""
+"""`python -m benchmarks.convert`: time and peak memory of converting VOLO-D5, against a copy."""
 
 import itertools
 import json
@@ -39,7 +39,7 @@ REHEARSED = 5 << 28
 
 
 def run(source: str, destination: str) -> dict[str, float]:
-    """Convert in this process; return seconds, and how much more memory it took than before, at its highest."""
+    """Convert in this process; return the seconds and the peak of additional memory."""
     if "pth" in (source + destination):
         import torch  # noqa: F401
     if "orbax" in (source + destination):
@@ -52,7 +52,7 @@ def run(source: str, destination: str) -> dict[str, float]:
 
 
 def copy(source: str, destination: str) -> dict[str, float]:
-    """Read and write the same bytes, without and with waiting for the disk; return the seconds of both."""
+    """Copy the same bytes; return the seconds without and with fsync."""
     _rehearse(Path(destination))
     block = bytearray(BLOCK)
     start = time.perf_counter()
@@ -65,7 +65,7 @@ def copy(source: str, destination: str) -> dict[str, float]:
 
 
 def digest(source: str) -> dict[str, float]:
-    """Hash the bytes as `convert` does, and do nothing else; return the seconds."""
+    """Return the seconds that hashing takes alone, as `convert` does it."""
     start = time.perf_counter()
     source_sha256(Path(source))
     return {"seconds": time.perf_counter() - start}
@@ -85,13 +85,13 @@ def _rehearse(destination: Path) -> None:
 
 
 def _peak() -> float:
-    """Return the largest amount of memory this process has held; unlike `ru_maxrss`, not that of its parent."""
+    """Return the peak memory of this process (`ru_maxrss` would include its parent's)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def in_a_process(name: str, *arguments: str) -> dict[str, float]:
-    """Return what one of the functions above returns in a process of its own."""
+    """Run one of the functions above in a new process and return its result."""
     code = f"import json, sys; from benchmarks.convert import {name}; print(json.dumps({name}(*sys.argv[1:])))"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
@@ -101,7 +101,7 @@ def in_a_process(name: str, *arguments: str) -> dict[str, float]:
 
 
 def draw(folder: Path) -> dict[str, Any]:
-    """Write a model's worth of random numbers in every format; return how large it and its largest tensor are."""
+    """Write random weights in every format; return their size and that of the largest tensor."""
     rng = np.random.default_rng(0)
     arrays = {
         entry.torch: np.array(3, entry.dtype) if entry.dtype else rng.standard_normal(entry.shape, dtype=np.float32)
@@ -141,7 +141,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """Return a table of medians, of times and of speeds beside the copy's."""
+    """Return a table of median times, and of speeds relative to the copy."""
     size, samples = found["size"], found["samples"]
     copies = [sample["copy"] for of_one in samples.values() for sample in of_one]
     plain, synced = (_spread([copy[key] for copy in copies], "{:.2f}") for key in ("seconds", "seconds with fsync"))
@@ -173,7 +173,7 @@ def text(found: dict[str, Any]) -> str:
 
 
 def _spread(values: list[float], form: str) -> str:
-    """Return the median, the least and the most."""
+    """Return median, minimum and maximum."""
     middle, least, most = (form.format(x) for x in (statistics.median(values), min(values), max(values)))
     return f"{middle} ({least} to {most})"
 
@@ -183,7 +183,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = report.FOLDER,
     scratch: Annotated[Path | None, typer.Option(help="Where to write 8 GB of checkpoints.")] = None,
 ) -> None:
-    """Time the conversion of a VOLO-D5 between all formats, and take its peak memory."""
+    """Measure time and peak memory of converting VOLO-D5 between all formats."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         found = measure(Path(folder), rounds)
     report.write(out, "convert_cpu", text(found), found)

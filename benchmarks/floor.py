@@ -1,6 +1,6 @@
-"""The products of a whole model alone: its linear layers, convolutions and attention, without anything in between.
+"""Lower bound on a model's time: its linear layers, convolutions and attention products alone.
 
-What no implementation of the model in this framework can go below, as long as it computes them by itself.
+No implementation that computes these products in the same framework can be faster.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Product:
-    """One bilinear operation; a convolution if it has a stride, else a matrix product (batched beyond two axes)."""
+    """A convolution if it has a stride, else a matrix product (batched beyond two axes)."""
 
     x: Shape
     weight: Shape
@@ -31,7 +31,7 @@ class Product:
 
 
 def products(model: outlook_torch.VOLO, images: torch.Tensor) -> list[Product]:
-    """Return the products of a forward pass, channels first where they are convolutions."""
+    """Return the products of a forward pass; convolutions with channels first."""
     found: list[Product] = []
 
     def linear(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -61,7 +61,7 @@ def products(model: outlook_torch.VOLO, images: torch.Tensor) -> list[Product]:
 
 
 def torch_floor(found: list[Product]) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return what runs the products, and what runs them and both gradients of each."""
+    """Return two functions: one runs the products, the other both gradients of each too."""
     rng = torch.Generator().manual_seed(0)
     operands = []
     for product in found:
@@ -88,7 +88,7 @@ def torch_floor(found: list[Product]) -> tuple[Callable[[], object], Callable[[]
 
 
 def jax_floor(found: list[Product]) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return what runs the products, and what runs them and both gradients of each."""
+    """Return two functions: one runs the products, the other both gradients of each too."""
     rng = np.random.default_rng(0)
 
     def draw(product: Product) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,6 @@
-"""The layer, forward and forward+backward: every implementation of both twins, timm, and the floor.
+"""Contenders for the layer, forward and forward+backward: both twins, timm, and the floor.
 
-The floor is the layer's three matrix products alone, in the same framework: what no implementation can go below.
+The floor is the layer's three matrix products alone, in the same framework: no implementation can be faster.
 """
 
 import time
@@ -28,14 +28,14 @@ Shape = tuple[int, ...]
 
 
 class Pair(NamedTuple):
-    """The two things that are timed of one contender."""
+    """The two timed functions of a contender."""
 
     forward: Run
     training: Run
 
 
 def contenders(case: Case) -> dict[str, Callable[[], Pair]]:
-    """Return what makes each contender that runs this case, by name; two of them are "torch floor", "jax floor"."""
+    """Return the contenders of this case as functions that build them; two are "torch floor" and "jax floor"."""
     x = np.random.default_rng(0).standard_normal((case.B, case.H, case.W, case.dim)).astype(np.float32)
     layer = {"num_heads": case.N, "attn_drop": 0.0, "proj_drop": 0.0, **case.window}
     timm = partial(TimmOutlookAttention, case.dim, **layer)
@@ -61,7 +61,7 @@ def _that_run(implementations: Mapping[str, Implementation], make: Callable[[Sha
 
 
 def defaults(case: Case) -> dict[str, str]:
-    """Return the implementation that `None` takes in each framework; in PyTorch gradients matter."""
+    """Return the implementation that `None` chooses in each framework; in PyTorch, with and without gradients."""
 
     def chosen(implementations: Mapping[str, Implementation], make: Callable[[Shape], object]) -> str:
         run = choose(None, implementations, make(case.value_shape), make(case.logits_shape), None, case.grid)
@@ -75,7 +75,7 @@ def defaults(case: Case) -> dict[str, str]:
 
 
 def compile_seconds(case: Case) -> dict[str, float]:
-    """Return how long the first training step takes longer than the second: tracing and compiling."""
+    """Return the seconds for tracing and compiling: first training step minus second."""
     seconds = {}
     for name, make in contenders(case).items():
         if name.startswith("jax"):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.memory CASE BATCH CONTENDER`: the peak memory of one training step, in a process of its own.
+"""`python -m benchmarks.memory CASE BATCH CONTENDER`: peak memory of one training step.
 
 Resident memory at its highest during the step, less what was resident before it, after a first step that loads and
 compiles; the median of some steps. Freed memory goes back to the system at once (glibc is told so), so that it is not
@@ -22,7 +22,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_megabytes(case: Case, contender: str) -> float:
-    """Run this file in a process of its own and return what it measured."""
+    """Run this file in a new process and return the peak in megabytes."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", case.name, str(case.B), contender],
         capture_output=True,

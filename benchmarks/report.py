@@ -1,4 +1,4 @@
-"""Write what was measured: a Markdown table for people, JSON for programs."""
+"""Write results as Markdown tables and JSON."""
 
 import json
 import os
@@ -15,7 +15,7 @@ Layer = dict[str, dict[str, dict[str, Any]]]
 
 
 def machine() -> dict[str, str]:
-    """Return what a timing depends on: the processor, and the versions of the frameworks."""
+    """Return the processor and the versions of the frameworks."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -121,7 +121,7 @@ def _floor(contender: str) -> str:
 
 
 def write(folder: Path, name: str, text: str, numbers: object) -> None:
-    """Write `name`.md and `name`.json into `folder`, each with the machine's name, and print the text."""
+    """Write `name`.md and `name`.json into `folder`, each with the machine's description, and print the text."""
     folder.mkdir(parents=True, exist_ok=True)
     where = "; ".join(f"{key} {value}" for key, value in machine().items())
     (folder / f"{name}.md").write_text(f"{text}\nMeasured on: {where}\n")

@@ -1,4 +1,4 @@
-"""How the cost of a training step of the layer grows with pixels, batch, channels and kernel size, as a picture."""
+"""Scaling of the layer's training step with pixels, batch, channels and kernel size."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +18,7 @@ NAMES = ("timm", "torch composite", "torch reference", "jax composite", "jax ref
 
 
 def cases() -> Iterator[tuple[str, int, Case]]:
-    """Yield what grows, how large it is (pixels and channels in all), and the case."""
+    """Yield (axis, size, case); sizes are total pixels or channels."""
     for axis, sizes in AXES.items():
         for size in sizes:
             change = {
@@ -32,7 +32,7 @@ def cases() -> Iterator[tuple[str, int, Case]]:
 
 
 def plot(path: Path, seconds: dict[str, dict[int, dict[str, float]]]) -> None:
-    """Draw axis -> size -> contender -> seconds."""
+    """Plot seconds, given as axis -> size -> contender -> seconds."""
     import matplotlib as mpl
 
     mpl.use("Agg")

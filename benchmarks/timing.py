@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 Contenders = Mapping[str, Callable[[], object]]
 
 
-def interleave(contenders: Contenders, *, rounds: int, warmup: int = 2, ahead: int = 0) -> dict[str, float]:
+def interleave(contenders: Contenders, *, rounds: int, warmup: int = 2, untimed: int = 0) -> dict[str, float]:
     """Return the median seconds of each contender over `rounds` rounds, in each of which all of them take their turn.
 
     A machine that slows down for a while so slows all of them; each call must return only when its work is done.
@@ -16,7 +16,7 @@ def interleave(contenders: Contenders, *, rounds: int, warmup: int = 2, ahead: i
         contenders: what to time, by name.
         rounds: how many times each is timed.
         warmup: untimed rounds at the start.
-        ahead: untimed runs before each timed one. 0 is for layers: as inside a model, what they read is not in the
+        untimed: untimed runs before each timed one. 0 is for layers: as inside a model, what they read is not in the
             cache. 1 is for models, which follow themselves in a training loop: memory that others gave back to the
             system (in a virtual machine, to its host) can take longer to get again than the step itself.
     """
@@ -26,7 +26,7 @@ def interleave(contenders: Contenders, *, rounds: int, warmup: int = 2, ahead: i
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            for _ in range(ahead):
+            for _ in range(untimed):
                 run()
             start = time.perf_counter()
             run()

@@ -1,4 +1,4 @@
-"""Whole VOLO models: compile time of the JAX twin, scanned and unrolled; forward and training step against timm."""
+"""Contenders for VOLO: both twins and timm; JAX compile time, scanned and unrolled."""
 
 import copy
 import time
@@ -34,39 +34,39 @@ def compile_seconds(variant: str, *, scan_layers: bool) -> dict[str, float]:
 
 
 class Pair(NamedTuple):
-    """The two things that are timed of one contender."""
+    """The two timed functions of a contender."""
 
     forward: Callable[[], object]
     training: Callable[[], object] | None
 
 
 def contenders(variant: str, batch: int) -> dict[str, Pair]:
-    """Return timm's model, the same accelerated, and both twins, all with the same weights; and the floor of each.
+    """Return timm's model, plain and accelerated, both twins, and the floors; all with the same weights.
 
     A training step is `forward_train` with a fixed box, the mean square of both logits, and all gradients. "folded" is
     the twin with BatchNorm folded, which has no training.
     """
-    ours = outlook_torch.volo(variant)
-    theirs = timm.create_model(variant)
-    theirs.load_state_dict(ours.state_dict())
-    accelerated = outlook_torch.accelerate(copy.deepcopy(theirs))
+    torch_model = outlook_torch.volo(variant)
+    timm_model = timm.create_model(variant)
+    timm_model.load_state_dict(torch_model.state_dict())
+    accelerated = outlook_torch.accelerate(copy.deepcopy(timm_model))
     twin = outlook_jax.volo(variant, rngs=nnx.Rngs(0))
-    outlook_jax.load_weights(twin, outlook_torch.export_weights(ours))
+    outlook_jax.load_weights(twin, outlook_torch.export_weights(torch_model))
 
     shape = (batch, *twin.config.img_size, twin.config.in_chans)
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     pairs = {
         name: _torch_pair(model, channels_first)
-        for name, model in (("timm", theirs), ("timm accelerated", accelerated), ("torch", ours))
+        for name, model in (("timm", timm_model), ("timm accelerated", accelerated), ("torch", torch_model))
     }
     pairs["jax"] = _jax_pair(twin, jnp.asarray(images))
     for name, model, pair, inputs in (
-        ("torch folded", outlook_torch.fold_batch_norm(ours.eval()), _torch_pair, channels_first),
+        ("torch folded", outlook_torch.fold_batch_norm(torch_model.eval()), _torch_pair, channels_first),
         ("jax folded", _folded(twin), _jax_pair, jnp.asarray(images)),
     ):
         pairs[name] = Pair(pair(model, inputs).forward, None)
-    found = products(ours, channels_first)
+    found = products(torch_model, channels_first)
     return pairs | {"torch floor": Pair(*torch_floor(found)), "jax floor": Pair(*jax_floor(found))}
 
 

@@ -1,9 +1,8 @@
-"""Train a small VOLO on handwritten digits in both twins from one start: `python -m examples.digits`.
+"""Train a small VOLO on handwritten digits in both twins: `python -m examples.digits`.
 
 The 1,797 digits ship inside scikit-learn. Both twins see the same batches, mixed inside the same boxes (token
-labelling, as the original trains), and step with AdamW. What comes out: both loss curves in one picture, both
-accuracies on the held-out quarter, and how many held-out digits the one twin labels differently with the weights that
-the other trained.
+labelling, as the original trains), and step with AdamW. Results: both loss curves in one plot, both accuracies on
+the held-out quarter, and how many held-out digits one twin labels differently with the weights that the other trained.
 """
 
 import json
@@ -55,7 +54,7 @@ class Data(NamedTuple):
 
 @dataclass
 class Result:
-    """What training gave; the losses are one per step."""
+    """Result of training; one loss per step."""
 
     losses: list[float] = field(default_factory=list)
     accuracy: float = 0.0
@@ -63,7 +62,7 @@ class Result:
 
 
 def digits() -> tuple[Data, Data]:
-    """Return the training and the held-out digits, each pixel drawn as 4x4, scaled to -1…1."""
+    """Return the training and the held-out digits, upscaled 4x4, scaled to -1…1."""
     images, labels = load_digits(return_X_y=True)
     images = np.kron(images.reshape(-1, 8, 8), np.ones((4, 4)))[..., None].astype(np.float32) / 8 - 1
     train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
@@ -71,7 +70,7 @@ def digits() -> tuple[Data, Data]:
 
 
 def batches(data: Data, epochs: int) -> Iterator[tuple[np.ndarray, np.ndarray, Box]]:
-    """Yield images, one-hot targets and the box to mix, the same for either twin."""
+    """Yield (images, one-hot targets, mixing box), the same for both twins."""
     rng = np.random.default_rng(0)
     rows, columns = CONFIG.token_map
     for _ in range(epochs):
@@ -138,12 +137,12 @@ def predict_jax(model: outlook_jax.VOLO, images: np.ndarray) -> np.ndarray:
 
 
 def to_torch(images: np.ndarray) -> torch.Tensor:
-    """Return channels-last images channels first."""
+    """Transpose images from NHWC to NCHW."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def run(epochs: int) -> tuple[Result, Result, int]:
-    """Train both twins; return their results, and how many labels differ when the weights change frameworks."""
+    """Train both twins; return their results and the number of labels that differ after exchanging weights."""
     train, test = digits()
     torch.manual_seed(0)
     torch_model, jax_model = outlook_torch.VOLO(CONFIG), outlook_jax.VOLO(CONFIG, rngs=nnx.Rngs(0))
@@ -161,7 +160,7 @@ def run(epochs: int) -> tuple[Result, Result, int]:
 
 
 def plot(of_torch: Result, of_jax: Result, path: Path) -> None:
-    """Draw both loss curves, and how far they are apart."""
+    """Plot both loss curves and their difference."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     curves, apart = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     curves.plot(of_torch.losses, label=f"PyTorch, {of_torch.accuracy:.1%} held-out accuracy", linewidth=3, alpha=0.5)

@@ -7,9 +7,9 @@ require("flax", extra="jax", needed_by="outlook_jax")
 
 from outlook_jax.attention import OutlookAttention  # noqa: E402
 from outlook_jax.folding import fold_batch_norm  # noqa: E402
+from outlook_jax.model import VOLO, volo  # noqa: E402
 from outlook_jax.ops import outlook_attention  # noqa: E402
 from outlook_jax.pretrained import from_pretrained  # noqa: E402
-from outlook_jax.volo import VOLO, volo  # noqa: E402
 from outlook_jax.weights import (  # noqa: E402
     export_weights,
     load_training,

@@ -1,23 +1,27 @@
-"""The layer of VOLO (section 3.1): outlook attention with its projections."""
+"""Outlook attention as a layer, with its projections (VOLO, section 3.1)."""
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.typing import Dtype, PrecisionLike
+from flax.typing import Dtype, Initializer, PrecisionLike
 from jax import Array, lax
 from jaxtyping import Float
 
 from outlook_common.config import OutlookAttentionConfig
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
+from outlook_jax.layers import LayerOptions, dropout, linear
 from outlook_jax.ops import IMPLEMENTATIONS, outlook_attention
+
+# The default of `nnx.Linear`.
+KERNEL_INIT: Initializer = nnx.initializers.lecun_normal()
 
 
 class OutlookAttention(nnx.Module):
     """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
 
-    Each place of the (pooled) map predicts, by one linear layer, how the places of its window mix; there is no
-    query-key product. Channel c belongs to head c // (dim // num_heads).
+    One linear layer predicts, from each position of the (pooled) map, how the positions of its window mix; there is
+    no query-key product. Channel c belongs to head c // (dim // num_heads).
 
     Args:
         dim: C, the channels.
@@ -32,11 +36,12 @@ class OutlookAttention(nnx.Module):
         proj_drop: dropout rate of the output; None means `attn_drop`, as in External-Attention-pytorch.
         qk_scale: factor on the logits; None means (dim // num_heads) ** -0.5.
         implementation: see `outlook_attention`.
-        dtype: of the computation; None infers it from input and parameters, as Flax does.
-        param_dtype: of the parameters.
-        precision: of every matrix product, as in `jax.lax.dot_general`.
+        kernel_init: draws the three weight matrices; the default is that of `nnx.Linear`.
+        dtype: dtype of the computation; None infers it from input and parameters, as Flax does.
+        param_dtype: dtype of the parameters.
+        precision: precision of every matrix product, as in `jax.lax.dot_general`.
         deterministic: True switches both dropouts off, as `model.eval()` does.
-        rngs: the streams `params` and `dropout`.
+        rngs: random streams `params` and `dropout`.
 
     Raises:
         TypeError: a size is not an int or a pair of ints.
@@ -57,6 +62,7 @@ class OutlookAttention(nnx.Module):
         *,
         qk_scale: float | None = None,
         implementation: ImplementationRequest = None,
+        kernel_init: Initializer = KERNEL_INIT,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         precision: PrecisionLike = None,
@@ -70,23 +76,18 @@ class OutlookAttention(nnx.Module):
         # Blocks that run as one loop are told apart by all they hold, which must be hashable: no list.
         self.implementation = tuple(implementation) if isinstance(implementation, list) else implementation
         self.precision = precision
-
-        def linear(features: int, *, use_bias: bool = True) -> nnx.Linear:
-            return nnx.Linear(
-                dim,
-                features,
-                use_bias=use_bias,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                precision=precision,
-                rngs=rngs,
-            )
-
-        self.v = linear(dim, use_bias=qkv_bias)
-        self.attn = linear(self.config.attn_features)
-        self.attn_drop = nnx.Dropout(self.config.attn_drop, deterministic=deterministic, rngs=rngs)
-        self.proj = linear(dim)
-        self.proj_drop = nnx.Dropout(self.config.proj_drop, deterministic=deterministic, rngs=rngs)
+        options: LayerOptions = {
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "precision": precision,
+            "deterministic": deterministic,
+            "rngs": rngs,
+        }
+        self.v = linear(dim, dim, bias=qkv_bias, kernel_init=kernel_init, **options)
+        self.attn = linear(dim, self.config.attn_features, kernel_init=kernel_init, **options)
+        self.attn_drop = dropout(self.config.attn_drop, **options)
+        self.proj = linear(dim, dim, kernel_init=kernel_init, **options)
+        self.proj_drop = dropout(self.config.proj_drop, **options)
 
     def __call__(
         self,
@@ -101,10 +102,10 @@ class OutlookAttention(nnx.Module):
 
         Args:
             x: (B, H, W, C), any H, W >= 1.
-            dropout_mask: used instead of drawing one, in training or not; see `outlook_attention`.
+            dropout_mask: replaces the random mask, in training or not; see `outlook_attention`.
             proj_dropout_mask: likewise for the output, shape of `x`.
-            deterministic: overrules the setting of the layer for this call.
-            rngs: a `dropout` stream to use for this call instead of the layer's own.
+            deterministic: overrides the layer's setting for this call.
+            rngs: a `dropout` stream for this call, instead of the layer's own.
 
         Returns:
             (B, H, W, C).
@@ -120,7 +121,7 @@ class OutlookAttention(nnx.Module):
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
         logits = _scaled(self.attn(average_pool(x, cfg.stride)), cfg.qk_scale)
         logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
-        # The part itself says whether it drops: its mode and rate may be changed.
+        # Read from the dropout layer itself: its mode and rate may be changed.
         training = not (self.attn_drop.deterministic if deterministic is None else deterministic)
         if dropout_mask is None and training and self.attn_drop.rate > 0:
             ones = jnp.ones(logits.shape, jnp.promote_types(logits.dtype, jnp.float32))
@@ -149,7 +150,7 @@ def _scaled(logits: Array, scale: float) -> Array:
 
 
 def average_pool(x: Float[Array, "B H W C"], stride: tuple[int, int]) -> Float[Array, "B h w C"]:
-    """Average over stride*stride pixels; windows that cross the border average the pixels inside (ceil mode)."""
+    """Average pooling over stride*stride pixels; windows at the border average the pixels inside (ceil mode)."""
     if stride == (1, 1):
         return x
     _, H, W, _ = x.shape

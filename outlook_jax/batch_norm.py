@@ -1,10 +1,12 @@
-"""Batch normalisation as PyTorch does it, which Flax's own differs from in the running variance."""
+"""Batch normalisation with PyTorch's running variance (unbiased; that of Flax is biased)."""
 
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 from jax import Array, lax
 from jaxtyping import Float
+
+from outlook_common.constants import BATCH_NORM_MOMENTUM, NORM_EPSILON
 
 
 class BatchNorm(nnx.Module):
@@ -25,8 +27,8 @@ class BatchNorm(nnx.Module):
     def __init__(
         self,
         features: int,
-        epsilon: float = 1e-5,
-        momentum: float = 0.1,
+        epsilon: float = NORM_EPSILON,
+        momentum: float = BATCH_NORM_MOMENTUM,
         *,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -60,7 +62,7 @@ class BatchNorm(nnx.Module):
         return ((x - mean.astype(wide)) * scale + self.bias[...].astype(wide)).astype(dtype)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """Do for `nnx.view` what `nnx.BatchNorm` does.
+        """Set the mode for `nnx.view`, as `nnx.BatchNorm` does.
 
         Args:
             use_running_average: True normalises by the running statistics; None leaves it as it is.
@@ -77,7 +79,7 @@ class BatchNorm(nnx.Module):
         variance = jnp.square(x - mean).mean(axes)
         for statistic, batch in ((self.mean, mean), (self.var, variance * (values / (values - 1)))):
             old = statistic[...]
-            moved = (1 - self.momentum) * old + self.momentum * batch.astype(old.dtype)
-            statistic[...] = lax.stop_gradient(moved)
+            updated = (1 - self.momentum) * old + self.momentum * batch.astype(old.dtype)
+            statistic[...] = lax.stop_gradient(updated)
         self.num_batches_tracked[...] = self.num_batches_tracked[...] + 1
         return mean, variance

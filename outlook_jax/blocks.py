@@ -1,6 +1,6 @@
-"""The blocks of VOLO: outlooker, transformer and class attention (sections 3.1 and 3.2), patch embedding."""
+"""Blocks of VOLO: outlooker, transformer, class attention, patch embedding (sections 3.1 and 3.2)."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +11,24 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from outlook_common.config import DOWNSAMPLE, STEM_STRIDE
+from outlook_common.constants import ATTENTION_CHECKPOINT_NAME
 from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_jax.attention import OutlookAttention
-from outlook_jax.factory import Factory
-
-# What a policy of `jax.checkpoint` calls the result of self-attention and of class attention by.
-ATTENTION_NAME = "attention"
+from outlook_jax.layers import INIT, LayerOptions, batch_norm, conv, dropout, layer_norm, linear
 
 
 class DropRate(nnx.Variable[Array]):
-    """A rate of stochastic depth: a variable, so that blocks that differ in nothing else share one compiled body."""
+    """Rate of stochastic depth: a variable, so that blocks that differ in it alone share one compiled body."""
 
 
 class DropPath(nnx.Module):
     """Stochastic depth: drops a residual branch for whole samples and scales the others by 1/(1-rate)."""
 
-    def __init__(self, rate: float, *, make: Factory) -> None:
+    def __init__(self, rate: float, **options: Unpack[LayerOptions]) -> None:
         self.rate = DropRate(jnp.asarray(rate, jnp.float32))
-        self.deterministic = make.deterministic
-        self.rngs = make.rngs.dropout.fork()
+        self.deterministic = options.get("deterministic", False)
+        self.rngs = options["rngs"].dropout.fork()
 
     def __call__(self, x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
         """Return `x` with samples zeroed in training, `x` itself otherwise."""
@@ -41,7 +39,7 @@ class DropPath(nnx.Module):
         return x * (kept.astype(keep.dtype) / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """Do for `nnx.view` what `nnx.Dropout` does.
+        """Set the mode for `nnx.view`, as `nnx.Dropout` does.
 
         Args:
             deterministic: True returns `x` itself; None leaves it as it is.
@@ -53,10 +51,10 @@ class DropPath(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers with an exact GELU in between."""
 
-    def __init__(self, dim: int, mlp_ratio: float, *, make: Factory) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, **options: Unpack[LayerOptions]) -> None:
         hidden = int(dim * mlp_ratio)
-        self.fc1 = make.linear(dim, hidden)
-        self.fc2 = make.linear(hidden, dim)
+        self.fc1 = linear(dim, hidden, **options)
+        self.fc2 = linear(hidden, dim, **options)
 
     def __call__(self, x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
         """Return fc2(gelu(fc1(x)))."""
@@ -81,9 +79,9 @@ class Outlooker(nnx.Module):
         attn_drop: float = 0.0,
         *,
         implementation: ImplementationRequest = None,
-        make: Factory,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        self.norm1 = make.layer_norm(dim)
+        self.norm1 = layer_norm(dim, **options)
         self.attn = OutlookAttention(
             dim,
             num_heads,
@@ -94,13 +92,11 @@ class Outlooker(nnx.Module):
             attn_drop,
             proj_drop=0.0,
             implementation=implementation,
-            deterministic=make.deterministic,
-            **make.products,
+            kernel_init=INIT,
+            **options,
         )
-        for linear in (self.attn.v, self.attn.attn, self.attn.proj):
-            linear.kernel[...] = make.param(linear.kernel.shape)[...]
-        self.norm2 = make.layer_norm(dim)
-        self.mlp = Mlp(dim, mlp_ratio, make=make)
+        self.norm2 = layer_norm(dim, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Mix each pixel with its neighbourhood, then its own channels."""
@@ -109,19 +105,19 @@ class Outlooker(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention among all places of a map."""
+    """Multi-head self-attention over all positions of a map."""
 
     def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, *, make: Factory
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
     ) -> None:
         self.num_heads = num_heads
-        self.precision = make.precision
-        self.qkv = make.linear(dim, 3 * dim, bias=qkv_bias)
-        self.attn_drop = make.dropout(attn_drop)
-        self.proj = make.linear(dim, dim)
+        self.precision = options.get("precision")
+        self.qkv = linear(dim, 3 * dim, bias=qkv_bias, **options)
+        self.attn_drop = dropout(attn_drop, **options)
+        self.proj = linear(dim, dim, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Attend from every place to every place."""
+        """Attend from every position to every position."""
         B, H, W, C = x.shape
         q, k, v = _split(self.qkv(x).reshape(B, H * W, 3 * C), 3, self.num_heads)
         out = attend(q, k, v, self.attn_drop, self.precision)
@@ -139,37 +135,36 @@ class Transformer(nnx.Module):
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
-        *,
-        make: Factory,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        self.norm1 = make.layer_norm(dim)
-        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, make=make)
-        self.drop_path1 = DropPath(drop_path, make=make) if drop_path > 0 else unchanged
-        self.norm2 = make.layer_norm(dim)
-        self.mlp = Mlp(dim, mlp_ratio, make=make)
-        self.drop_path2 = DropPath(drop_path, make=make) if drop_path > 0 else unchanged
+        self.norm1 = layer_norm(dim, **options)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, **options)
+        self.drop_path1 = DropPath(drop_path, **options) if drop_path > 0 else unchanged
+        self.norm2 = layer_norm(dim, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
+        self.drop_path2 = DropPath(drop_path, **options) if drop_path > 0 else unchanged
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Mix all places of the map, then each one's channels."""
+        """Mix all positions of the map, then each one's channels."""
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class ClassAttention(nnx.Module):
-    """Attention from the class token alone to all tokens, itself included (CaiT, section 3)."""
+    """Attention from the class token to all tokens, itself included (CaiT, section 3)."""
 
     def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, *, make: Factory
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
     ) -> None:
         self.num_heads = num_heads
-        self.precision = make.precision
-        self.kv = make.linear(dim, 2 * dim, bias=qkv_bias)
-        self.q = make.linear(dim, dim, bias=qkv_bias)
-        self.attn_drop = make.dropout(attn_drop)
-        self.proj = make.linear(dim, dim)
+        self.precision = options.get("precision")
+        self.kv = linear(dim, 2 * dim, bias=qkv_bias, **options)
+        self.q = linear(dim, dim, bias=qkv_bias, **options)
+        self.attn_drop = dropout(attn_drop, **options)
+        self.proj = linear(dim, dim, **options)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B 1 C"]:
-        """Return what the class token, which is the first of T, takes from all tokens."""
+        """Attend from the class token, the first of T, to all tokens."""
         B, _, C = x.shape
         k, v = _split(self.kv(x), 2, self.num_heads)
         (q,) = _split(self.q(x[:, :1]), 1, self.num_heads)
@@ -187,16 +182,15 @@ class ClassBlock(nnx.Module):
         mlp_ratio: float = 3.0,
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
-        *,
-        make: Factory,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        self.norm1 = make.layer_norm(dim)
-        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, make=make)
-        self.norm2 = make.layer_norm(dim)
-        self.mlp = Mlp(dim, mlp_ratio, make=make)
+        self.norm1 = layer_norm(dim, **options)
+        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, **options)
+        self.norm2 = layer_norm(dim, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
-        """Renew the class token, which is the first of T."""
+        """Update the class token, which is the first of T."""
         token = x[:, :1]
         token = token + self.attn(self.norm1(x))
         token = token + self.mlp(self.norm2(token))
@@ -204,13 +198,15 @@ class ClassBlock(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Images to patches: three convolutions at half the resolution, then one per patch."""
+    """Patch embedding: three convolutions at half the resolution, then one per patch."""
 
-    def __init__(self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, *, make: Factory) -> None:
+    def __init__(
+        self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, **options: Unpack[LayerOptions]
+    ) -> None:
         def convolution(features: int, kernel_size: int, stride: int) -> list[Any]:
             return [
-                make.conv(features, hidden_dim, kernel_size, stride, kernel_size // 2, bias=False),
-                make.batch_norm(hidden_dim),
+                conv(features, hidden_dim, kernel_size, stride, kernel_size // 2, bias=False, **options),
+                batch_norm(hidden_dim, **options),
                 relu,
             ]
 
@@ -218,7 +214,7 @@ class PatchEmbed(nnx.Module):
             [*convolution(in_chans, 7, STEM_STRIDE), *convolution(hidden_dim, 3, 1), *convolution(hidden_dim, 3, 1)]
         )
         size = patch_size // STEM_STRIDE
-        self.proj = make.conv(hidden_dim, embed_dim, size, size)
+        self.proj = conv(hidden_dim, embed_dim, size, size, **options)
 
     def __call__(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B H W C"]:
         """Return one vector per patch, channels last."""
@@ -229,10 +225,10 @@ class PatchEmbed(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Merges 2x2 places of a map into one by a convolution."""
+    """Merges 2x2 positions of a map into one by a convolution."""
 
-    def __init__(self, dim: int, out_dim: int, *, make: Factory) -> None:
-        self.proj = make.conv(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE)
+    def __init__(self, dim: int, out_dim: int, **options: Unpack[LayerOptions]) -> None:
+        self.proj = conv(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
         """Return the map at half the resolution."""
@@ -240,7 +236,7 @@ class Downsample(nnx.Module):
 
 
 def _split(x: Float[Array, "B T NDs"], parts: int, heads: int) -> list[Float[Array, "B T N D"]]:
-    """Return so many equal parts of the channels, each by head.
+    """Split the channels into `parts` equal parts, each by head.
 
     The gradient is one concatenation; of slices it would be a sum of as many padded arrays, which XLA computes once for
     each product that reads it.
@@ -260,12 +256,12 @@ def attend(
     """Return softmax(q @ k / sqrt(D)) @ v per head, with dropout on the weights in training."""
     # Not jax.nn.dot_product_attention, whose softmax would round float64 to float32.
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    # The places that are attended to come before those that attend: a softmax along the last axis takes XLA's CPU
+    # Keys before queries in the logits: a softmax along the last axis takes XLA's CPU
     # compiler more than twice as long.
     logits = jnp.einsum("bTnd,btnd->bnTt", k, q, precision=precision, preferred_element_type=wide)
     weights = drop(jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=2)).astype(v.dtype)
     out = jnp.einsum("bnTt,bTnd->btnd", weights, v, precision=precision, preferred_element_type=wide)
-    named: Array = checkpoint_name(out.astype(v.dtype), ATTENTION_NAME)  # type: ignore[no-untyped-call]
+    named: Array = checkpoint_name(out.astype(v.dtype), ATTENTION_CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
     return named
 
 
@@ -275,7 +271,7 @@ def gelu(x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
     return jax.nn.gelu(x.astype(wide), approximate=False).astype(x.dtype)
 
 
-# Members of models are pickled by name, and what JAX has under the names of its own two are other objects.
+# Not JAX's own functions: members of models are pickled by name, and theirs name other objects.
 
 
 def unchanged(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it, for inference."""
+"""Fold BatchNorm into the convolutions before it, for inference."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -7,15 +7,15 @@ from jax import lax
 from outlook_common.volo import check_foldable
 from outlook_jax.batch_norm import BatchNorm
 from outlook_jax.blocks import unchanged
-from outlook_jax.volo import VOLO
+from outlook_jax.model import VOLO
 
 
 def fold_batch_norm(model: VOLO) -> VOLO:
-    """Return the same model with the BatchNorm of its stem folded into the convolutions, for inference alone.
+    """Return a copy for inference with the stem's BatchNorm folded into its convolutions.
 
-    In inference BatchNorm is one factor and one summand per channel, which the convolution before it can apply:
-    logits are the same to rounding. `model` stays as it is; all other variables are shared with it. What is returned
-    has no weights under the released names any more, so it cannot be loaded, saved or trained: do that with `model`.
+    Logits are the same to rounding: in inference BatchNorm is one factor and one summand per channel. `model` stays
+    as it is; all other variables are shared with it. The copy has no weights under the released names, so it cannot be
+    loaded, saved or trained: do that with `model`.
 
     Args:
         model: a VOLO in inference mode, `model.eval()`.
@@ -41,7 +41,7 @@ def _is_training(model: VOLO) -> bool:
 
 
 def _fused(convolution: nnx.Conv, norm: BatchNorm) -> nnx.Conv:
-    """Return norm(convolution(x)) as one convolution; `convolution` itself has no bias, and becomes it."""
+    """Return `convolution`, changed in place to compute norm(convolution(x)); it must have no bias."""
     kernel = convolution.kernel[...]
     dtype = kernel.dtype
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -49,7 +49,7 @@ def _fused(convolution: nnx.Conv, norm: BatchNorm) -> nnx.Conv:
     bias = norm.bias[...].astype(wide) - norm.mean[...].astype(wide) * scale
     # New variables: the old ones are those of the model itself.
     convolution.kernel = nnx.Param((kernel.astype(wide) * scale).astype(dtype))
-    del convolution.bias  # NNX keeps what once held no array from ever holding one
+    del convolution.bias  # NNX lets no attribute change between None and an array
     convolution.bias = nnx.Param(bias.astype(dtype))
     convolution.use_bias = True
     return convolution

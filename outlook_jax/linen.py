@@ -1,4 +1,4 @@
-"""The same modules for Flax Linen, made from the NNX ones by `flax.nnx.bridge`.
+"""Flax Linen modules of the layer and the model, wrapped by `flax.nnx.bridge`.
 
 Parameters have the same paths as in NNX (`v.kernel`), BatchNorm's statistics are in the collection `batch_stats`.
 `rngs` is not given: Linen passes its own, `params` to `init` and `dropout` to `init` and to `apply` in training.
@@ -9,8 +9,9 @@ from typing import Any
 from flax import nnx
 
 from outlook_common.config import VOLOConfig
-from outlook_jax import attention
-from outlook_jax.volo import VOLO as NNXVOLO
+from outlook_jax import attention, model
+
+__all__ = ["VOLO", "OutlookAttention"]
 
 
 def OutlookAttention(*args: Any, **kwargs: Any) -> nnx.bridge.ToLinen:  # noqa: N802 (it stands for a class)
@@ -24,4 +25,4 @@ def VOLO(config: VOLOConfig, **kwargs: Any) -> nnx.bridge.ToLinen:  # noqa: N802
     Training (`deterministic=False`, the default) needs `mutable=["batch_stats"]`, evaluation a module made with
     `deterministic=True`.
     """
-    return nnx.bridge.to_linen(NNXVOLO, config, **kwargs)
+    return nnx.bridge.to_linen(model.VOLO, config, **kwargs)

@@ -1,4 +1,4 @@
-"""VOLO with weights from the Hugging Face Hub, a folder or a file."""
+"""Load VOLO with weights from the Hugging Face Hub, a folder or a file."""
 
 from functools import partial
 from typing import Any
@@ -13,8 +13,8 @@ from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.weights.formats.registry import PathLike
 from outlook_common.weights.tables.volo import volo_table
+from outlook_jax.model import VOLO
 from outlook_jax.ops import IMPLEMENTATIONS
-from outlook_jax.volo import VOLO
 from outlook_jax.weights import WEIGHTS, load_weights, path_name
 
 
@@ -50,17 +50,17 @@ def from_pretrained(
         variant: the released variant; None means what the source's config.json says, else what its tensors show.
         num_classes: None means that of the weights, 0 a model without heads.
         img_size: in pixels; None means the variant's if one is given, else that of the weights.
-        prefix: where in the file the model lies.
-        use_ema: take the averaged weights of a checkpoint.
+        prefix: of the model's names in the file.
+        use_ema: whether to take the averaged weights of a checkpoint.
         revision: a branch, tag or commit of the Hub.
         token: for private repositories; None means that of the environment or the last login.
-        cache_dir: where what comes from the Hub is kept; None means where all programs keep it.
+        cache_dir: for downloads from the Hub; None means the default of `huggingface_hub`.
         local_files_only: whether to look in the cache alone.
-        implementation: of outlook attention; see `outlook_attention`.
+        implementation: that of outlook attention; see `outlook_attention`.
         scan_layers: see `VOLO`.
-        dtype: of the computation; None infers it from images and parameters.
-        param_dtype: of the parameters.
-        precision: of every product, as in `jax.lax.dot_general`.
+        dtype: dtype of the computation; None infers it from images and parameters.
+        param_dtype: dtype of the parameters.
+        precision: precision of every product, as in `jax.lax.dot_general`.
         rngs: the streams `params`, for new heads, and `dropout`; None means `nnx.Rngs(0)`.
         **overrides: change further fields of the `VOLOConfig`. `in_chans`, if it is not among them, is the variant's if
             one is given, else that of the weights.
@@ -110,8 +110,8 @@ def build(
     precision: PrecisionLike = None,
     rngs: nnx.Rngs | None = None,
 ) -> VOLO:
-    """Make the model that was prepared, in evaluation mode."""
-    make = partial(
+    """Make the model of prepared weights, in evaluation mode."""
+    make_model = partial(
         VOLO,
         pretrained.config,
         implementation=implementation,
@@ -124,10 +124,10 @@ def build(
     entries = [entry for entry in volo_table(pretrained.config).entries if entry.torch in pretrained.fresh]
     fresh = {entry.flax: entry for entry in entries}
 
-    # Compiled, what is not returned is not drawn either: that of the weights would take longer than loading them.
+    # Compiled, so that only what is returned is drawn: drawing all weights takes longer than loading them.
     @nnx.jit
     def draw(rngs: nnx.Rngs) -> nnx.State[Any, Any]:
-        variables = nnx.to_flat_state(nnx.state(make(rngs=rngs)))
+        variables = nnx.to_flat_state(nnx.state(make_model(rngs=rngs)))
         return nnx.from_flat_state(
             (path, variable)
             for path, variable in variables
@@ -135,7 +135,7 @@ def build(
         )
 
     drawn = draw(nnx.Rngs(0) if rngs is None else rngs)
-    model: VOLO = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    model: VOLO = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     nnx.update(model, drawn)
     heads = {
         fresh[name].torch: fresh[name].to_torch(to_numpy(variable.get_value()))

@@ -1,4 +1,4 @@
-"""Run equal blocks one after another as one compiled loop, so that compile time hardly grows with depth."""
+"""Run equal blocks as one `lax.scan`, so that compile time hardly grows with depth."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -10,26 +10,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from outlook_jax.blocks import ATTENTION_NAME, DropRate
-from outlook_jax.ops import CHECKPOINT_NAME
+from outlook_common.constants import ATTENTION_CHECKPOINT_NAME, OP_CHECKPOINT_NAME
+from outlook_jax.blocks import DropRate
 
 # Norms, GELUs and softmaxes are computed again in less time than their results take to be written and read, and so are
 # the products of queries and keys, of which there are T*T per head: a training step of VOLO-D1 needs half the memory.
 _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME, ATTENTION_NAME),
+    jax.checkpoint_policies.save_only_these_names(OP_CHECKPOINT_NAME, ATTENTION_CHECKPOINT_NAME),
 )
 
-# What the blocks of this package keep.
+# Kinds of variables in the blocks of this package.
 _KNOWN = (nnx.Param, nnx.RngState, DropRate)
 
 
 def run_blocks(blocks: Iterable[nnx.Module], x: Array, *, scan: bool, remat: bool) -> Array:
-    """Return block_n(…block_1(x)); every block keeps its own parameters, under its own name.
+    """Return block_n(…block_1(x)); each block keeps its own parameters.
 
     Args:
         blocks: modules from an array to an array of the same shape and dtype.
-        x: what the first one gets.
+        x: input of the first block.
         scan: whether neighbours that differ in nothing but their variables' values are stacked and run by
             `lax.scan`; else each is called by itself, as whoever watches single modules needs. So is a block with
             variables of other kinds than this package's have. What is sown inside a loop (`sow`) is lost.
@@ -73,11 +73,11 @@ def _call(block: nnx.Module, x: Array) -> Array:
 
 def _signature(block: nnx.Module) -> Any:
     if nnx.state(block, nnx.Not(nnx.Any(*_KNOWN))):
-        return id(block)  # what else it keeps, it may change, and no more than random streams comes back from a loop
+        return id(block)  # it may change variables of other kinds, and a loop returns random streams alone
     leaves, structure = jax.tree.flatten(nnx.to_pure_dict(nnx.state(block)))
     return nnx.graphdef(block), structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def _draws(block: nnx.Module) -> bool:
-    """Whether any module in it draws random numbers when called: all such have a rate and `deterministic`."""
+    """Whether a module of the block draws random numbers when called; all such have `deterministic`."""
     return any(not module.deterministic for _, module in nnx.iter_modules(block) if hasattr(module, "deterministic"))

@@ -1,4 +1,4 @@
-"""Weights in and out of a model: files, and arrays under any known naming."""
+"""Load, export and save the weights and the training state of a model."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,21 +17,21 @@ from outlook_common.weights.match import resolve
 from outlook_common.weights.tables.base import FLAX, Entry, WeightTable
 from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
 
-# What of an NNX model's state is weights: parameters and the running statistics of BatchNorm, no random streams.
+# Kinds of variables that are weights: parameters and running statistics, no random streams.
 WEIGHTS = (nnx.Param, nnx.BatchStat)
 
 
 def load_weights(model: nnx.Module, source: Source, *, prefix: str = "", use_ema: bool = False) -> None:
-    """Load every parameter and buffer of `model`, or none of them.
+    """Load all parameters and buffers of `model`; on error, none.
 
     Args:
         model: one of this package; its parameters keep their dtypes and shardings.
         source: a path, or a mapping of arrays, in PyTorch's, Flax's or External-Attention-pytorch's naming.
-        prefix: where in the source the model lies ("network.0.0.attn"); what lies elsewhere is ignored.
-        use_ema: take the averaged weights of a checkpoint.
+        prefix: of the model's names in the source ("network.0.0.attn"); other names are ignored.
+        use_ema: whether to take the averaged weights of a checkpoint.
 
     Raises:
-        WeightsError: the source cannot be read or does not fit; everything that is wrong is reported together.
+        WeightsError: the source cannot be read or does not fit; all faults are reported together.
         OSError: the file cannot be opened.
         TypeError: `model` is not one of this package, or has other weights than its configuration says.
     """
@@ -61,7 +61,7 @@ def save_weights(model: nnx.Module, path: PathLike) -> None:
 
     Raises:
         WeightsError: the suffix is unknown.
-        OSError: the file cannot be written; what stood there is as it was.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     write_arrays(path, export_weights(model), {"format": "pt"})
 
@@ -72,13 +72,13 @@ def path_name(path: Iterable[Any]) -> str:
 
 
 # Optax's name of each kind of moment -> PyTorch's.
-_KINDS = {ours: theirs for theirs, ours in MOMENTS.items()}
-# What counts the steps, in Flax's optimizer and in the parts of Optax's.
+_KINDS = {optax_name: torch_name for torch_name, optax_name in MOMENTS.items()}
+# Names of step counters in Flax's optimizer and in Optax's states.
 _COUNTS = ("step", "count")
 
 
 def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike, *, step: int | None = None) -> None:
-    """Write the weights of `model`, the moments of its optimizer and the step, to go on with in either framework.
+    """Write weights, optimizer moments and step, to resume training in either framework.
 
     Hyperparameters, schedules and random streams are not written.
 
@@ -92,7 +92,7 @@ def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
         ValueError: the optimizer has other parameters.
         TypeError: the optimizer keeps something else than those do.
         WeightsError: the suffix is unknown.
-        OSError: the file cannot be written; what stood there is as it was.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     moments: dict[str, dict[str, np.ndarray]] = {}
     for kind, entry, _, variable in _moments(model, optimizer):
@@ -102,7 +102,7 @@ def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
 
 
 def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike) -> int:
-    """Load what `save_training` of either twin wrote, all or nothing; return how many steps were made.
+    """Load a file of either twin's `save_training`, all or nothing; return the number of steps.
 
     Args:
         model: one of this package; its parameters keep their dtypes and shardings.
@@ -134,36 +134,36 @@ def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
 def _moments(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> Iterator[tuple[str, Entry, Any, Any]]:
     """Yield (kind, parameter, path in the optimizer's state, variable) of every moment that an optimizer keeps."""
     entries = _table(model).names(FLAX)
-    strange = []
+    unknown = []
     for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
         names = [step for step in at[1:] if isinstance(step, str)]
         if at[-1] in _COUNTS and variable.get_value().shape == ():
             continue
         slot, parameter = (names[0], path_name(at[at.index(names[0]) + 1 :])) if names else ("", "")
         if slot not in _KINDS:
-            strange.append(path_name(at[1:]))
+            unknown.append(path_name(at[1:]))
         elif parameter not in entries:
             raise ValueError(f"the optimizer's {parameter} is not of this model")
         else:
             yield _KINDS[slot], entries[parameter], at, variable
-    refuse_moments(strange)
+    refuse_moments(unknown)
 
 
 def _trained(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> set[str]:
-    """Return PyTorch's names of what an optimizer trains."""
+    """Return PyTorch's names of the parameters of an optimizer."""
     entries = _table(model).names(FLAX)
     flat = nnx.to_flat_state(nnx.state(model, optimizer.wrt))
     return {entries[path_name(path)].torch for path, _ in flat}
 
 
 def _put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    """Return `array` where `old` is; if nobody said where that should be, JAX may go on moving it."""
-    said = old.sharding if getattr(old, "committed", True) else None
-    return jax.device_put(array, said)
+    """Put `array` where `old` is; uncommitted if `old` is."""
+    sharding = old.sharding if getattr(old, "committed", True) else None
+    return jax.device_put(array, sharding)
 
 
 def _table(model: nnx.Module) -> WeightTable:
-    """Return which names the weights of `model` have."""
+    """Return the weight table of `model`."""
     check_complete(model)
     table = table_for(getattr(model, "config", model))
     flat = nnx.to_flat_state(nnx.state(model, WEIGHTS))

@@ -7,9 +7,9 @@ require("torch", extra="torch", needed_by="outlook_torch")
 from outlook_torch.acceleration import accelerate, restore  # noqa: E402
 from outlook_torch.attention import OutlookAttention  # noqa: E402
 from outlook_torch.folding import fold_batch_norm  # noqa: E402
+from outlook_torch.model import VOLO, volo  # noqa: E402
 from outlook_torch.ops import outlook_attention  # noqa: E402
 from outlook_torch.pretrained import from_pretrained  # noqa: E402
-from outlook_torch.volo import VOLO, volo  # noqa: E402
 from outlook_torch.weights import (  # noqa: E402
     export_weights,
     load_training,

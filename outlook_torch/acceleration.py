@@ -1,4 +1,4 @@
-"""Put this package's outlook attention into models of timm or of the original VOLO, and take it out again."""
+"""Replace the outlook attention in models of timm or of the original VOLO, and undo it."""
 
 from collections.abc import Iterator
 from typing import TypeVar
@@ -10,13 +10,13 @@ from outlook_torch.attention import OutlookAttention
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# What timm's layer and the original's have in common: the parts that are shared, and the numbers that are read.
+# Attributes of the layers of timm and of the original: parts to share, and numbers to read.
 PARTS = {"v": nn.Linear, "attn": nn.Linear, "attn_drop": nn.Dropout, "proj": nn.Linear, "proj_drop": nn.Dropout}
 NUMBERS = ("num_heads", "kernel_size", "padding", "stride", "scale")
-# What else those layers consist of: neither has parameters, and ours needs neither.
+# Their other parts, without parameters and not needed here.
 WINDOWS = ("unfold", "pool")
 
-# What a module keeps for its callers, besides its parameters: hooks go on being called.
+# A module's hooks, which stay registered.
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -34,7 +34,7 @@ _HOOKS = (
 
 
 def accelerate(model: Model, *, implementation: ImplementationRequest = None) -> Model:
-    """Replace the outlook attention of timm or of the original VOLO by this package's, in place.
+    """Replace outlook attention of timm or of the original VOLO by this package's, in place.
 
     Parameters, dropouts and hooks are shared, not copied: names in `state_dict()`, optimizers and checkpoints stay
     valid. Logits are the same to rounding. Copies of the model (`copy.deepcopy`) stay accelerated. Layers with parts of
@@ -62,11 +62,11 @@ def accelerate(model: Model, *, implementation: ImplementationRequest = None) ->
             setattr(parent, name, _twin_of(child, implementation))
             replaced += 1
     if not replaced and not any(_replaced_by(child) is not None for _, _, child in found):
-        ours = sum(isinstance(child, OutlookAttention) for _, _, child in found)
-        others = sum(_is_named_so(child) for _, _, child in found)
+        own = sum(isinstance(child, OutlookAttention) for _, _, child in found)
+        others = sum(_has_the_name(child) for _, _, child in found)
         parts = ", ".join(f"{name} ({kind.__name__})" for name, kind in PARTS.items())
         raise ValueError(
-            f"{type(model).__name__} has no outlook attention to replace among its {len(found)} modules ({ours} are of "
+            f"{type(model).__name__} has no outlook attention to replace among its {len(found)} modules ({own} are of "
             f"this package already, {others} of that name have other parts: adapt or quantize after accelerate, not "
             f"before); looked for modules of a class named OutlookAttention with {parts}, {', '.join(NUMBERS)}"
         )
@@ -74,7 +74,7 @@ def accelerate(model: Model, *, implementation: ImplementationRequest = None) ->
 
 
 def restore(model: Model) -> Model:
-    """Undo `accelerate`: the layers that it replaced are back, with weights and parts as they are now.
+    """Undo `accelerate`: put the original layers back, with the current weights and parts.
 
     Raises:
         ValueError: nothing in the model was accelerated.
@@ -90,19 +90,19 @@ def restore(model: Model) -> Model:
 
 
 def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Yield (parent, name, module) of all modules inside, as they are before any is replaced."""
+    """Yield (parent, name, module) of all submodules; replacing some does not change the list."""
     yield from [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
 
 
-def _is_named_so(module: nn.Module) -> bool:
+def _has_the_name(module: nn.Module) -> bool:
     return type(module).__name__ == "OutlookAttention" and not isinstance(module, OutlookAttention)
 
 
 def _is_foreign(module: nn.Module) -> bool:
-    if not _is_named_so(module):
+    if not _has_the_name(module):
         return False
     parts = all(isinstance(getattr(module, name, None), kind) for name, kind in PARTS.items())
-    # What has weights of its own besides computes something else.
+    # A layer with further weights computes something else.
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     known = {name for name, _ in module.named_children()} <= {*PARTS, *WINDOWS}
     return parts and known and not own and all(hasattr(module, name) for name in NUMBERS)
@@ -134,7 +134,7 @@ def _twin_of(module: nn.Module, implementation: ImplementationRequest) -> Outloo
 
 
 def _original_of(twin: nn.Module) -> nn.Module:
-    """Return the layer that `twin` replaced, in its mode and with the parts that it has now: they may be others."""
+    """Return the layer that `twin` replaced, with the current mode and parts of `twin`."""
     original = _replaced_by(twin)
     assert original is not None
     for name in PARTS:

@@ -1,4 +1,4 @@
-"""The layer of VOLO (section 3.1): outlook attention with its projections."""
+"""Outlook attention as a layer, with its projections (VOLO, section 3.1)."""
 
 import torch
 from jaxtyping import Float
@@ -7,14 +7,15 @@ from torch import Tensor, nn
 from outlook_common.config import OutlookAttentionConfig
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, window_grid
+from outlook_torch.layers import Device, Dtype, LayerOptions
 from outlook_torch.ops import IMPLEMENTATIONS, outlook_attention
 
 
 class OutlookAttention(nn.Module):
     """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
 
-    Each place of the (pooled) map predicts, by one linear layer, how the places of its window mix; there is no
-    query-key product. Channel c belongs to head c // (dim // num_heads).
+    One linear layer predicts, from each position of the (pooled) map, how the positions of its window mix; there is
+    no query-key product. Channel c belongs to head c // (dim // num_heads).
 
     Args:
         dim: C, the channels.
@@ -29,8 +30,8 @@ class OutlookAttention(nn.Module):
         proj_drop: dropout rate of the output; None means `attn_drop`, as in External-Attention-pytorch.
         qk_scale: factor on the logits; None means (dim // num_heads) ** -0.5.
         implementation: see `outlook_attention`.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         TypeError: a size is not an int or a pair of ints.
@@ -51,8 +52,8 @@ class OutlookAttention(nn.Module):
         *,
         qk_scale: float | None = None,
         implementation: ImplementationRequest = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        device: Device = None,
+        dtype: Dtype = None,
     ) -> None:
         super().__init__()
         self.config = OutlookAttentionConfig(
@@ -60,10 +61,11 @@ class OutlookAttention(nn.Module):
         )
         check_implementation(implementation, IMPLEMENTATIONS)
         self.implementation = implementation
-        self.v = nn.Linear(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.attn = nn.Linear(dim, self.config.attn_features, device=device, dtype=dtype)
+        options: LayerOptions = {"device": device, "dtype": dtype}
+        self.v = nn.Linear(dim, dim, bias=qkv_bias, **options)
+        self.attn = nn.Linear(dim, self.config.attn_features, **options)
         self.attn_drop = nn.Dropout(self.config.attn_drop)
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, **options)
         self.proj_drop = nn.Dropout(self.config.proj_drop)
 
     def forward(
@@ -77,7 +79,7 @@ class OutlookAttention(nn.Module):
 
         Args:
             x: (B, H, W, C), any H, W >= 1.
-            dropout_mask: used instead of drawing one, in training or not; see `outlook_attention`.
+            dropout_mask: replaces the random mask, in training or not; see `outlook_attention`.
             proj_dropout_mask: likewise for the output, shape of `x`.
 
         Returns:
@@ -94,7 +96,7 @@ class OutlookAttention(nn.Module):
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
         logits = self.attn(average_pool(x, cfg.stride)) * cfg.qk_scale
         logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
-        # The part itself says whether it drops: its mode and rate may be changed, and it may be replaced.
+        # Read from the dropout layer itself: its mode and rate may be changed, and so may the layer.
         if dropout_mask is None and self.attn_drop.training and getattr(self.attn_drop, "p", 1) != 0:
             ones = torch.ones_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
             dropout_mask = self.attn_drop(ones)
@@ -121,7 +123,7 @@ class OutlookAttention(nn.Module):
 
 
 def average_pool(x: Float[Tensor, "B H W C"], stride: tuple[int, int]) -> Float[Tensor, "B h w C"]:
-    """Average over stride*stride pixels; windows that cross the border average the pixels inside (ceil mode)."""
+    """Average pooling over stride*stride pixels; windows at the border average the pixels inside (ceil mode)."""
     if stride == (1, 1):
         return x
     pooled = nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True)

@@ -1,4 +1,6 @@
-"""The blocks of VOLO: outlooker, transformer and class attention (sections 3.1 and 3.2), patch embedding."""
+"""Blocks of VOLO: outlooker, transformer, class attention, patch embedding (sections 3.1 and 3.2)."""
+
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outlook_common.config import DOWNSAMPLE, STEM_STRIDE
+from outlook_common.constants import BATCH_NORM_MOMENTUM, NORM_EPSILON
 from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_torch.attention import OutlookAttention
-
-EPSILON = 1e-5
-
-Device = torch.device | str | None
-Dtype = torch.dtype | None
+from outlook_torch.layers import LayerOptions
 
 
 class DropPath(nn.Module):
@@ -39,11 +38,11 @@ class DropPath(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with an exact GELU in between."""
 
-    def __init__(self, dim: int, mlp_ratio: float, *, device: Device = None, dtype: Dtype = None) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, **options: Unpack[LayerOptions]) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
-        self.fc1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
+        self.fc1 = nn.Linear(dim, hidden, **options)
+        self.fc2 = nn.Linear(hidden, dim, **options)
 
     def forward(self, x: Float[Tensor, "B *map C"]) -> Float[Tensor, "B *map C"]:
         """Return fc2(gelu(fc1(x)))."""
@@ -68,11 +67,10 @@ class Outlooker(nn.Module):
         attn_drop: float = 0.0,
         *,
         implementation: ImplementationRequest = None,
-        device: Device = None,
-        dtype: Dtype = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
         self.attn = OutlookAttention(
             dim,
             num_heads,
@@ -83,11 +81,10 @@ class Outlooker(nn.Module):
             attn_drop,
             proj_drop=0.0,
             implementation=implementation,
-            device=device,
-            dtype=dtype,
+            **options,
         )
-        self.norm2 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
         """Mix each pixel with its neighbourhood, then its own channels."""
@@ -96,26 +93,19 @@ class Outlooker(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention among all places of a map."""
+    """Multi-head self-attention over all positions of a map."""
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = False,
-        attn_drop: float = 0.0,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **options)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, **options)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
-        """Attend from every place to every place."""
+        """Attend from every position to every position."""
         B, H, W, C = x.shape
         q, k, v = self.qkv(x).reshape(B, H * W, 3, self.num_heads, C // self.num_heads).unbind(2)
         out = attend(q, k, v, self.attn_drop)
@@ -133,46 +123,37 @@ class Transformer(nn.Module):
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
-        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, **options)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
-        """Mix all places of the map, then each one's channels."""
+        """Mix all positions of the map, then each one's channels."""
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class ClassAttention(nn.Module):
-    """Attention from the class token alone to all tokens, itself included (CaiT, section 3)."""
+    """Attention from the class token to all tokens, itself included (CaiT, section 3)."""
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = False,
-        attn_drop: float = 0.0,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, **options: Unpack[LayerOptions]
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.q = nn.Linear(dim, dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **options)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **options)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, **options)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
-        """Return what the class token, which is the first of T, takes from all tokens."""
+        """Attend from the class token, the first of T, to all tokens."""
         B, T, C = x.shape
         k, v = self.kv(x).reshape(B, T, 2, self.num_heads, C // self.num_heads).unbind(2)
         q = self.q(x[:, :1]).reshape(B, 1, self.num_heads, C // self.num_heads)
@@ -190,18 +171,16 @@ class ClassBlock(nn.Module):
         mlp_ratio: float = 3.0,
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
-        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, device=device, dtype=dtype)
-        self.norm2 = nn.LayerNorm(dim, eps=EPSILON, device=device, dtype=dtype)
-        self.mlp = Mlp(dim, mlp_ratio, device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop, **options)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON, **options)
+        self.mlp = Mlp(dim, mlp_ratio, **options)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """Renew the class token, which is the first of T."""
+        """Update the class token, which is the first of T."""
         token = x[:, :1]
         token = token + self.attn(self.norm1(x))
         token = token + self.mlp(self.norm2(token))
@@ -209,33 +188,17 @@ class ClassBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Images to patches: three convolutions at half the resolution, then one per patch."""
+    """Patch embedding: three convolutions at half the resolution, then one per patch."""
 
     def __init__(
-        self,
-        patch_size: int,
-        in_chans: int,
-        hidden_dim: int,
-        embed_dim: int,
-        *,
-        device: Device = None,
-        dtype: Dtype = None,
+        self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, **options: Unpack[LayerOptions]
     ) -> None:
         super().__init__()
 
         def convolution(features: int, kernel_size: int, stride: int) -> list[nn.Module]:
             return [
-                nn.Conv2d(
-                    features,
-                    hidden_dim,
-                    kernel_size,
-                    stride,
-                    padding=kernel_size // 2,
-                    bias=False,
-                    device=device,
-                    dtype=dtype,
-                ),
-                nn.BatchNorm2d(hidden_dim, eps=EPSILON, momentum=0.1, device=device, dtype=dtype),
+                nn.Conv2d(features, hidden_dim, kernel_size, stride, kernel_size // 2, bias=False, **options),
+                nn.BatchNorm2d(hidden_dim, eps=NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, **options),
                 nn.ReLU(),
             ]
 
@@ -243,7 +206,7 @@ class PatchEmbed(nn.Module):
             *convolution(in_chans, 7, STEM_STRIDE), *convolution(hidden_dim, 3, 1), *convolution(hidden_dim, 3, 1)
         )
         size = patch_size // STEM_STRIDE
-        self.proj = nn.Conv2d(hidden_dim, embed_dim, size, size, device=device, dtype=dtype)
+        self.proj = nn.Conv2d(hidden_dim, embed_dim, size, size, **options)
 
     def forward(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B H W C"]:
         """Return one vector per patch, channels last."""
@@ -254,11 +217,11 @@ class PatchEmbed(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Merges 2x2 places of a map into one by a convolution."""
+    """Merges 2x2 positions of a map into one by a convolution."""
 
-    def __init__(self, dim: int, out_dim: int, *, device: Device = None, dtype: Dtype = None) -> None:
+    def __init__(self, dim: int, out_dim: int, **options: Unpack[LayerOptions]) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE, device=device, dtype=dtype)
+        self.proj = nn.Conv2d(dim, out_dim, DOWNSAMPLE, DOWNSAMPLE, **options)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w c"]:
         """Return the map at half the resolution."""

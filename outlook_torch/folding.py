@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it, for inference."""
+"""Fold BatchNorm into the convolutions before it, for inference."""
 
 import copy
 
@@ -6,15 +6,15 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from outlook_common.volo import check_foldable
-from outlook_torch.volo import VOLO
+from outlook_torch.model import VOLO
 
 
 def fold_batch_norm(model: VOLO) -> VOLO:
-    """Return the same model with the BatchNorm of its stem folded into the convolutions, for inference alone.
+    """Return a copy for inference with the stem's BatchNorm folded into its convolutions.
 
-    In inference BatchNorm is one factor and one summand per channel, which the convolution before it can apply:
-    logits are the same to rounding. `model` stays as it is; all other weights are shared with it. What is returned has
-    no weights under the released names any more, so it cannot be loaded, saved or trained: do that with `model`.
+    Logits are the same to rounding: in inference BatchNorm is one factor and one summand per channel. `model` stays
+    as it is; all other weights are shared with it. The copy has no weights under the released names, so it cannot be
+    loaded, saved or trained: do that with `model`.
 
     Args:
         model: a VOLO in inference mode, `model.eval()`.

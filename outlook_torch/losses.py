@@ -1,4 +1,4 @@
-"""The losses that VOLO was trained with: token labelling ("All Tokens Matter", Jiang et al., 2021, equation 3).
+"""Token-labelling losses of VOLO's training ("All Tokens Matter", Jiang et al., 2021, equation 3).
 
 Letters as elsewhere, and: T tokens, X classes. Targets are probabilities. A target of token labelling has one column
 per role: (B, X, 2 + T) holds the ground truth, then the label of the class token, then one label per token.
@@ -11,6 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from outlook_common.volo import MixBox, check_loss_weights, check_repeats
+
+__all__ = [
+    "SoftTargetCrossEntropy",
+    "TokenLabelCrossEntropy",
+    "TokenLabelGTCrossEntropy",
+    "TokenLabelSoftTargetCrossEntropy",
+    "soft_target_cross_entropy",
+]
 
 
 def soft_target_cross_entropy(logits: Float[Tensor, "R X"], target: Float[Tensor, "B X"]) -> Float[Tensor, ""]:
@@ -48,8 +56,8 @@ class TokenLabelCrossEntropy(nn.Module):
     """Token labelling without ground truth: the class token's loss plus the mean of the tokens' losses.
 
     Args:
-        dense_weight: of the tokens' loss.
-        cls_weight: of the class token's loss.
+        dense_weight: weight of the tokens' loss.
+        cls_weight: weight of the class token's loss.
 
     Raises:
         ValueError: the weights do not add up to more than zero.
@@ -75,10 +83,10 @@ class TokenLabelCrossEntropy(nn.Module):
         cls, aux, mix_box = outputs
         target_cls = self.class_target(target)
         # Inside the box the class token saw the batch in reverse order; the tokens' logits are swapped back already.
-        seen = seen_share(mix_box, aux.shape[1])
+        seen = _share_outside(mix_box, aux.shape[1])
         target_cls = seen * target_cls + (1 - seen) * target_cls.flip(0)
         loss_cls = soft_target_cross_entropy(cls, target_cls)
-        loss_aux = soft_target_cross_entropy(aux.flatten(0, 1), token_targets(target, aux.shape[1]))
+        loss_aux = soft_target_cross_entropy(aux.flatten(0, 1), _token_targets(target, aux.shape[1]))
         return self.cls_weight * loss_cls + self.dense_weight * loss_aux
 
     def class_target(self, target: Float[Tensor, "B X"] | Float[Tensor, "B X columns"]) -> Float[Tensor, "B X"]:
@@ -102,13 +110,13 @@ class TokenLabelGTCrossEntropy(TokenLabelCrossEntropy):
         return label * share + truth * (1 - share)
 
 
-def seen_share(mix_box: MixBox, tokens: int) -> float:
+def _share_outside(mix_box: MixBox, tokens: int) -> float:
     """Return the share of tokens that lie outside the box."""
     y1, x1, y2, x2 = mix_box
     return 1 - (y2 - y1) * (x2 - x1) / tokens
 
 
-def token_targets(target: Float[Tensor, "B X"] | Float[Tensor, "B X columns"], tokens: int) -> Float[Tensor, "BT X"]:
+def _token_targets(target: Float[Tensor, "B X"] | Float[Tensor, "B X columns"], tokens: int) -> Float[Tensor, "BT X"]:
     """Return one label per token, those of an image after one another."""
     if target.ndim == 2:
         return target.repeat_interleave(tokens, dim=0)

@@ -1,4 +1,4 @@
-"""VOLO with weights from the Hugging Face Hub, a folder or a file."""
+"""Load VOLO with weights from the Hugging Face Hub, a folder or a file."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.volo import pretrained_cfg
 from outlook_common.weights.formats.registry import PathLike
-from outlook_torch.blocks import Device, Dtype
+from outlook_torch.layers import Device, Dtype
+from outlook_torch.model import VOLO
 from outlook_torch.ops import IMPLEMENTATIONS
-from outlook_torch.volo import VOLO
 from outlook_torch.weights import export_weights, load_weights
 
 
@@ -42,15 +42,15 @@ def from_pretrained(
         variant: the released variant; None means what the source's config.json says, else what its tensors show.
         num_classes: None means that of the weights, 0 a model without heads.
         img_size: in pixels; None means the variant's if one is given, else that of the weights.
-        prefix: where in the file the model lies.
-        use_ema: take the averaged weights of a checkpoint.
+        prefix: of the model's names in the file.
+        use_ema: whether to take the averaged weights of a checkpoint.
         revision: a branch, tag or commit of the Hub.
         token: for private repositories; None means that of the environment or the last login.
-        cache_dir: where what comes from the Hub is kept; None means where all programs keep it.
+        cache_dir: for downloads from the Hub; None means the default of `huggingface_hub`.
         local_files_only: whether to look in the cache alone.
-        implementation: of outlook attention; see `outlook_attention`.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        implementation: that of outlook attention; see `outlook_attention`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
         **overrides: change further fields of the `VOLOConfig`. `in_chans`, if it is not among them, is the variant's if
             one is given, else that of the weights.
 
@@ -88,7 +88,7 @@ def build(
     device: Device = None,
     dtype: Dtype = None,
 ) -> VOLO:
-    """Make the model that was prepared, in evaluation mode."""
+    """Make the model of prepared weights, in evaluation mode."""
     model = VOLO(pretrained.config, implementation=implementation, device=device, dtype=dtype)
     model.pretrained_cfg = pretrained_cfg(pretrained.variant, pretrained.config, pretrained.described)
     drawn = export_weights(model) if pretrained.fresh else {}

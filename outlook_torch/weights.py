@@ -1,4 +1,4 @@
-"""Weights in and out of a model: files, and arrays under any known naming."""
+"""Load, export and save the weights and the training state of a model."""
 
 from collections.abc import Iterable
 
@@ -17,17 +17,17 @@ from outlook_common.weights.training import MOMENTS, Training, read_training, re
 
 
 def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema: bool = False) -> None:
-    """Load every parameter and buffer of `model`, or none of them.
+    """Load all parameters and buffers of `model`; on error, none.
 
     Args:
         model: one of this package; its parameters keep their dtypes and devices; those on the meta device are then on
             the CPU.
         source: a path, or a mapping of arrays, in PyTorch's, Flax's or External-Attention-pytorch's naming.
-        prefix: where in the source the model lies ("network.0.0.attn"); what lies elsewhere is ignored.
-        use_ema: take the averaged weights of a checkpoint.
+        prefix: of the model's names in the source ("network.0.0.attn"); other names are ignored.
+        use_ema: whether to take the averaged weights of a checkpoint.
 
     Raises:
-        WeightsError: the source cannot be read or does not fit; everything that is wrong is reported together.
+        WeightsError: the source cannot be read or does not fit; all faults are reported together.
         OSError: the file cannot be opened.
         TypeError: `model` is not one of this package, or has other weights than its configuration says.
     """
@@ -50,7 +50,7 @@ def save_weights(model: nn.Module, path: PathLike) -> None:
 
     Raises:
         WeightsError: the suffix is unknown.
-        OSError: the file cannot be written; what stood there is as it was.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     write_arrays(path, export_weights(model), {"format": "pt"})
 
@@ -58,7 +58,7 @@ def save_weights(model: nn.Module, path: PathLike) -> None:
 def save_training(
     model: nn.Module, optimizer: torch.optim.Optimizer, path: PathLike, *, step: int | None = None
 ) -> None:
-    """Write the weights of `model`, the moments of its optimizer and the step, to go on with in either framework.
+    """Write weights, optimizer moments and step, to resume training in either framework.
 
     Hyperparameters, schedules and random streams are not written.
 
@@ -72,7 +72,7 @@ def save_training(
         ValueError: the optimizer has counted no steps, or not the same for all parameters, or has other parameters.
         TypeError: the optimizer keeps something else than those do.
         WeightsError: the suffix is unknown.
-        OSError: the file cannot be written; what stood there is as it was.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     names = _trained(model, optimizer)
     states = {name: optimizer.state.get(parameter, {}) for name, parameter in names.items()}
@@ -89,7 +89,7 @@ def save_training(
 
 
 def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, path: PathLike) -> int:
-    """Load what `save_training` of either twin wrote, all or nothing; return how many steps were made.
+    """Load a file of either twin's `save_training`, all or nothing; return the number of steps.
 
     Args:
         model: one of this package; its parameters keep their dtypes and devices.
@@ -106,9 +106,9 @@ def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
     training = read_training(path, _table(model), kinds, names)
     load_weights(model, training.weights)
     counted = {"step": torch.tensor(float(training.step))} if _counts(optimizer) else {}
-    places = {id(parameter): place for place, parameter in enumerate(_parameters(optimizer))}
+    indices = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
     state = {
-        places[id(parameter)]: {kind: to_tensor(training.moments[kind][name]) for kind in kinds}
+        indices[id(parameter)]: {kind: to_tensor(training.moments[kind][name]) for kind in kinds}
         | {key: value.clone() for key, value in counted.items()}
         for name, parameter in names.items()
     }
@@ -124,8 +124,8 @@ def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn
     """Return the parameters of an optimizer by their names in the model."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = _parameters(optimizer)
-    if strangers := sum(id(parameter) not in names for parameter in parameters):
-        raise ValueError(f"{strangers} of the optimizer's {len(parameters)} parameters are not of this model")
+    if foreign := sum(id(parameter) not in names for parameter in parameters):
+        raise ValueError(f"{foreign} of the optimizer's {len(parameters)} parameters are not of this model")
     return {names[id(parameter)]: parameter for parameter in parameters}
 
 
@@ -145,7 +145,7 @@ def _counts(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _or_zeros(moment: torch.Tensor | None, parameter: nn.Parameter) -> torch.Tensor:
-    """Return a moment; before the first step there is none, and from zeros the first step is the same."""
+    """Return a moment, or zeros before the first step, from which that step is the same."""
     return torch.zeros_like(parameter) if moment is None else moment
 
 
@@ -159,7 +159,7 @@ def _counted(optimizer: torch.optim.Optimizer, states: Iterable[dict[str, torch.
 
 
 def _table(model: nn.Module) -> WeightTable:
-    """Return which names the weights of `model` have."""
+    """Return the weight table of `model`."""
     check_complete(model)
     table = table_for(getattr(model, "config", model))
     check_weights_of({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, table, TORCH)

@@ -1,5 +1,5 @@
 """The op and its implementations."""
 
-from outlook_jax.ops.api import CHECKPOINT_NAME, IMPLEMENTATIONS, outlook_attention
+from outlook_jax.ops.api import IMPLEMENTATIONS, outlook_attention
 
-__all__ = ["CHECKPOINT_NAME", "IMPLEMENTATIONS", "outlook_attention"]
+__all__ = ["IMPLEMENTATIONS", "outlook_attention"]

@@ -1,9 +1,10 @@
-"""`outlook_attention`, the op: check the operands, choose an implementation, run it."""
+"""The op `outlook_attention`: check the operands, choose an implementation, run it."""
 
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
+from outlook_common.constants import OP_CHECKPOINT_NAME
 from outlook_common.dispatch import Implementation, ImplementationRequest, choose
 from outlook_common.geometry import IntOrPair, check_operands
 from outlook_jax.ops.composite import COMPOSITE
@@ -11,9 +12,6 @@ from outlook_jax.ops.reference import REFERENCE
 
 # From fastest to slowest: the order that `implementation=None` tries.
 IMPLEMENTATIONS: dict[str, Implementation] = {"composite": COMPOSITE, "reference": REFERENCE}
-
-# Of the result, for policies of `jax.checkpoint`.
-CHECKPOINT_NAME = "outlook_attention"
 
 
 def outlook_attention(
@@ -63,7 +61,7 @@ def outlook_attention(
     )
     run = choose(implementation, IMPLEMENTATIONS, value, logits, dropout_mask, grid)
     out = run(value, logits, dropout_mask, grid, precision=precision)
-    named: Array = checkpoint_name(out, CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
+    named: Array = checkpoint_name(out, OP_CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
     return named
 
 

@@ -1,4 +1,4 @@
-"""Outlook attention by its definition (VOLO, section 3.1): unfold, weighted sum, fold. Defines correctness."""
+"""Reference implementation by definition: unfold, weighted sum, fold (VOLO, section 3.1)."""
 
 import jax
 import jax.numpy as jnp

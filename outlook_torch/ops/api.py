@@ -1,4 +1,4 @@
-"""`outlook_attention`, the op: check the operands, choose an implementation, run it."""
+"""The op `outlook_attention`: check the operands, choose an implementation, run it."""
 
 import torch
 from jaxtyping import Float

@@ -16,18 +16,17 @@ from jax.extend.core import jaxprs_in_params
 
 from outlook_jax import scan
 from outlook_jax.blocks import Outlooker, Transformer
-from outlook_jax.factory import Factory
 
-BLOCKS: dict[str, Callable[[Factory], nnx.Module]] = {
-    "outlooker": lambda make: Outlooker(16, 2, implementation="composite", make=make),
-    "transformer": lambda make: Transformer(16, 2, make=make),
+BLOCKS: dict[str, Callable[..., nnx.Module]] = {
+    "outlooker": partial(Outlooker, 16, 2, implementation="composite"),
+    "transformer": partial(Transformer, 16, 2),
 }
 
 
 def stack(kind: str, *, remat: bool = False) -> tuple[Callable[..., Array], Any, Array]:
     """Return a function of parameters and input, and both."""
-    make = Factory(nnx.Rngs(0), deterministic=True)
-    blocks: Any = nnx.List(BLOCKS[kind](make) for _ in range(3))
+    rngs = nnx.Rngs(0)
+    blocks: Any = nnx.List(BLOCKS[kind](deterministic=True, rngs=rngs) for _ in range(3))
     graph, parameters, rest = nnx.split(blocks, nnx.Param, ...)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 16)), jnp.float32)
 
@@ -73,15 +72,15 @@ def test_what_is_kept_is_not_computed_again_in_the_backward_pass(kind: str, expe
 
 
 def test_implementations_may_be_listed() -> None:
-    make = Factory(nnx.Rngs(0), deterministic=True)
-    blocks = [Outlooker(16, 2, implementation=["composite", "reference"], make=make) for _ in range(2)]
+    make = partial(Outlooker, 16, 2, implementation=["composite", "reference"], deterministic=True, rngs=nnx.Rngs(0))
+    blocks = [make() for _ in range(2)]
     run = partial(scan.run_blocks, blocks, scan=True, remat=False)
     assert jax.eval_shape(run, jnp.zeros((2, 8, 8, 16))).shape == (2, 8, 8, 16)
 
 
 def test_state_that_a_user_puts_into_blocks_is_kept() -> None:
-    make = Factory(nnx.Rngs(0))
-    blocks = [Outlooker(16, 2, make=make) for _ in range(2)]
+    make = partial(Outlooker, 16, 2, rngs=nnx.Rngs(0))
+    blocks = [make() for _ in range(2)]
     for block in blocks:
         block.norm1 = nnx.BatchNorm(16, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 16)), jnp.float32)

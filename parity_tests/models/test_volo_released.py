@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 
 from outlook_common import VOLO_VARIANTS
-from parity_tests.models.test_volo_forward import FORWARD, assert_steps_equal, jax_step, timm_step, torch_step
+from parity_tests.models.test_volo_training import FORWARD, assert_steps_equal, jax_step, timm_step, torch_step
 from parity_tests.support.runners import relative_error
 from parity_tests.support.volo import draw_images, draw_weights, jax_volo, last, timm_volo, torch_volo
 

@@ -1,4 +1,4 @@
-"""Run either twin on NumPy arrays, so that a test states a fact once for both."""
+"""Run the op or the layer of either twin on NumPy arrays."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ CPU = Device(torch.device("cpu"), jax.devices("cpu")[0])
 
 
 def to_torch(array: Array, device: Device = CPU) -> torch.Tensor:
-    """Copy bit for bit; PyTorch does not read NumPy's bfloat16."""
+    """Copy an array bit for bit; PyTorch does not read NumPy's bfloat16."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(device.torch)
     return torch.from_numpy(array.copy()).to(device.torch)
@@ -173,7 +173,7 @@ def torch_gradients(layer: torch.nn.Module, x: Array, cotangent: Array, **masks:
 
 
 def jax_gradients(layer: nnx.Module, x: Array, cotangent: Array, **masks: Array) -> tuple[Array, Gradients]:
-    """Return the same under the same names, in PyTorch's layout."""
+    """Return output and gradients as the torch runner does, in PyTorch's layout."""
     graph, parameters, rest = nnx.split(layer, nnx.Param, ...)
 
     @partial(jax.jit, compiler_options=_compiler_options(x))

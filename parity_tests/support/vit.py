@@ -1,4 +1,4 @@
-"""A small ViT that is nobody's of this package, in PyTorch, NNX and Linen, for the tests of the verifier."""
+"""A small third-party ViT in PyTorch, NNX and Linen, for the tests of the verifier."""
 
 from typing import Any
 

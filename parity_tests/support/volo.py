@@ -1,4 +1,4 @@
-"""VOLO thrice from the same weights: both twins and timm's, in float64."""
+"""VOLO in both twins and timm, in float64 with the same weights."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -21,10 +21,18 @@ from outlook_parity.models.builtin import draw_weights as draw_weights
 
 Array = np.ndarray
 
-# What timm's VOLO does not know, and what it has fixed instead.
-OURS = {"out_kernel": (3, 3), "out_stride": (2, 2), "out_padding": (1, 1), "dynamic_img_size": False}
+# Fields that timm's VOLO lacks, with the values that it has fixed.
+NOT_IN_TIMM = {"out_kernel": (3, 3), "out_stride": (2, 2), "out_padding": (1, 1), "dynamic_img_size": False}
 
-# Small models run in no time, but take seconds to compile.
+FOUR_STAGES: dict[str, Any] = {
+    "layers": (1, 2, 1, 1),
+    "embed_dims": (12, 24, 24, 24),
+    "num_heads": (2, 4, 3, 2),
+    "downsamples": (True, False, False, False),
+    "outlook_attention": (True, False, False, False),
+}
+
+# Small models run fast, but take seconds to compile.
 QUICKLY = {"xla_backend_optimization_level": 0}
 
 
@@ -50,7 +58,7 @@ def draw_images(config: VOLOConfig, batch: int = 2, seed: int = 0, size: tuple[i
 
 def timm_arguments(config: VOLOConfig) -> dict[str, Any]:
     arguments = {field.name: getattr(config, field.name) for field in fields(config)}
-    assert {name: arguments.pop(name) for name in OURS} == OURS
+    assert {name: arguments.pop(name) for name in NOT_IN_TIMM} == NOT_IN_TIMM
     return arguments
 
 
@@ -94,7 +102,7 @@ def last(images: Array) -> Array:
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Do what `nnx.jit` does for a function of a model and arrays, but compile quickly rather than for speed."""
+    """Compile a function of a model and arrays as `nnx.jit` does, but quickly rather than for speed."""
 
     @partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
     def pure(graphdef: Any, state: Any, *args: Any) -> Any:

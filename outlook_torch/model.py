@@ -1,8 +1,8 @@
-"""VOLO, the whole model (sections 3 and 4.1; the training of tokens after "All Tokens Matter", Jiang et al., 2021)."""
+"""The VOLO model (sections 3 and 4.1), with token labelling ("All Tokens Matter", Jiang et al., 2021)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from outlook_common.config import FeatureInfo, VOLOConfig, volo_config
+from outlook_common.constants import NORM_EPSILON
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.interpolation import bicubic_matrix
 from outlook_common.volo import (
@@ -25,21 +26,19 @@ from outlook_common.volo import (
     stage_ends,
     take_indices,
 )
-from outlook_torch.blocks import EPSILON, ClassBlock, Device, Downsample, Dtype, Outlooker, PatchEmbed, Transformer
+from outlook_torch.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer
+from outlook_torch.layers import Device, Dtype, LayerOptions, initialize_linear, initialize_parameter
 from outlook_torch.ops import IMPLEMENTATIONS
-
-# Standard deviation of the initial linear weights, pos_embed and cls_token.
-INIT_STD = 0.02
 
 
 class VOLO(nn.Module):
     """VOLO: images (B, C, H, W) in, logits out. Parameters are named as in timm and in the released checkpoints.
 
     Args:
-        config: what it is made of.
-        implementation: of outlook attention; see `outlook_attention`.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        config: sizes and options of the model.
+        implementation: that of outlook attention; see `outlook_attention`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
     """
 
     def __init__(
@@ -57,15 +56,15 @@ class VOLO(nn.Module):
         self.batch_norm_folded = False  # see `fold_batch_norm`
         self.pruned = False  # see `prune_intermediate_layers`
         self.pretrained_cfg: dict[str, Any] = {}  # for `timm.data`; known of models that were made by a name
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: LayerOptions = {"device": device, "dtype": dtype}
         features = config.num_features
 
         # Either is None in a pruned model too.
-        self.pos_embed: nn.Parameter | None = nn.Parameter(torch.empty(1, *config.token_map, features, **factory))
+        self.pos_embed: nn.Parameter | None = nn.Parameter(torch.empty(1, *config.token_map, features, **options))
         has_class_token = config.post_layers is not None
-        self.cls_token = nn.Parameter(torch.empty(1, 1, features, **factory)) if has_class_token else None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, features, **options)) if has_class_token else None
         self.patch_embed = PatchEmbed(
-            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], **factory
+            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], **options
         )
         self.pos_drop = nn.Dropout(config.pos_drop_rate)
 
@@ -82,7 +81,7 @@ class VOLO(nn.Module):
                         config.qkv_bias,
                         config.attn_drop_rate,
                         implementation=implementation,
-                        **factory,
+                        **options,
                     )
                     for _ in range(config.layers[stage])
                 )
@@ -98,14 +97,14 @@ class VOLO(nn.Module):
                         config.qkv_bias,
                         config.attn_drop_rate,
                         drop_path,
-                        **factory,
+                        **options,
                     )
                     for drop_path in config.drop_path_rates(stage)
                 )
             )
 
         def downsample(stage: int) -> nn.Module:
-            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], **factory)
+            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], **options)
 
         def class_blocks(count: int) -> nn.ModuleList:
             return nn.ModuleList(
@@ -115,7 +114,7 @@ class VOLO(nn.Module):
                     config.mlp_ratio[-1],
                     config.qkv_bias,
                     config.attn_drop_rate,
-                    **factory,
+                    **options,
                 )
                 for _ in range(count)
             )
@@ -123,34 +122,34 @@ class VOLO(nn.Module):
         parts = {"outlooker": outlookers, "transformer": transformers, "downsample": downsample}
         self.network = nn.ModuleList(parts[part.kind](part.stage) for part in config.network)
         self.post_network = None if config.post_layers is None else class_blocks(len(config.post_layers))
-        self.aux_head = self._make_aux_head(**factory)
-        self.norm: nn.Module = nn.LayerNorm(features, eps=EPSILON, **factory)
+        self.aux_head = self._make_aux_head(**options)
+        self.norm: nn.Module = nn.LayerNorm(features, eps=NORM_EPSILON, **options)
         self.head_drop = nn.Dropout(config.drop_rate)
-        self.head = self._make_head(**factory)
+        self.head = self._make_head(**options)
         self._initialize()
 
     @property
     def num_classes(self) -> int:
-        """The classes of the heads, 0 without."""
+        """Number of classes, 0 without a classifier."""
         return self.config.num_classes
 
     @property
     def num_features(self) -> int:
-        """The channels that the heads see."""
+        """Channels of the classifier's input."""
         return self.feature_info[-1]["num_chs"]
 
     @property
     def head_hidden_size(self) -> int:
-        """The channels of `forward_head(pre_logits=True)`: those of the tokens."""
+        """Channels of `forward_head(pre_logits=True)`."""
         return self.num_features
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """What `forward_intermediates` gives for each stage."""
+        """Channels, reduction and module name of each stage, as timm describes them."""
         return self.config.feature_info[: len(stage_ends(self.config, len(self.network)))]
 
     def forward(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B *tokens classes"]:
-        """Return the logits: the class token's, plus half the largest over the tokens with the auxiliary head.
+        """Return the logits: those of the class token + 0.5 * the maximum of the auxiliary head over the tokens.
 
         Args:
             images: (B, C, H, W), normalised as the variant says.
@@ -166,7 +165,7 @@ class VOLO(nn.Module):
     def forward_train(
         self, images: Float[Tensor, "B in_chans rows columns"], mix_box: MixBox | None = None
     ) -> Float[Tensor, "B *tokens classes"] | tuple[Tensor, Tensor, MixBox]:
-        """Return what the token-labelling losses are computed from.
+        """Return the inputs of the token-labelling losses.
 
         In training with an auxiliary head, the patches of each image inside the box are replaced by those of its
         partner, the batch in reverse order, and the tokens' logits are swapped back.
@@ -212,7 +211,7 @@ class VOLO(nn.Module):
         return self._tokens_to_features(self._forward_network(self._embed(images)))
 
     def forward_head(self, x: Float[Tensor, "B T C"], pre_logits: bool = False) -> Float[Tensor, "B *tokens classes"]:
-        """Return the logits of `forward_features`' tokens, or with `pre_logits` what the classifier would see."""
+        """Return the logits of `forward_features`' tokens, or with `pre_logits` the classifier's input."""
         out = self.head_drop(self._pool(x))
         if pre_logits:
             return out
@@ -231,13 +230,13 @@ class VOLO(nn.Module):
         output_fmt: Layout = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Float[Tensor, "B _ _ _"]] | tuple[Tensor, list[Float[Tensor, "B _ _ _"]]]:
-        """Return the maps behind the stages, without the class token, beside what `forward_features` returns.
+        """Return the feature maps after the stages, without the class token, and the features.
 
         Args:
             images: (B, C, H, W).
             indices: of the stages; None for all, an int for the last n.
             norm: whether to apply the final norm, to the stages that have its channels: those after `pos_embed`.
-            stop_early: whether to stop behind the last stage asked for; then the map there replaces the features.
+            stop_early: whether to stop after the last stage asked for; then its map replaces the features.
             output_fmt: "NCHW" or "NHWC".
             intermediates_only: whether to return the list alone.
 
@@ -264,15 +263,15 @@ class VOLO(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop, in place, what `forward_intermediates` does not need for these stages, as timm does.
+        """Remove, in place, what `forward_intermediates` does not need for these stages, as timm does.
 
-        The parts behind the last stage asked for go; then the heads go too, and without the third part, before which
-        `pos_embed` is added, that and the norm. What remains neither loads nor saves weights any more.
+        Parts after the last stage asked for are removed, and then the heads too; without the third part, before which
+        `pos_embed` is added, also `pos_embed` and the norm. A pruned model neither loads nor saves weights.
 
         Args:
             indices: of the stages; None for all, an int for the last n.
-            prune_norm: whether the final norm goes in any case.
-            prune_head: whether the class token, its blocks and both heads go in any case.
+            prune_norm: whether to remove the final norm in any case.
+            prune_head: whether to remove class token, its blocks and both heads in any case.
 
         Returns:
             The stages asked for, counted from the first: -1 would now mean another one.
@@ -294,22 +293,22 @@ class VOLO(nn.Module):
         return list(plan.stages)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool` None leaves it as it is."""
+        """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool=None` keeps the pooling."""
         pool = self.config.global_pool if global_pool is None else global_pool
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
         weight = self.patch_embed.proj.weight
-        factory: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-        self.aux_head, self.head = self._make_aux_head(**factory), self._make_head(**factory)
+        options: LayerOptions = {"device": weight.device, "dtype": weight.dtype}
+        self.aux_head, self.head = self._make_aux_head(**options), self._make_head(**options)
         for head in (self.head, self.aux_head):
             if head is not None:
-                head.apply(_initialize_linear).train(self.training)
+                head.apply(initialize_linear).train(self.training)
 
     def get_classifier(self) -> nn.Module:
         """Return the head of the class token."""
         return self.head
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping what it computed."""
+        """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
@@ -317,7 +316,7 @@ class VOLO(nn.Module):
         return set(NO_WEIGHT_DECAY)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return which parameters belong together for layer-wise learning rates; timm's `coarse` changes nothing."""
+        """Return groups of parameters for layer-wise learning rates; `coarse` (timm's) has no effect."""
         return dict(GROUP_MATCHER)
 
     def _embed(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B H W C"]:
@@ -330,7 +329,7 @@ class VOLO(nn.Module):
         return x
 
     def _forward_part(self, index: int, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w c"]:
-        if index == 2:  # behind the outlookers and their downsampling
+        if index == 2:  # after the outlookers and their downsampling
             x = self.pos_drop(x + self._pos_embed(x.shape[1:3]).to(x.dtype))
         part = self.network[index]
         return self._run_blocks(part, x) if isinstance(part, nn.Sequential) else part(x)
@@ -362,29 +361,21 @@ class VOLO(nn.Module):
     def _pool(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B *tokens C"]:
         return {"token": lambda: x[:, 0], "avg": lambda: x.mean(dim=1), "": lambda: x}[self.config.global_pool]()
 
-    def _make_head(self, **factory: Any) -> nn.Module:
-        return nn.Linear(self.num_features, self.num_classes, **factory) if self.num_classes > 0 else nn.Identity()
+    def _make_head(self, **options: Unpack[LayerOptions]) -> nn.Module:
+        return nn.Linear(self.num_features, self.num_classes, **options) if self.num_classes > 0 else nn.Identity()
 
-    def _make_aux_head(self, **factory: Any) -> nn.Module | None:
-        return self._make_head(**factory) if self.config.use_aux_head and self.num_classes > 0 else None
+    def _make_aux_head(self, **options: Unpack[LayerOptions]) -> nn.Module | None:
+        return self._make_head(**options) if self.config.use_aux_head and self.num_classes > 0 else None
 
     def _initialize(self) -> None:
         """Draw the weights as timm does; convolutions keep PyTorch's own initialization."""
-        self.apply(_initialize_linear)
+        self.apply(initialize_linear)
         for parameter in (self.pos_embed, self.cls_token):
-            if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=INIT_STD)
-
-
-def _initialize_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=INIT_STD)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+            initialize_parameter(parameter)
 
 
 def mix(x: Float[Tensor, "B H W C"], box: MixBox) -> Float[Tensor, "B H W C"]:
-    """Swap what lies inside the box with the batch in reverse order; doing it twice undoes it."""
+    """Replace the inside of the box by that of the batch in reverse order; applied twice it undoes itself."""
     y1, x1, y2, x2 = box
     rows = torch.arange(x.shape[1], device=x.device)[:, None]
     columns = torch.arange(x.shape[2], device=x.device)[None, :]
@@ -393,7 +384,7 @@ def mix(x: Float[Tensor, "B H W C"], box: MixBox) -> Float[Tensor, "B H W C"]:
 
 
 def draw_mix_box(token_map: tuple[int, int]) -> MixBox:
-    """Draw a box around a place of the map whose share of it, before the border cuts it, is uniform in 0…1."""
+    """Draw a box with a random centre; its share of the map, before clipping, is uniform in [0, 1]."""
     side = float(torch.rand(())) ** 0.5
     bounds = []
     for size in token_map:
@@ -411,7 +402,7 @@ def volo(
     dtype: Dtype = None,
     **overrides: Any,
 ) -> VOLO:
-    """Make a released variant, with fresh weights; `overrides` change fields of its `VOLOConfig`.
+    """Make a released variant with new weights; `overrides` change fields of its `VOLOConfig`.
 
     Raises:
         TypeError: an override is not a field.

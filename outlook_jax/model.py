@@ -1,8 +1,8 @@
-"""VOLO, the whole model (sections 3 and 4.1; the training of tokens after "All Tokens Matter", Jiang et al., 2021)."""
+"""The VOLO model (sections 3 and 4.1), with token labelling ("All Tokens Matter", Jiang et al., 2021)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from outlook_common.volo import (
     take_indices,
 )
 from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer, unchanged
-from outlook_jax.factory import Factory
+from outlook_jax.layers import LayerOptions, dropout, layer_norm, linear, parameter
 from outlook_jax.ops import IMPLEMENTATIONS
 from outlook_jax.scan import run_blocks
 
@@ -36,15 +36,15 @@ class VOLO(nnx.Module):
     """VOLO: images (B, H, W, C) in, logits out. Parameters are named as in timm and in the released checkpoints.
 
     Args:
-        config: what it is made of.
-        implementation: of outlook attention; see `outlook_attention`.
-        scan_layers: whether the equal blocks of a stage run as one loop, which compiles in the time of one block;
-            False calls each by itself.
-        dtype: of the computation; None infers it from images and parameters, as Flax does.
-        param_dtype: of the parameters.
-        precision: of every product, as in `jax.lax.dot_general`.
-        deterministic: True makes it as `model.eval()` does: no dropout, running statistics in BatchNorm.
-        rngs: the streams `params` and `dropout`, the latter for the mixing boxes too.
+        config: sizes and options of the model.
+        implementation: that of outlook attention; see `outlook_attention`.
+        scan_layers: whether equal blocks of a stage run as one loop, which compiles in the time of one block; False
+            calls each separately.
+        dtype: dtype of the computation; None infers it from images and parameters, as Flax does.
+        param_dtype: dtype of the parameters.
+        precision: precision of every product, as in `jax.lax.dot_general`.
+        deterministic: True means evaluation, as `model.eval()`: no dropout, running statistics in BatchNorm.
+        rngs: random streams `params` and `dropout`, the latter for the mixing boxes too.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class VOLO(nnx.Module):
         self.precision = precision
         self.deterministic = deterministic
         self.rngs = rngs.dropout.fork()
-        make = Factory(rngs, dtype, param_dtype, precision, deterministic)
+        options = self._options(rngs)
         features = config.num_features
 
         # Either is None in a pruned model too.
-        self.pos_embed: nnx.Param[Array] | None = make.param((1, *config.token_map, features))
+        self.pos_embed: nnx.Param[Array] | None = parameter((1, *config.token_map, features), **options)
         has_class_token = config.post_layers is not None
-        self.cls_token = make.param((1, 1, features)) if has_class_token else None
+        self.cls_token = parameter((1, 1, features), **options) if has_class_token else None
         self.patch_embed = PatchEmbed(
-            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], make=make
+            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], **options
         )
-        self.pos_drop = make.dropout(config.pos_drop_rate)
+        self.pos_drop = dropout(config.pos_drop_rate, **options)
 
         def outlookers(stage: int) -> nnx.Module:
             return nnx.List(
@@ -94,7 +94,7 @@ class VOLO(nnx.Module):
                     config.qkv_bias,
                     config.attn_drop_rate,
                     implementation=implementation,
-                    make=make,
+                    **options,
                 )
                 for _ in range(config.layers[stage])
             )
@@ -108,13 +108,13 @@ class VOLO(nnx.Module):
                     config.qkv_bias,
                     config.attn_drop_rate,
                     drop_path,
-                    make=make,
+                    **options,
                 )
                 for drop_path in config.drop_path_rates(stage)
             )
 
         def downsample(stage: int) -> nnx.Module:
-            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], make=make)
+            return Downsample(config.embed_dims[stage], config.embed_dims[stage + 1], **options)
 
         def class_blocks(count: int) -> nnx.List[ClassBlock]:
             return nnx.List(
@@ -124,7 +124,7 @@ class VOLO(nnx.Module):
                     config.mlp_ratio[-1],
                     config.qkv_bias,
                     config.attn_drop_rate,
-                    make=make,
+                    **options,
                 )
                 for _ in range(count)
             )
@@ -132,33 +132,33 @@ class VOLO(nnx.Module):
         parts = {"outlooker": outlookers, "transformer": transformers, "downsample": downsample}
         self.network = nnx.List(parts[part.kind](part.stage) for part in config.network)
         self.post_network = None if config.post_layers is None else class_blocks(len(config.post_layers))
-        self.aux_head = self._make_aux_head(make)
-        self.norm: Callable[[Array], Array] = make.layer_norm(features)
-        self.head_drop = make.dropout(config.drop_rate)
-        self.head = self._make_head(make)
+        self.aux_head = self._make_aux_head(**options)
+        self.norm: Callable[[Array], Array] = layer_norm(features, **options)
+        self.head_drop = dropout(config.drop_rate, **options)
+        self.head = self._make_head(**options)
 
     @property
     def num_classes(self) -> int:
-        """The classes of the heads, 0 without."""
+        """Number of classes, 0 without a classifier."""
         return self.config.num_classes
 
     @property
     def num_features(self) -> int:
-        """The channels that the heads see."""
+        """Channels of the classifier's input."""
         return self.feature_info[-1]["num_chs"]
 
     @property
     def head_hidden_size(self) -> int:
-        """The channels of `forward_head(pre_logits=True)`: those of the tokens."""
+        """Channels of `forward_head(pre_logits=True)`."""
         return self.num_features
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """What `forward_intermediates` gives for each stage."""
+        """Channels, reduction and module name of each stage, as timm describes them."""
         return self.config.feature_info[: len(stage_ends(self.config, len(self.network)))]
 
     def __call__(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B *tokens classes"]:
-        """Return the logits: the class token's, plus half the largest over the tokens with the auxiliary head.
+        """Return the logits: those of the class token + 0.5 * the maximum of the auxiliary head over the tokens.
 
         Args:
             images: (B, H, W, C), normalised as the variant says.
@@ -174,7 +174,7 @@ class VOLO(nnx.Module):
     def forward_train(
         self, images: Float[Array, "B rows columns in_chans"], mix_box: MixBox | None = None
     ) -> Float[Array, "B *tokens classes"] | tuple[Array, Array, MixBox]:
-        """Return what the token-labelling losses are computed from.
+        """Return the inputs of the token-labelling losses.
 
         In training with an auxiliary head, the patches of each image inside the box are replaced by those of its
         partner, the batch in reverse order, and the tokens' logits are swapped back.
@@ -221,7 +221,7 @@ class VOLO(nnx.Module):
         return self._tokens_to_features(self._forward_network(self._embed(images)))
 
     def forward_head(self, x: Float[Array, "B T C"], pre_logits: bool = False) -> Float[Array, "B *tokens classes"]:
-        """Return the logits of `forward_features`' tokens, or with `pre_logits` what the classifier would see."""
+        """Return the logits of `forward_features`' tokens, or with `pre_logits` the classifier's input."""
         out = self.head_drop(self._pool(x))
         if pre_logits:
             return out
@@ -240,13 +240,13 @@ class VOLO(nnx.Module):
         output_fmt: Layout = "NHWC",
         intermediates_only: bool = False,
     ) -> list[Float[Array, "B _ _ _"]] | tuple[Array, list[Float[Array, "B _ _ _"]]]:
-        """Return the maps behind the stages, without the class token, beside what `forward_features` returns.
+        """Return the feature maps after the stages, without the class token, and the features.
 
         Args:
             images: (B, H, W, C).
             indices: of the stages; None for all, an int for the last n.
             norm: whether to apply the final norm, to the stages that have its channels: those after `pos_embed`.
-            stop_early: whether to stop behind the last stage asked for; then the map there replaces the features.
+            stop_early: whether to stop after the last stage asked for; then its map replaces the features.
             output_fmt: "NCHW" or "NHWC".
             intermediates_only: whether to return the list alone.
 
@@ -273,15 +273,15 @@ class VOLO(nnx.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop, in place, what `forward_intermediates` does not need for these stages, as timm does.
+        """Remove, in place, what `forward_intermediates` does not need for these stages, as timm does.
 
-        The parts behind the last stage asked for go; then the heads go too, and without the third part, before which
-        `pos_embed` is added, that and the norm. What remains neither loads nor saves weights any more.
+        Parts after the last stage asked for are removed, and then the heads too; without the third part, before which
+        `pos_embed` is added, also `pos_embed` and the norm. A pruned model neither loads nor saves weights.
 
         Args:
             indices: of the stages; None for all, an int for the last n.
-            prune_norm: whether the final norm goes in any case.
-            prune_head: whether the class token, its blocks and both heads go in any case.
+            prune_norm: whether to remove the final norm in any case.
+            prune_head: whether to remove class token, its blocks and both heads in any case.
 
         Returns:
             The stages asked for, counted from the first: -1 would now mean another one.
@@ -294,7 +294,7 @@ class VOLO(nnx.Module):
         self.pruned = self.pruned or plan.incomplete
         self.network = nnx.List(list(self.network)[: plan.parts])
         if plan.pos_embed:
-            del self.pos_embed  # NNX keeps what once held arrays from ever holding none
+            del self.pos_embed  # NNX lets no attribute change between an array and None
             self.pos_embed = None
         if plan.norm:
             del self.norm
@@ -306,23 +306,23 @@ class VOLO(nnx.Module):
         return list(plan.stages)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, *, rngs: nnx.Rngs) -> None:
-        """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool` None leaves it as it is."""
+        """Replace the heads by new ones for `num_classes`, 0 for none; `global_pool=None` keeps the pooling."""
         pool = self.config.global_pool if global_pool is None else global_pool
         self.config = replace(self.config, num_classes=num_classes, global_pool=pool)
-        make = Factory(rngs, self.dtype, self.param_dtype, self.precision, self.deterministic)
-        del self.aux_head, self.head  # NNX keeps what once held no array from ever holding one
-        self.aux_head, self.head = self._make_aux_head(make), self._make_head(make)
+        options = self._options(rngs)
+        del self.aux_head, self.head  # NNX lets no attribute change between None and an array
+        self.aux_head, self.head = self._make_aux_head(**options), self._make_head(**options)
 
     def get_classifier(self) -> Any:
         """Return the head of the class token."""
         return self.head
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping what it computed."""
+        """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """Do for `nnx.view` what `nnx.Dropout` does.
+        """Set the mode for `nnx.view`, as `nnx.Dropout` does.
 
         Args:
             deterministic: True makes `forward_train` return what the model itself does; None leaves it as it is.
@@ -335,8 +335,17 @@ class VOLO(nnx.Module):
         return set(NO_WEIGHT_DECAY)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return which parameters belong together for layer-wise learning rates; timm's `coarse` changes nothing."""
+        """Return groups of parameters for layer-wise learning rates; `coarse` (timm's) has no effect."""
         return dict(GROUP_MATCHER)
+
+    def _options(self, rngs: nnx.Rngs) -> LayerOptions:
+        return {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "precision": self.precision,
+            "deterministic": self.deterministic,
+            "rngs": rngs,
+        }
 
     def _embed(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B H W C"]:
         check_images(images.shape, "NHWC", self.config)
@@ -348,7 +357,7 @@ class VOLO(nnx.Module):
         return x
 
     def _forward_part(self, index: int, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
-        if index == 2:  # behind the outlookers and their downsampling
+        if index == 2:  # after the outlookers and their downsampling
             x = self.pos_drop(x + self._pos_embed(x.shape[1:3]).astype(x.dtype))
         part = self.network[index]
         return self._run_blocks(part, x) if isinstance(part, nnx.List) else part(x)
@@ -378,15 +387,15 @@ class VOLO(nnx.Module):
     def _pool(self, x: Float[Array, "B T C"]) -> Float[Array, "B *tokens C"]:
         return {"token": lambda: x[:, 0], "avg": lambda: x.mean(axis=1), "": lambda: x}[self.config.global_pool]()
 
-    def _make_head(self, make: Factory) -> Any:
-        return make.linear(self.num_features, self.num_classes) if self.num_classes > 0 else unchanged
+    def _make_head(self, **options: Unpack[LayerOptions]) -> Any:
+        return linear(self.num_features, self.num_classes, **options) if self.num_classes > 0 else unchanged
 
-    def _make_aux_head(self, make: Factory) -> Any:
-        return self._make_head(make) if self.config.use_aux_head and self.num_classes > 0 else None
+    def _make_aux_head(self, **options: Unpack[LayerOptions]) -> Any:
+        return self._make_head(**options) if self.config.use_aux_head and self.num_classes > 0 else None
 
 
 def mix(x: Float[Array, "B H W C"], box: MixBox) -> Float[Array, "B H W C"]:
-    """Swap what lies inside the box with the batch in reverse order; doing it twice undoes it."""
+    """Replace the inside of the box by that of the batch in reverse order; applied twice it undoes itself."""
     y1, x1, y2, x2 = box
     rows = jnp.arange(x.shape[1])[:, None]
     columns = jnp.arange(x.shape[2])[None, :]
@@ -395,7 +404,7 @@ def mix(x: Float[Array, "B H W C"], box: MixBox) -> Float[Array, "B H W C"]:
 
 
 def draw_mix_box(key: Array, token_map: tuple[int, int]) -> MixBox:
-    """Draw a box around a place of the map whose share of it, before the border cuts it, is uniform in 0…1."""
+    """Draw a box with a random centre; its share of the map, before clipping, is uniform in [0, 1]."""
     keys = jax.random.split(key, 3)
     side = jnp.sqrt(jax.random.uniform(keys[0], dtype=jnp.float32))
     bounds = []
@@ -418,7 +427,7 @@ def volo(
     rngs: nnx.Rngs,
     **overrides: Any,
 ) -> VOLO:
-    """Make a released variant, with fresh weights; `overrides` change fields of its `VOLOConfig`.
+    """Make a released variant with new weights; `overrides` change fields of its `VOLOConfig`.
 
     Raises:
         TypeError: an override is not a field.
