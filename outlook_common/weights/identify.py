@@ -149,7 +149,7 @@ def _unrecognised(checkpoint: Checkpoint, model: str | None) -> str:
     wanted = "known model" if model is None else model
     hint = ""
     if model is None and recognise_checkpoint(checkpoint, LAYER) is not None:
-        hint = f"; it has parts of a layer: model={LAYER!r} (--model {LAYER}) reports what is missing"
+        hint = f"; it has parts of a layer: with model={LAYER!r} (--model {LAYER}) missing tensors are reported"
     return f"{checkpoint.where}: no {wanted} in its {len(names)} tensors ({listed(names)}); known: {known}{hint}"
 
 
