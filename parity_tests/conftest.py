@@ -24,7 +24,7 @@ from benchmarks.torchvision_stub import declare_missing_torchvision_operators  #
 from parity_tests.support import arithmetic  # noqa: E402
 from parity_tests.support.runners import Device, find_device  # noqa: E402
 
-# A folder per worker: JAX writes what it keeps without a lock.
+# A folder per worker: JAX writes entries without a lock.
 _COMPILED = TemporaryDirectory(prefix="outlook-compiled-")
 arithmetic.keep_compiled(Path(_COMPILED.name))
 arithmetic.make_exact()

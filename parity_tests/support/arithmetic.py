@@ -1,6 +1,5 @@
 """Exact arithmetic, and compilation that is quick or done before, for every process that runs the tests' models."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,16 +25,12 @@ def quick_compilation() -> Iterator[None]:
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keep what XLA compiles in a folder, for this process and those that it starts.
+    """Keep in a folder what XLA compiles in this process, and read it back from there.
 
     Many tests verify the same small models, each time by new functions, so that JAX would compile them again. The key
-    of an entry is the program with all options of its compilation.
+    of an entry is the program with all options of its compilation. Processes that a test starts do without: it may kill
+    them, and JAX writes entries without a lock.
     """
-    options = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in options.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
