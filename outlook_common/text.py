@@ -1,7 +1,7 @@
 """Names for messages: escaped, shortened lists, closest match."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 
 def printable(name: object) -> str:
@@ -24,5 +24,15 @@ def listed(names: Iterable[object], most: int = 8, *, between: str = ", ") -> st
 
 
 def closest(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the most similar known name, None if none is at least `cutoff` (0 to 1) similar."""
-    return next(iter(get_close_matches(str(name), list(known), n=1, cutoff=cutoff)), None)
+    """Return the most similar known name, None if none is at least `cutoff` (0 to 1) similar.
+
+    Of equally similar names the first; `difflib.get_close_matches` takes the last in the alphabet.
+    """
+    matcher = SequenceMatcher(b=str(name))
+
+    def similarity(candidate: str) -> float:
+        matcher.set_seq1(candidate)
+        return matcher.ratio()
+
+    best = max(known, key=similarity, default=None)
+    return best if best is not None and similarity(best) >= cutoff else None
