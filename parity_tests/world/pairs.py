@@ -67,7 +67,7 @@ def hugging_face(
     settings, jax_settings = (getattr(transformers, f"{kind}Config")(**c) for c in (config, config | (jax or {})))
     torch_model = getattr(transformers, f"{kind}{head}")(settings)
     with torch.no_grad():
-        # As initialised, matrices are so small that a model is nearly linear, and vectors are 0 and 1: that hides faults.
+        # As initialised, matrices are so small that models are nearly linear, and vectors are 0 and 1: faults hide.
         for parameter in torch_model.parameters():
             if parameter.ndim == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
@@ -76,7 +76,8 @@ def hugging_face(
     torch_model.eval()
     with tempfile.TemporaryDirectory() as folder:
         torch_model.save_pretrained(folder)
-        jax_model = getattr(transformers, f"Flax{kind}{head}").from_pretrained(folder, from_pt=True, config=jax_settings)
+        flax_class = getattr(transformers, f"Flax{kind}{head}")
+        jax_model = flax_class.from_pretrained(folder, from_pt=True, config=jax_settings)
     return Made(torch_model, jax_model, inputs())
 
 
@@ -177,7 +178,8 @@ def llama(**config: Any) -> Made:
 
 def gemma(**config: Any) -> Made:
     """Gemma: RMSNorm with 1 + weight, scaled embeddings."""
-    return hugging_face("Gemma", _tokens, **DECODER | {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"} | config)
+    sizes = DECODER | {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"}
+    return hugging_face("Gemma", _tokens, **sizes | config)
 
 
 def mistral(**config: Any) -> Made:
