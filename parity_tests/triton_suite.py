@@ -10,9 +10,8 @@ import pytest
 import torch
 
 import outlook_torch
-from outlook_torch.ops import triton as triton_implementation
-from outlook_torch.ops import triton_launch
-from parity_tests.cases import CASES, Case
+from outlook_torch.ops.triton import launch, operators
+from parity_tests.cases import BY_NAME, CASES, Case
 from parity_tests.oracle import Operands, Results, attend, magnitudes
 from parity_tests.test_op import assert_float64_equal, assert_within_rounding
 from parity_tests.twins import DTYPES, Device, draw, relative_error, run_torch, to_torch
@@ -34,8 +33,9 @@ every_case = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes its time by the number of programs."""
-    if triton_launch.mix_kernel.__class__.__name__ == "InterpretedFunction":
-        monkeypatch.setattr(triton_launch, "TILE", 2**16)
+    if launch.attend_kernel.__class__.__name__ == "InterpretedFunction":
+        for name, size in (("TILE", 2**16), ("THREADS", 2**12), ("LANES", 1), ("VECTOR_BYTES", 2**13)):
+            monkeypatch.setattr(launch, name, size)
 
 
 def run(operands: Operands, case: Case, device: Device) -> Results:
@@ -60,18 +60,52 @@ def test_float64_equals_the_oracle_forward_and_backward_under_a_dropout_mask(cas
     assert_float64_equal(run(operands, case, device), attend(operands, case.grid), case)
 
 
-def test_tiles_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
-    operands = draw(FEW_PIXELS, seed=2)
-    for tile, channels in ((2**9, 128), (4, 2)):
-        monkeypatch.setattr(triton_launch, "TILE", tile)
-        monkeypatch.setattr(triton_launch, "CHANNELS", channels)
-        assert_float64_equal(run(operands, FEW_PIXELS, device), attend(operands, FEW_PIXELS.grid), FEW_PIXELS)
+@pytest.fixture
+def rolled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small windows run in the kernels for large ones."""
+    monkeypatch.setattr(launch, "UNROLLED", 0)
+    assert not launch.is_unrolled(TINY.grid)
+
+
+def assert_equals_the_oracle(case: Case, seed: int, device: Device) -> None:
+    operands = draw(case, seed, dropout=0.3)
+    assert_float64_equal(run(operands, case, device), attend(operands, case.grid), case)
+
+
+@pytest.mark.parametrize(("threads", "lanes", "vector_bytes"), [(128, 8, 16), (4, 2, 8), (2, 1, 32)])
+def test_tiles_of_any_size_give_the_same(
+    threads: int, lanes: int, vector_bytes: int, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    assert launch.is_unrolled(FEW_PIXELS.grid)
+    for name, size in (("THREADS", threads), ("LANES", lanes), ("VECTOR_BYTES", vector_bytes)):
+        monkeypatch.setattr(launch, name, size)
+    assert_equals_the_oracle(FEW_PIXELS, 2, device)
+
+
+@pytest.mark.usefixtures("rolled")
+@pytest.mark.parametrize(("tile", "channels"), [(2**9, 128), (4, 2)])
+def test_rolled_tiles_of_any_size_give_the_same(
+    tile: int, channels: int, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    monkeypatch.setattr(launch, "TILE", tile)
+    monkeypatch.setattr(launch, "CHANNELS", channels)
+    assert_equals_the_oracle(FEW_PIXELS, 2, device)
 
 
 def test_offsets_in_int64_give_the_same(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
-    monkeypatch.setattr(triton_launch, "INT32_ELEMENTS", 0)
-    operands = draw(TINY, seed=3)
-    assert_float64_equal(run(operands, TINY, device), attend(operands, TINY.grid), TINY)
+    monkeypatch.setattr(launch, "INT32_ELEMENTS", 0)
+    assert_equals_the_oracle(TINY, 3, device)
+
+
+@pytest.mark.usefixtures("rolled")
+def test_rolled_offsets_in_int64_give_the_same(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+    monkeypatch.setattr(launch, "INT32_ELEMENTS", 0)
+    assert_equals_the_oracle(TINY, 3, device)
+
+
+@pytest.mark.usefixtures("rolled")
+def test_phases_with_fewer_windows_in_the_rolled_kernels(device: Device) -> None:
+    assert_equals_the_oracle(BY_NAME["stride_not_dividing"], 17, device)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +220,7 @@ def test_the_gradient_runs_in_the_kernels(device: Device, monkeypatch: pytest.Mo
     value, logits, cotangent = tensors(TINY, 16, device)
     out = op(TINY)(value, logits)
     calls: list[int] = []
-    kernels = triton_implementation._attend_backward
-    monkeypatch.setattr(triton_implementation, "_attend_backward", lambda *args: calls.append(1) or kernels(*args))
+    kernels = operators._attend_backward
+    monkeypatch.setattr(operators, "_attend_backward", lambda *args: calls.append(1) or kernels(*args))
     torch.autograd.grad(out, (value, logits), cotangent)
     assert calls == [1]

@@ -67,9 +67,9 @@ def _attend(
     padding: list[int],
 ) -> Tensor:
     """Return outlook attention; operands as in `outlook_attention`, sizes as pairs."""
-    from outlook_torch.ops.triton_launch import mix  # imports Triton
+    from outlook_torch.ops.triton.launch import attend  # imports Triton
 
-    return mix(value, logits, dropout_mask, _grid(value, kernel_size, stride, padding))
+    return attend(value, logits, dropout_mask, _grid(value, kernel_size, stride, padding))
 
 
 @torch.library.custom_op("outlook_attention::attend_backward", mutates_args=())
@@ -83,11 +83,9 @@ def _attend_backward(
     padding: list[int],
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of sum(attend(value, logits, …) * cotangent) by value and logits."""
-    from outlook_torch.ops.triton_launch import logits_gradient, mix
+    from outlook_torch.ops.triton.launch import attend_backward
 
-    grid = _grid(value, kernel_size, stride, padding)
-    d_logits, statistics = logits_gradient(cotangent, value, logits, dropout_mask, grid)
-    return mix(cotangent, logits, dropout_mask, grid, transposed_by=statistics), d_logits
+    return attend_backward(cotangent, value, logits, dropout_mask, _grid(value, kernel_size, stride, padding))
 
 
 @_attend.register_fake

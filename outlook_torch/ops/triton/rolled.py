@@ -1,7 +1,8 @@
-"""The Triton kernels of `implementation="triton"`; this module alone imports Triton.
+"""Triton kernels with loops over the places of a window, for windows of any size.
 
-Both take contiguous tensors and gather: a program owns what it writes, so there are no atomics and every run gives the
-same bits. Letters are those of `outlook_common.geometry`, with L, T, Q the columns of K, S, P. A place of a window is
+They read a value once for each window and place, and repeat each softmax row for each place: slower than those of
+`kernels`, which hold all merged weights of a block in registers. Both gather: a program owns what it writes, so there
+are no atomics and every run gives the same bits. Letters are those of `outlook_common.geometry`, with L, T, Q the columns of K, S, P. A place of a window is
 numbered row by row; PLACES is K*L, PADDED the power of two that holds it. Dtypes: PROBABILITY is that of the softmax,
 WEIGHT what its result is rounded to, SUM that of sums, INDEX that of offsets.
 """
@@ -14,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
-def mix_kernel(
+def rolled_mix_kernel(
     source,
     logits,
     dropout_mask,
@@ -68,14 +69,15 @@ def mix_kernel(
     on_map = (row < rows) & (i < H) & (j < W)
 
     total = tl.zeros([ROWS, COLUMNS], SUM)
-    for m in range((K - r + S - 1) // S):
-        for k in range((L - t + T - 1) // T):
+    for m in range((K + S - 1) // S):
+        for k in range((L + T - 1) // T):
             # The pixel is place (p, s) of this window.
             p = r + S * m
             s = t + T * k
             window_i = cell_i - m
             window_j = cell_j - k
             covered = on_map & (window_i >= 0) & (window_i < h) & (window_j >= 0) & (window_j < w)
+            covered = covered & (p < K) & (s < L)  # later phases have fewer windows
             window = ((image * h + window_i) * w + window_j) * N + n
             own = p * L + s
             if not TRANSPOSED:
@@ -121,7 +123,7 @@ def mix_kernel(
 
 @triton.jit
 @no_type_check
-def logits_gradient_kernel(
+def rolled_gradient_kernel(
     cotangent,
     value,
     logits,
@@ -150,7 +152,7 @@ def logits_gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the gradient of the logits, and for `mix_kernel` the largest logit and the sum of exponentials of a row.
+    """Write the gradient of the logits, and for `rolled_mix_kernel` the largest logit and the sum of exponentials of a row.
 
     One program has ROWS of the B*h*w*N*PLACES rows of `logits`.
     """
