@@ -16,8 +16,8 @@ test-all: $(STAMP)
 	$(BIN)/pytest -n 2
 
 fuzz: $(STAMP)  ## thousands of hostile files of weights, then conversions killed at random moments
-	$(BIN)/python -m parity_tests.fuzz_weights
-	$(BIN)/python -m parity_tests.kill_weights
+	$(BIN)/python -m parity_tests.weights.fuzz
+	$(BIN)/python -m parity_tests.weights.kill
 
 lint: $(STAMP)
 	$(BIN)/ruff check

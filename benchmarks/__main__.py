@@ -9,8 +9,8 @@ from rich.progress import Progress
 from benchmarks import report
 from benchmarks.memory import peak_megabytes
 from benchmarks.timing import interleave
-from parity_tests.cases import BY_NAME
-from parity_tests.timm_oracle import declare_missing_torchvision_operators
+from outlook_common.op_cases import BY_NAME
+from parity_tests.support.torchvision_stub import declare_missing_torchvision_operators
 
 LAYER_CASES = ("volo_d1", "volo_d2", "volo_d4", "seed_512", "seed_512_8_heads", "large_map", "small_map", "kernel_5")
 MEMORY_CASES = ("volo_d1", "seed_512")

@@ -19,9 +19,9 @@ import typer
 from benchmarks import report
 from outlook_common.config import VOLO_VARIANTS
 from outlook_common.weights import convert, write_arrays
-from outlook_common.weights.atomic import remove
-from outlook_common.weights.manifest import source_sha256
-from outlook_common.weights.models import table_for
+from outlook_common.weights.checksums import source_sha256
+from outlook_common.weights.identify import table_for
+from outlook_common.weights.io.atomic import remove
 
 VARIANT = "volo_d5_512"
 SOURCES = ("safetensors", "npz", "orbax", "pth")

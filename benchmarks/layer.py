@@ -19,9 +19,9 @@ from torch import nn
 import outlook_jax
 import outlook_torch
 from outlook_common.dispatch import Implementation, choose
+from outlook_common.op_cases import Case
 from outlook_jax.ops import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from outlook_torch.ops import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
-from parity_tests.cases import Case
 
 Run = Callable[[], object]
 Shape = tuple[int, ...]

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from parity_tests.cases import BY_NAME, Case
-from parity_tests.timm_oracle import declare_missing_torchvision_operators
+from outlook_common.op_cases import BY_NAME, Case
+from parity_tests.support.torchvision_stub import declare_missing_torchvision_operators
 
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 ROUNDS = 5

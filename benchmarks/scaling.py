@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from parity_tests.cases import BY_NAME, Case
+from outlook_common.op_cases import BY_NAME, Case
 
 BASE = replace(BY_NAME["volo_d1"], B=2)
 # What grows, and the values it takes; the other sizes stay as in `BASE`.

@@ -6,7 +6,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, TypedDict
 
 from outlook_common.geometry import IntOrPair, to_pair, window_grid
-from outlook_common.nearest import nearest
+from outlook_common.text import closest
 
 
 @dataclass(frozen=True, init=False)
@@ -453,7 +453,7 @@ VOLO_VARIANTS: dict[str, VOLOVariant] = {
 def volo_variant(name: str) -> VOLOVariant:
     """Return a released variant by its name; raise a ValueError that says the nearest one if there is none such."""
     if name not in VOLO_VARIANTS:
-        close = nearest(name, VOLO_VARIANTS, cutoff=0.0)
+        close = closest(name, VOLO_VARIANTS, cutoff=0.0)
         raise ValueError(
             f"unknown variant {name!r}; did you mean {close!r}? Known: {', '.join(map(repr, VOLO_VARIANTS))}"
         )
@@ -479,7 +479,7 @@ def volo_config(name: str, **overrides: Any) -> VOLOConfig:
     known = [field.name for field in dataclass_fields(VOLOConfig)]
     for override in overrides:
         if override not in known:
-            close = nearest(override, known)
+            close = closest(override, known)
             hint = _ELSEWHERE.get(override) or (f"did you mean {close!r}?" if close else f"known: {', '.join(known)}")
             raise TypeError(f"{override!r} is not a field of VOLOConfig; {hint}")
     return replace(config, **overrides)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from outlook_common.nearest import nearest
+from outlook_common.text import closest
 
 ImplementationRequest = str | Sequence[str] | None
 
@@ -61,7 +61,7 @@ def check_implementation(
         raise ValueError(f"implementation is an empty sequence; known: {_listed(implementations)}")
     for name in names:
         if name not in implementations:
-            close = nearest(name, implementations)
+            close = closest(name, implementations)
             hint = f"; did you mean {close!r}?" if close else ""
             raise ValueError(f"unknown implementation {name!r}; known: {_listed(implementations)}{hint}")
     return names

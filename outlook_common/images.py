@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from outlook_common.config import IMAGENET_MEAN, IMAGENET_STD, volo_variant
 from outlook_common.extras import require
-from outlook_common.weights.files import PathLike
+from outlook_common.weights.formats.registry import PathLike
 
 if TYPE_CHECKING:
     import PIL.Image

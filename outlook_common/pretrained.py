@@ -16,9 +16,9 @@ from outlook_common.images import Preprocessing
 from outlook_common.weights.adapt import adapt
 from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.files import PathLike
-from outlook_common.weights.source import weights_and_config
-from outlook_common.weights.volo import as_in_file, classes_in_file, recognise_volo, variant_of
+from outlook_common.weights.formats.registry import PathLike
+from outlook_common.weights.locate import weights_and_config
+from outlook_common.weights.tables.volo import as_in_file, classes_in_file, recognise_volo, variant_of
 
 # How timm crops, of its ways the one that is supported here.
 _CROP_MODE = "center"

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, PrecisionLike
 
+from outlook_common.arrays import to_numpy
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
-from outlook_common.weights.arrays import to_numpy
-from outlook_common.weights.files import PathLike
-from outlook_common.weights.volo import volo_table
+from outlook_common.weights.formats.registry import PathLike
+from outlook_common.weights.tables.volo import volo_table
 from outlook_jax.ops import IMPLEMENTATIONS
 from outlook_jax.volo import VOLO
 from outlook_jax.weights import WEIGHTS, load_weights, path_name

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from outlook_common.arrays import cast, contiguous, to_numpy
 from outlook_common.volo import check_complete
-from outlook_common.weights.arrays import cast, contiguous, to_numpy
 from outlook_common.weights.checkpoint import Source
-from outlook_common.weights.files import PathLike, write_arrays
-from outlook_common.weights.models import check_weights_of, table_for
-from outlook_common.weights.resolve import resolve
-from outlook_common.weights.table import FLAX, Entry, WeightTable
+from outlook_common.weights.formats.registry import PathLike, write_arrays
+from outlook_common.weights.identify import check_weights_of, table_for
+from outlook_common.weights.match import resolve
+from outlook_common.weights.tables.base import FLAX, Entry, WeightTable
 from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
 
 # What of an NNX model's state is weights: parameters and the running statistics of BatchNorm, no random streams.

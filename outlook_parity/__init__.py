@@ -4,20 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outlook_parity.checks import Check, Noise
-    from outlook_parity.given import Given
-    from outlook_parity.report import Report
-    from outlook_parity.verification import load_torch_weights, verify
+    from outlook_parity.api import load_torch_weights, verify
+    from outlook_parity.core.check import Check, Noise
+    from outlook_parity.mapping.user import NameMap
+    from outlook_parity.report.report import Report
 
-__all__ = ["Check", "Given", "Noise", "Report", "load_torch_weights", "verify"]
+__all__ = ["Check", "NameMap", "Noise", "Report", "load_torch_weights", "verify"]
 
 _HOMES = {
-    "Check": "checks",
-    "Given": "given",
-    "Noise": "checks",
-    "Report": "report",
-    "load_torch_weights": "verification",
-    "verify": "verification",
+    "Check": "core.check",
+    "NameMap": "mapping.user",
+    "Noise": "core.check",
+    "Report": "report.report",
+    "load_torch_weights": "api",
+    "verify": "api",
 }
 
 

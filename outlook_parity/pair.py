@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from flax import linen, nnx
 
-from outlook_common.weights.arrays import is_floating, to_numpy
-from outlook_parity.derive_names import derive_names
-from outlook_parity.given import Given, torch_axes_of
-from outlook_parity.jax_base import JaxModel, Values
-from outlook_parity.jax_models import FunctionModel, jax_model, shapes_of, transposed_of, weights_of
-from outlook_parity.jax_settings import jax_absence, jax_device, jax_products, jax_products_absence
-from outlook_parity.jax_twin import JaxTwin
-from outlook_parity.names import Axes, Names, names_of_table
-from outlook_parity.precisions import PRECISIONS
-from outlook_parity.request import Inputs, Request
-from outlook_parity.subjects import OUTPUT, Subject, Task, is_array, mean_square, no_task, subject_of
-from outlook_parity.tape import fitting_axes
-from outlook_parity.theirs import blamed
-from outlook_parity.torch_models import FunctionModule, compared_weights, torch_leaves, torch_module
-from outlook_parity.torch_settings import torch_absence, torch_device, torch_products, torch_products_absence
-from outlook_parity.torch_twin import TorchTwin
-from outlook_parity.trees import named_leaves
+from outlook_common.arrays import is_floating, to_numpy
+from outlook_parity.backends.jax.base import JaxModel, Values
+from outlook_parity.backends.jax.model import FunctionModel, jax_model, shapes_of, transposed_of, weights_of
+from outlook_parity.backends.jax.runner import JaxRunner
+from outlook_parity.backends.jax.settings import jax_absence, jax_device, jax_products, jax_products_absence
+from outlook_parity.backends.torch.model import FunctionModule, compared_weights, torch_leaves, torch_module
+from outlook_parity.backends.torch.runner import TorchRunner
+from outlook_parity.backends.torch.settings import torch_absence, torch_device, torch_products, torch_products_absence
+from outlook_parity.core.errors import user_code_errors
+from outlook_parity.core.precision import PRECISIONS
+from outlook_parity.core.pytree import named_leaves
+from outlook_parity.core.recorder import fitting_axes
+from outlook_parity.core.request import Inputs, Request
+from outlook_parity.core.task import OUTPUT, Subject, Task, is_array, mean_square, no_task, subject_of
+from outlook_parity.mapping.infer import derive_names
+from outlook_parity.mapping.names import Axes, Names, names_of_table
+from outlook_parity.mapping.user import NameMap, torch_axes_of
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Pair:
         refused: level -> why it cannot be had of this pair.
     """
 
-    torch: TorchTwin
-    jax: JaxTwin
+    torch: TorchRunner
+    jax: JaxRunner
     names: Names
     refused: dict[str, str]
 
 
-def make_pair(torch_model: Any, jax_twin_model: Any, inputs: Inputs, given: Given) -> Pair:
+def make_pair(torch_model: Any, jax_twin_model: Any, inputs: Inputs, given: NameMap) -> Pair:
     """Return two models as twins.
 
     Raises:
@@ -77,10 +77,10 @@ def make_pair(torch_model: Any, jax_twin_model: Any, inputs: Inputs, given: Give
         refused = {"training": f"{model.own_dropout} draws dropout of its own, which the twins cannot share"}
     expected = set(names.expected)
     compared = None if subject else [name for name in compared_weights(module) if name in expected]
-    return Pair(TorchTwin(module, axes, task, out_axes, compared), JaxTwin(model, names, task), names, refused)
+    return Pair(TorchRunner(module, axes, task, out_axes, compared), JaxRunner(model, names, task), names, refused)
 
 
-def load_torch_weights(jax_twin_model: Any, torch_model: torch.nn.Module, names: Given | None = None) -> Any:
+def load_torch_weights(jax_twin_model: Any, torch_model: torch.nn.Module, names: NameMap | None = None) -> Any:
     """Give a JAX model the parameters and running statistics of its PyTorch twin, whatever either is.
 
     Args:
@@ -95,7 +95,7 @@ def load_torch_weights(jax_twin_model: Any, torch_model: torch.nn.Module, names:
         ValueError: a weight has no counterpart, or another shape; all of them are named.
     """
     model = jax_model(jax_twin_model)
-    derived = _derived(torch_model, model, names or Given())
+    derived = _derived(torch_model, model, names or NameMap())
     state, wrong = torch_model.state_dict(), []
     loaded: dict[str, np.ndarray] = {}
     for flax, value in weights_of(model).items():
@@ -145,15 +145,15 @@ def _out_shapes(model: JaxModel, inputs: Inputs) -> dict[str, Any]:
 
 
 def _out_axes(
-    module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes], given: Given
+    module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes], given: NameMap
 ) -> dict[str, Axes]:
     """Return for each output in which order JAX has its axes, where that is another one: as given, else what the shapes
     say if they do not fit as they are. The numbers are not asked: a twin that exchanges axes is wrong.
     """
     request = Request(inputs, "float32", "cpu", 0, "float32")
-    with blamed("torch", {name: [inputs[name].shape[i] for i in axes[name]] for name in inputs}):
-        outputs = TorchTwin(module, axes, no_task).run(request, gradients=False).outputs
-    with blamed("JAX", {name: list(array.shape) for name, array in inputs.items()}):
+    with user_code_errors("torch", {name: [inputs[name].shape[i] for i in axes[name]] for name in inputs}):
+        outputs = TorchRunner(module, axes, no_task).run(request, gradients=False).outputs
+    with user_code_errors("JAX", {name: list(array.shape) for name, array in inputs.items()}):
         shapes = {name: leaf.shape for name, leaf in _out_shapes(model, inputs).items()}
     if not outputs and not shapes:
         raise TypeError("both models return nothing that could be compared")
@@ -170,7 +170,7 @@ def _out_axes(
     return found
 
 
-def _derived(module: torch.nn.Module, model: JaxModel, given: Given) -> Names:
+def _derived(module: torch.nn.Module, model: JaxModel, given: NameMap) -> Names:
     for twin, weights in (("torch", dict(module.named_parameters())), ("JAX", model.parameters)):
         for name, weight in weights.items():
             if "complex" in str(weight.dtype):

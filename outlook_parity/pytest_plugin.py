@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from outlook_parity.report import Report
+    from outlook_parity.report.report import Report
 
 SHOWN = 12
 
@@ -24,7 +24,7 @@ def assert_twins(torch_model: Any, jax_model: Any, inputs: Any, **options: Any) 
         The report.
     """
     __tracebackhide__ = True
-    from outlook_parity.verification import verify
+    from outlook_parity.api import verify
 
     report = verify(torch_model, jax_model, inputs, **options)
     if report.verdict != "pass":

@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from outlook_parity import causes, compare
-from outlook_parity.checks import TWINS, Check, SelfNoise
-from outlook_parity.compare import Tensors
-from outlook_parity.layers import Suspect, verify_layers
-from outlook_parity.masks import Draw
-from outlook_parity.optimizers import OPTIMIZERS
-from outlook_parity.precisions import PRECISIONS, TRUTH
-from outlook_parity.request import Inputs, Request, places_and_size
-from outlook_parity.rounding import unrounded
-from outlook_parity.self_noise import self_noise
-from outlook_parity.semantics import Difference, differences
-from outlook_parity.twin import Run
+from outlook_parity.compare import tensors as compare
+from outlook_parity.compare.determinism import self_noise
+from outlook_parity.compare.modules import Suspect, verify_layers
+from outlook_parity.compare.tensors import Tensors
+from outlook_parity.core.attributes import Difference, differences
+from outlook_parity.core.check import TWINS, Check, SelfNoise
+from outlook_parity.core.dropout import Draw
+from outlook_parity.core.optimizers import OPTIMIZERS
+from outlook_parity.core.precision import PRECISIONS, TRUTH
+from outlook_parity.core.request import Inputs, Request, places_and_size
+from outlook_parity.core.runner import Run
+from outlook_parity.diagnose import causes
+from outlook_parity.diagnose.precision import unrounded
 
 if TYPE_CHECKING:
+    from outlook_parity.core.runner import Runner
     from outlook_parity.pair import Pair
-    from outlook_parity.twin import Twin
 
 # Which pass over a model gives what each level compares.
 LEVELS = {"forward": "evaluation", "layers": "layers", "gradients": "evaluation", "training": "training"}
@@ -98,7 +99,7 @@ class Session:
         given: dict[str, Any] = {"inputs": self._inputs, "dtype": run_dtype, "device": place, "rounded_to": dtype}
         return Request(**given | {"seed": self._seed, "steps": self._steps} | settings)
 
-    def _twin(self, name: str) -> "Twin":
+    def _twin(self, name: str) -> "Runner":
         """Return the twin that computes this; "truth", "up" and "down" are PyTorch's."""
         return self._pair.jax if name == "jax" else self._pair.torch
 
@@ -190,7 +191,7 @@ class Session:
 
     def _wrong_step(self, suspect: Suspect) -> str | None:
         """Return the step inside our own attention that is wrong."""
-        from outlook_parity.op_steps import wrong_step
+        from outlook_parity.diagnose.attention_steps import wrong_step
 
         request = self._request(suspect.dtype, suspect.dtype, device="cpu")
         x = self._inputs_of.get((suspect.dtype, suspect.path))

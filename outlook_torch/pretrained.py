@@ -6,7 +6,7 @@ from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.volo import pretrained_cfg
-from outlook_common.weights.files import PathLike
+from outlook_common.weights.formats.registry import PathLike
 from outlook_torch.blocks import Device, Dtype
 from outlook_torch.ops import IMPLEMENTATIONS
 from outlook_torch.volo import VOLO

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from outlook_common.arrays import cast, contiguous, to_numpy, to_tensor
 from outlook_common.volo import check_complete
-from outlook_common.weights.arrays import cast, contiguous, to_numpy, to_tensor
 from outlook_common.weights.checkpoint import Source
-from outlook_common.weights.files import PathLike, write_arrays
-from outlook_common.weights.models import check_weights_of, table_for
-from outlook_common.weights.resolve import resolve
-from outlook_common.weights.table import TORCH, WeightTable
+from outlook_common.weights.formats.registry import PathLike, write_arrays
+from outlook_common.weights.identify import check_weights_of, table_for
+from outlook_common.weights.match import resolve
+from outlook_common.weights.tables.base import TORCH, WeightTable
 from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
 
 

@@ -18,8 +18,8 @@ jaxtyping.install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
-from parity_tests.timm_oracle import declare_missing_torchvision_operators  # noqa: E402
-from parity_tests.twins import Device, find_device  # noqa: E402
+from parity_tests.support.runners import Device, find_device  # noqa: E402
+from parity_tests.support.torchvision_stub import declare_missing_torchvision_operators  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -20,7 +20,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
         ("outlook_common", {"torch", "jax", "flax", "outlook_torch", "outlook_jax", "outlook_parity"}),
         ("outlook_torch", {"jax", "flax", "outlook_jax", "outlook_parity"}),
         ("outlook_jax", {"torch", "outlook_torch", "outlook_parity"}),
-        ("outlook_parity.cli", {"torch", "jax", "flax", "outlook_torch", "outlook_jax", "matplotlib", "sklearn"}),
+        ("outlook_parity.cli.app", {"torch", "jax", "flax", "outlook_torch", "outlook_jax", "matplotlib", "sklearn"}),
     ],
 )
 def test_a_package_imports_only_what_lies_below_it(package: str, forbidden: set[str]) -> None:

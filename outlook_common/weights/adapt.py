@@ -8,8 +8,8 @@ import numpy as np
 from outlook_common.config import FIRST_CONV, VOLOConfig
 from outlook_common.interpolation import resize_map
 from outlook_common.weights.checkpoint import Checkpoint
-from outlook_common.weights.resolve import resolve_checkpoint
-from outlook_common.weights.volo import as_in_file, classes_in_file, volo_table
+from outlook_common.weights.match import resolve_checkpoint
+from outlook_common.weights.tables.volo import as_in_file, classes_in_file, volo_table
 
 _HEADS = ("head.", "aux_head.")
 

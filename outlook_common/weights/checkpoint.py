@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from outlook_common.weights import limits
+from outlook_common.text import listed
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.files import Contents, PathLike, open_file
-from outlook_common.weights.shown import listed
-from outlook_common.weights.source import weights_and_config
+from outlook_common.weights.formats.registry import Contents, PathLike, open_file
+from outlook_common.weights.io import limits
+from outlook_common.weights.locate import weights_and_config
 
 Source = PathLike | Mapping[Any, Any]
 

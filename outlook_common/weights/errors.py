@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from outlook_common.weights.shown import listed
+from outlook_common.text import listed
 
 Kind = Literal["missing", "unexpected", "misshapen", "duplicate", "mixed naming", "non-numeric"]
 

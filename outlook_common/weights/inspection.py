@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from outlook_common.weights.arrays import is_floating, is_number
+from outlook_common.arrays import is_floating, is_number
+from outlook_common.text import printable
 from outlook_common.weights.checkpoint import Checkpoint
-from outlook_common.weights.convert import nothing_below, recognisable_prefixes, recognise_checkpoint
+from outlook_common.weights.checksums import Line, line_of, sha256_of, source_sha256
+from outlook_common.weights.conversion import nothing_below, recognisable_prefixes, recognise_checkpoint
 from outlook_common.weights.errors import Problem, WeightsError
-from outlook_common.weights.manifest import Line, line_of, sha256_of, source_sha256
-from outlook_common.weights.models import Recognised
-from outlook_common.weights.resolve import naming_of
-from outlook_common.weights.shown import shown
+from outlook_common.weights.identify import Recognised
+from outlook_common.weights.io.lazy import Computed, LazyTensor, same_bytes, stored
+from outlook_common.weights.match import naming_of
 from outlook_common.weights.statistics import Statistics
-from outlook_common.weights.stored import Computed, Stored, same_bytes, stored
-from outlook_common.weights.table import FLAX
+from outlook_common.weights.tables.base import FLAX
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     )
 
 
-def _canonical(name: str, value: Any, model: Recognised | None, naming: str | None) -> tuple[str, Stored | None]:
+def _canonical(name: str, value: Any, model: Recognised | None, naming: str | None) -> tuple[str, LazyTensor | None]:
     """Return a tensor under PyTorch's name and in its layout, where the model has it; None if it is none."""
     try:
         tensor = stored(value)
@@ -113,7 +113,7 @@ def _canonical(name: str, value: Any, model: Recognised | None, naming: str | No
     return entry.torch, Computed(tensor, tensor.dtype, entry.shape, entry.to_torch)
 
 
-def _row(name: str, value: Any, torch_name: str, tensor: Stored | None) -> Row:
+def _row(name: str, value: Any, torch_name: str, tensor: LazyTensor | None) -> Row:
     if tensor is None:
         what = getattr(value, "dtype", type(value).__name__)
         return Row(name, f"not numbers: {what}", (), None, None)
@@ -156,17 +156,17 @@ def differences(a: Checkpoint, b: Checkpoint) -> list[Difference]:
     return found
 
 
-def _tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
+def _tensors(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     model = recognise_checkpoint(checkpoint)
     naming = None if model is None else naming_of(checkpoint.names, model.table)
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, LazyTensor] = {}
     twice = []
     for found, value in checkpoint.items:
         name, tensor = _canonical(found, value, model, naming)
         if tensor is None:
             continue
         if name in tensors:
-            twice.append(Problem("duplicate", found, f"{shown(found)} is {shown(name)}, and so is another"))
+            twice.append(Problem("duplicate", found, f"{printable(found)} is {printable(name)}, and so is another"))
         tensors[name] = tensor
     if twice:
         raise WeightsError(f"{checkpoint.label}: it cannot be compared, names come twice", twice)
@@ -175,11 +175,11 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Stored]:
     return tensors
 
 
-def _described(tensor: Stored) -> str:
+def _described(tensor: LazyTensor) -> str:
     return f"{tensor.dtype} {tensor.shape}"
 
 
-def _between(name: str, a: Stored, b: Stored) -> Iterator[Difference]:
+def _between(name: str, a: LazyTensor, b: LazyTensor) -> Iterator[Difference]:
     if a.shape != b.shape:
         yield Difference(name, "shape", f"{a.shape} in A, {b.shape} in B")
         return

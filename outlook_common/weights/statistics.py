@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from outlook_common.weights.arrays import is_floating
+from outlook_common.arrays import is_floating
 
 
 class Statistics:

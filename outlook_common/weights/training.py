@@ -11,10 +11,10 @@ import numpy as np
 
 from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.files import PathLike, write_arrays
-from outlook_common.weights.resolve import resolve_checkpoint
-from outlook_common.weights.stored import stored
-from outlook_common.weights.table import WeightTable
+from outlook_common.weights.formats.registry import PathLike, write_arrays
+from outlook_common.weights.io.lazy import stored
+from outlook_common.weights.match import resolve_checkpoint
+from outlook_common.weights.tables.base import WeightTable
 
 Arrays = dict[str, np.ndarray]
 

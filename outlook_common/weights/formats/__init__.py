@@ -1,1 +1,1 @@
-"""The kinds of files, one per module; which suffix means which stands in `outlook_common.weights.files`."""
+"""The kinds of files, one per module; which suffix means which stands in `outlook_common.weights.formats.registry`."""

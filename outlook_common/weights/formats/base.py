@@ -9,13 +9,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from outlook_common.weights import limits
+from outlook_common.text import printable
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.shown import shown
-from outlook_common.weights.stored import Stored
+from outlook_common.weights.io import limits
+from outlook_common.weights.io.lazy import LazyTensor
 
 PathLike = str | os.PathLike[str]
-Tensors = Mapping[str, Stored]
+Tensors = Mapping[str, LazyTensor]
 # What is said of the tensors as a whole; a value may still be under way, and then is `LATE` characters long.
 Metadata = Mapping[str, "str | Future[str]"]
 LATE = 64
@@ -35,7 +35,7 @@ class Contents:
     """What a file holds.
 
     Attributes:
-        values: by name; `Stored`, or from PyTorch's files whatever was saved, wrappers included.
+        values: by name; `LazyTensor`, or from PyTorch's files whatever was saved, wrappers included.
         metadata: what the file says of itself.
     """
 
@@ -76,7 +76,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except (WeightsError, OSError, ImportError):
         raise
     except Exception as error:
-        what = _mistaken(path) or shown(next(iter(str(error).splitlines()), "") or type(error).__name__)
+        what = _mistaken(path) or printable(next(iter(str(error).splitlines()), "") or type(error).__name__)
         raise WeightsError(f"{path}: not a readable {kind} file: {what}") from error
 
 
@@ -107,7 +107,7 @@ def check_shape(path: Path, name: str, shape: Any) -> tuple[int, ...]:
     """
     good = isinstance(shape, list | tuple) and all(type(size) is int and size >= 0 for size in shape)
     if not good or len(shape) > 32 or prod(max(size, 1) for size in shape) > limits.NUMBERS:
-        raise WeightsError(f"{path}: {shown(name)} has the shape {shown(str(shape)[:80])}, which no tensor has")
+        raise WeightsError(f"{path}: {printable(name)} has the shape {printable(str(shape)[:80])}, which no tensor has")
     return tuple(shape)
 
 
@@ -120,4 +120,4 @@ def check_names(path: Path, names: list[str]) -> None:
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise WeightsError(f"{path}: {shown(twice)} is there twice")
+        raise WeightsError(f"{path}: {printable(twice)} is there twice")

@@ -17,11 +17,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from outlook_common.weights import limits
-from outlook_common.weights.ahead import each_ahead
-from outlook_common.weights.arrays import BFLOAT16
+from outlook_common.arrays import BFLOAT16
+from outlook_common.text import listed, printable
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.extent import Extent, KnownFile
 from outlook_common.weights.formats.base import (
     Contents,
     Format,
@@ -33,9 +31,11 @@ from outlook_common.weights.formats.base import (
     reading,
     settled,
 )
-from outlook_common.weights.formats.checked import CheckedFile
-from outlook_common.weights.shown import listed, shown
-from outlook_common.weights.stored import Computed, InFile, Stored
+from outlook_common.weights.io import limits
+from outlook_common.weights.io.byte_range import ByteRange, KnownFile
+from outlook_common.weights.io.lazy import Computed, InFile, LazyTensor
+from outlook_common.weights.io.prefetch import each_ahead
+from outlook_common.weights.io.verified import VerifiedFile
 
 _NOTE = "__metadata__"
 _SUFFIX = ".npy"
@@ -55,13 +55,13 @@ def read(path: Path) -> Contents:
     with reading(path, ".npz"):
         members = _members(file)
         check_names(path, list(members))
-        found = {name: _member(file, name, extent, size) for name, (extent, size) in members.items()}
+        found = {name: _member(file, name, byte_range, size) for name, (byte_range, size) in members.items()}
         note = _note(path, found)
         bfloat16 = note.get("bfloat16", [])
         for name in bfloat16:
             tensor = found[name]
             if tensor.dtype != np.uint16:
-                raise ValueError(f"{shown(name)} holds {tensor.dtype}, its note says that it is bfloat16 in uint16")
+                raise ValueError(f"{printable(name)} holds {tensor.dtype}, its note says that it is bfloat16 in uint16")
             found[name] = tensor.seen_as(BFLOAT16)
     if lost := sorted(name for name, tensor in found.items() if tensor.dtype.kind == "V" and name not in bfloat16):
         raise WeightsError(
@@ -71,7 +71,7 @@ def read(path: Path) -> Contents:
     return Contents(found, note.get("metadata", {}))
 
 
-def _members(file: KnownFile) -> dict[str, tuple[Extent, int]]:
+def _members(file: KnownFile) -> dict[str, tuple[ByteRange, int]]:
     """Return where each member lies, and how long it is unpacked, having checked the archive as a whole."""
     with file.open() as opened, zipfile.ZipFile(opened) as archive:
         infos = archive.infolist()
@@ -85,7 +85,7 @@ def _check_sizes(file: KnownFile, infos: list[zipfile.ZipInfo]) -> None:
     at = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < at:
-            raise ValueError(f"{shown(info.filename)} overlaps the member before it")
+            raise ValueError(f"{printable(info.filename)} overlaps the member before it")
         at = info.header_offset + _LOCAL_BYTES + info.compress_size
     if at > file.size:
         raise ValueError(f"its members end at byte {at}, the file at {file.size}")
@@ -96,46 +96,46 @@ def _check_sizes(file: KnownFile, infos: list[zipfile.ZipInfo]) -> None:
         )
 
 
-def _extent(file: KnownFile, opened: Any, info: zipfile.ZipInfo) -> Extent:
+def _extent(file: KnownFile, opened: Any, info: zipfile.ZipInfo) -> ByteRange:
     if info.flag_bits & ~_FLAGS:
-        raise ValueError(f"{shown(info.filename)} is encrypted or patched: flags {info.flag_bits:#x}")
+        raise ValueError(f"{printable(info.filename)} is encrypted or patched: flags {info.flag_bits:#x}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{shown(info.filename)} is packed by method {info.compress_type}, only 0 and 8 are read")
+        raise ValueError(f"{printable(info.filename)} is packed by method {info.compress_type}, only 0 and 8 are read")
     if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
-        raise ValueError(f"{shown(info.filename)} is {info.file_size} bytes long, {info.compress_size} are there")
+        raise ValueError(f"{printable(info.filename)} is {info.file_size} bytes long, {info.compress_size} are there")
     opened.seek(info.header_offset)
     header = opened.read(_LOCAL_BYTES)
     if not header.startswith(_LOCAL_MAGIC) or len(header) < _LOCAL_BYTES:
-        raise ValueError(f"{shown(info.filename)} is not where the archive says")
+        raise ValueError(f"{printable(info.filename)} is not where the archive says")
     name_length, extra_length = _LOCAL_LENGTHS.unpack(header)
     own_name = opened.read(name_length).decode("utf-8" if info.flag_bits & _UTF8 else "cp437")
     if own_name != info.orig_filename:
-        raise ValueError(f"{shown(info.filename)} is called {shown(own_name)} where it lies")
+        raise ValueError(f"{printable(info.filename)} is called {printable(own_name)} where it lies")
     start = info.header_offset + _LOCAL_BYTES + name_length + extra_length
     deflated = info.compress_type == zipfile.ZIP_DEFLATED
-    return Extent(file, start, info.compress_size, deflated, crc=info.CRC)
+    return ByteRange(file, start, info.compress_size, deflated, crc=info.CRC)
 
 
-def _member(file: KnownFile, name: str, extent: Extent, size: int) -> Stored:
+def _member(file: KnownFile, name: str, byte_range: ByteRange, size: int) -> LazyTensor:
     """Return one array of the archive, `size` bytes long with its header."""
     header = np.empty(min(size, _NPY_HEADER_BYTES), np.uint8)
-    with extent.open() as stream:
+    with byte_range.open() as stream:
         stream.fill(header)
     text = io.BytesIO(header.tobytes())
     if not text.getvalue().startswith(npy.MAGIC_PREFIX):
-        raise ValueError(f"{shown(name)} is none of NumPy's arrays, which begin otherwise")
+        raise ValueError(f"{printable(name)} is none of NumPy's arrays, which begin otherwise")
     version = npy.read_magic(text)
     if version not in _HEADER_READERS:
-        raise ValueError(f"{shown(name)} is of version {version} of .npy, only {list(_HEADER_READERS)} are read")
+        raise ValueError(f"{printable(name)} is of version {version} of .npy, only {list(_HEADER_READERS)} are read")
     shape, fortran, dtype = _HEADER_READERS[version](text)
     shape = check_shape(file.path, name, shape)
     if dtype.hasobject:
-        raise ValueError(f"{shown(name)} holds Python objects, a pickle, which would need allow_pickle; never read")
+        raise ValueError(f"{printable(name)} holds Python objects, a pickle, which would need allow_pickle; never read")
     if dtype.kind not in "biufUV" or dtype.names or dtype.subdtype:
-        raise ValueError(f"{shown(name)} holds {shown(dtype)}, no plain numbers")
+        raise ValueError(f"{printable(name)} holds {printable(dtype)}, no plain numbers")
     if (expected := text.tell() + prod(shape) * dtype.itemsize) != size:
-        raise ValueError(f"{shown(name)} is {size} bytes long, {dtype} of shape {shape} would be {expected}")
-    data = Extent(file, extent.offset, extent.size, extent.deflated, text.tell(), extent.crc)
+        raise ValueError(f"{printable(name)} is {size} bytes long, {dtype} of shape {shape} would be {expected}")
+    data = ByteRange(file, byte_range.offset, byte_range.size, byte_range.deflated, text.tell(), byte_range.crc)
     native = dtype.newbyteorder("=")
     if not fortran and native == dtype:
         return InFile(dtype, shape, data)
@@ -144,7 +144,7 @@ def _member(file: KnownFile, name: str, extent: Extent, size: int) -> Stored:
     return Computed(InFile(dtype, shape[::-1], data), native, shape, lambda array: array.astype(native).T)
 
 
-def _note(path: Path, found: dict[str, Stored]) -> dict[str, Any]:
+def _note(path: Path, found: dict[str, LazyTensor]) -> dict[str, Any]:
     """Take the member that says what the others are out of `found`."""
     if _NOTE not in found:
         return {}
@@ -166,7 +166,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
         raise WeightsError(f"a tensor cannot be called {_NOTE} in .npz")
     places: dict[str, tuple[Path, int]] = {}
     # Not `np.savez`: it takes the names as keyword arguments, and "file" is its own.
-    with CheckedFile(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with VerifiedFile(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, tensor, blocks in each_ahead(tensors):
             with _new_member(archive, name, tensor.dtype, tensor.shape) as member:
                 places[name] = path, file.tell()

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from outlook_common.arrays import is_number
 from outlook_common.extras import require
-from outlook_common.weights import limits
-from outlook_common.weights.arrays import is_number
+from outlook_common.text import listed, printable
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats.base import (
     Contents,
@@ -29,9 +29,9 @@ from outlook_common.weights.formats.base import (
     reading,
     settled,
 )
-from outlook_common.weights.shown import listed, shown
-from outlook_common.weights.stored import Stored
-from outlook_common.weights.table import FLAX
+from outlook_common.weights.io import limits
+from outlook_common.weights.io.lazy import LazyTensor
+from outlook_common.weights.tables.base import FLAX
 
 Leaf = tuple[str, ...]  # of a leaf in the tree that was saved
 
@@ -86,7 +86,7 @@ def _is_ours(folder: Path) -> bool:
     )
 
 
-class _InOrbax(Stored):
+class _InOrbax(LazyTensor):
     """An array of a checkpoint: an open array of TensorStore, which Orbax keeps them in."""
 
     def __init__(self, folder: Path, array: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -118,7 +118,7 @@ def read(path: Path) -> Contents:
             name: _value(path, name, arrays.get(".".join(leaf), kind))
             for name, (leaf, kind) in zip(names, leaves, strict=True)
         }
-        unpacked = sum(value.nbytes for value in values.values() if isinstance(value, Stored))
+        unpacked = sum(value.nbytes for value in values.values() if isinstance(value, LazyTensor))
         _check_size("its arrays", unpacked, there)
         for name, array in arrays.items():
             _check_chunks(name, array, there)
@@ -141,7 +141,7 @@ def _about(folder: Path) -> dict[str, Any]:
 def _leaf(entry: Mapping[str, Any]) -> Leaf:
     leaf = tuple(str(step["key"]) for step in entry["key_metadata"])
     if not leaf or any(not step or step in (".", "..") or set(step) & set("/\\\0") for step in leaf):
-        raise ValueError(f"{shown('.'.join(leaf))!r} is no name of an array")
+        raise ValueError(f"{printable('.'.join(leaf))!r} is no name of an array")
     return leaf
 
 
@@ -189,9 +189,9 @@ def _check_size(what: str, unpacked: int, there: int) -> None:
 def _check_chunks(name: str, array: Any, there: int) -> None:
     """Raise a ValueError if to read an array takes more memory than its numbers show: chunks are unpacked whole."""
     if "blosc" in json.dumps(array.codec.to_json()):  # which takes the sizes in a chunk for granted
-        raise ValueError(f"{shown(name)} is packed by blosc, which Orbax does not use")
+        raise ValueError(f"{printable(name)} is packed by blosc, which Orbax does not use")
     chunk = prod(size or 1 for size in array.chunk_layout.read_chunk.shape or ())  # a scalar has None
-    _check_size(f"one chunk of {shown(name)}", chunk * array.dtype.numpy_dtype.itemsize, there)
+    _check_size(f"one chunk of {printable(name)}", chunk * array.dtype.numpy_dtype.itemsize, there)
 
 
 def _bytes_in(folder: Path) -> int:
@@ -207,7 +207,7 @@ def _bytes_in(folder: Path) -> int:
             status = Path(root, name).lstat()
             if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
                 kind = "link" if stat.S_ISLNK(status.st_mode) else "device or pipe"
-                raise ValueError(f"{shown(Path(root, name).relative_to(folder))} is a {kind}, expected files alone")
+                raise ValueError(f"{printable(Path(root, name).relative_to(folder))} is a {kind}, expected files alone")
             size, count = size + status.st_size * stat.S_ISREG(status.st_mode), count + 1
         if count > _FILES:
             raise ValueError(f"it has at least {count} files and folders, at most {_FILES} are read")
@@ -267,7 +267,7 @@ def _groups(sizes: list[int]) -> Iterator[tuple[int, int]]:
 class _Leaf:
     """A tensor with what Orbax asks of an array before it is saved."""
 
-    def __init__(self, tensor: Stored) -> None:
+    def __init__(self, tensor: LazyTensor) -> None:
         self.read = tensor.read
         self.dtype, self.shape, self.ndim = tensor.dtype, tensor.shape, len(tensor.shape)
         self.nbytes, self.size = tensor.nbytes, tensor.nbytes // tensor.dtype.itemsize
@@ -280,9 +280,9 @@ def _nested(flat: Mapping[Leaf, Any]) -> dict[str, Any]:
         for step in path[:-1]:
             at = at.setdefault(step, {})
             if not isinstance(at, dict):
-                raise WeightsError(f"{shown('.'.join(path))} lies below another tensor, which Orbax cannot save")
+                raise WeightsError(f"{printable('.'.join(path))} lies below another tensor, which Orbax cannot save")
         if path[-1] in at:
-            raise WeightsError(f"{shown('.'.join(path))} has others below it, which Orbax cannot save")
+            raise WeightsError(f"{printable('.'.join(path))} has others below it, which Orbax cannot save")
         at[path[-1]] = value
     return tree
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from outlook_common.arrays import NotNumbers, to_tensor
 from outlook_common.extras import require
-from outlook_common.weights import limits
-from outlook_common.weights.arrays import NotNumbers, to_tensor
+from outlook_common.text import printable
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats.base import Contents, Format, Metadata, Places, Tensors, check_names, reading
-from outlook_common.weights.formats.stand_ins import SCALARS, STAND_INS
-from outlook_common.weights.shown import shown
-from outlook_common.weights.table import TORCH
+from outlook_common.weights.formats.pickle_stubs import PICKLE_STUBS, SCALARS
+from outlook_common.weights.io import limits
+from outlook_common.weights.tables.base import TORCH
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if blocked := re.search(r"GLOBAL (\S+)", str(error)):
             raise WeightsError(
-                f"{path}: it refers to {shown(blocked[1])}, which is code and is not executed; "
+                f"{path}: it refers to {printable(blocked[1])}, which is code and is not executed; "
                 f"where you trust the file, load it with PyTorch and save its state_dict alone"
             ) from error
         raise
@@ -68,7 +68,7 @@ def _stand_ins() -> Iterator[None]:
             item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}"
             for item in serialization.get_safe_globals()
         }
-        with serialization.safe_globals([(item, name) for name, item in STAND_INS.items() if name not in theirs]):
+        with serialization.safe_globals([(item, name) for name, item in PICKLE_STUBS.items() if name not in theirs]):
             yield
 
 
@@ -83,9 +83,9 @@ def _check_archive(path: Path) -> None:
         raise ValueError("it is a TorchScript archive, that is code; where you trust it, save its state_dict alone")
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise ValueError(f"{shown(info.filename)} is packed; PyTorch writes numbers as they are")
+            raise ValueError(f"{printable(info.filename)} is packed; PyTorch writes numbers as they are")
         if info.filename.endswith(".pkl") and info.file_size > limits.PICKLE_BYTES:
-            raise ValueError(f"{shown(info.filename)} is {info.file_size} bytes long, at most {limits.PICKLE_BYTES}")
+            raise ValueError(f"{printable(info.filename)} has {info.file_size} bytes, at most {limits.PICKLE_BYTES}")
 
 
 def _check_legacy(path: Path) -> None:
@@ -154,7 +154,7 @@ def _check_tensor(path: Path, name: Any, tensor: "torch.Tensor") -> None:
     there = tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.element_size() > there:
         raise WeightsError(
-            f"{path}: {shown(name)} has the shape {tuple(tensor.shape)}, that is {tensor.numel()} numbers, but only "
+            f"{path}: {printable(name)} has shape {tuple(tensor.shape)}, that is {tensor.numel()} numbers, but only "
             f"{there} bytes"
         )
 

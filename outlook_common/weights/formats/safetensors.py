@@ -9,11 +9,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from outlook_common.weights import limits
-from outlook_common.weights.ahead import each_ahead
-from outlook_common.weights.arrays import DTYPES
+from outlook_common.arrays import DTYPES
+from outlook_common.text import printable
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.extent import Extent, KnownFile
 from outlook_common.weights.formats.base import (
     Contents,
     Format,
@@ -26,9 +24,11 @@ from outlook_common.weights.formats.base import (
     reading,
     settled,
 )
-from outlook_common.weights.formats.checked import CheckedFile
-from outlook_common.weights.shown import shown
-from outlook_common.weights.stored import Computed, InFile, Stored
+from outlook_common.weights.io import limits
+from outlook_common.weights.io.byte_range import ByteRange, KnownFile
+from outlook_common.weights.io.lazy import Computed, InFile, LazyTensor
+from outlook_common.weights.io.prefetch import each_ahead
+from outlook_common.weights.io.verified import VerifiedFile
 
 _LENGTH_BYTES, _ALIGNED = 8, 8
 
@@ -54,11 +54,11 @@ def read(path: Path) -> Contents:
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("__metadata__ is not a mapping of strings")
         check_names(path, list(header))
-        strange = {shown(name): shown(spec.get("dtype")) for name, spec in header.items() if _strange(spec)}
+        strange = {printable(name): printable(spec.get("dtype")) for name, spec in header.items() if _strange(spec)}
         if strange:
             raise WeightsError(f"{path}: unknown dtypes {strange}; known: {', '.join(_NAMES)}")
-        extents = {name: _offsets(name, spec) for name, spec in header.items()}
-        _check_gapless(extents, file.size - start)
+        byte_ranges = {name: _offsets(name, spec) for name, spec in header.items()}
+        _check_gapless(byte_ranges, file.size - start)
     return Contents({name: _tensor(file, name, spec, start) for name, spec in header.items()}, metadata)
 
 
@@ -81,7 +81,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"{shown(twice)} is there twice in its header")
+        raise ValueError(f"{printable(twice)} is there twice in its header")
     return found
 
 
@@ -94,30 +94,30 @@ def _strange(spec: Any) -> bool:
 def _offsets(name: str, spec: dict[str, Any]) -> tuple[int, int]:
     offsets = spec["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(place) is int for place in offsets):
-        raise ValueError(f"{shown(name)} has the data_offsets {shown(str(offsets)[:80])}, expected two integers")
+        raise ValueError(f"{printable(name)} has data_offsets {printable(str(offsets)[:80])}, expected two integers")
     return offsets[0], offsets[1]
 
 
-def _check_gapless(extents: dict[str, tuple[int, int]], size: int) -> None:
-    """Raise a ValueError unless the extents fill the file one behind the other."""
+def _check_gapless(byte_ranges: dict[str, tuple[int, int]], size: int) -> None:
+    """Raise a ValueError unless the byte_ranges fill the file one behind the other."""
     at = 0
-    for name, (start, end) in sorted(extents.items(), key=lambda item: item[1]):
+    for name, (start, end) in sorted(byte_ranges.items(), key=lambda item: item[1]):
         if start != at or end < start:
-            raise ValueError(f"{shown(name)} lies at bytes {start} to {end}, expected it to begin at {at}")
+            raise ValueError(f"{printable(name)} lies at bytes {start} to {end}, expected it to begin at {at}")
         at = end
     if at != size:
         raise ValueError(f"its tensors are {at} bytes long, {size} are there")
 
 
-def _tensor(file: KnownFile, name: str, spec: dict[str, Any], start: int) -> Stored:
+def _tensor(file: KnownFile, name: str, spec: dict[str, Any], start: int) -> LazyTensor:
     dtype, shape = DTYPES[_NAMES[spec["dtype"]]], check_shape(file.path, name, spec["shape"])
     offset, end = spec["data_offsets"]
     if (expected := prod(shape) * dtype.itemsize) != end - offset:
         raise WeightsError(
-            f"{file.path}: {shown(name)} is {end - offset} bytes long, {dtype} of shape {shape} would be {expected}"
+            f"{file.path}: {printable(name)} is {end - offset} bytes long, {dtype} of shape {shape} would be {expected}"
         )
     little = dtype.newbyteorder("<")
-    found = InFile(little, shape, Extent(file, start + offset, end - offset))
+    found = InFile(little, shape, ByteRange(file, start + offset, end - offset))
     return found if little == dtype else Computed(found, dtype, shape, lambda array: array.astype(dtype))
 
 
@@ -125,7 +125,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Places:
     """Fill a file; the header comes last, so that until then it is no checkpoint."""
     length = len(_described(tensors, provisional(metadata)))
     places: dict[str, tuple[Path, int]] = {}
-    with CheckedFile(path) as file:
+    with VerifiedFile(path) as file:
         file.seek(_LENGTH_BYTES + length)
         for name, _, blocks in each_ahead(tensors):
             places[name] = path, file.tell()

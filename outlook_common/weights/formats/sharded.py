@@ -8,11 +8,11 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from outlook_common.weights import limits
+from outlook_common.text import printable
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats import safetensors
 from outlook_common.weights.formats.base import Contents, Format, Metadata, Places, Tensors, check_names, reading
-from outlook_common.weights.shown import shown
+from outlook_common.weights.io import limits
 
 INDEX = "model.safetensors.index.json"
 _SHARD = "model-{:05d}-of-{:05d}.safetensors"
@@ -27,10 +27,10 @@ def read(path: Path) -> Contents:
         for shard, contents in shards.items():
             for name in contents.values:
                 if places.get(name) != shard:
-                    said = f"in {shown(places[name])}" if name in places else "nowhere"
-                    raise ValueError(f"{shown(name)} lies in {shown(shard)}, its index says {said}")
+                    said = f"in {printable(places[name])}" if name in places else "nowhere"
+                    raise ValueError(f"{printable(name)} lies in {printable(shard)}, its index says {said}")
         if lost := next((name for name, shard in places.items() if name not in shards[shard].values), None):
-            raise ValueError(f"{shown(lost)} is not in {shown(places[lost])}, where its index says it is")
+            raise ValueError(f"{printable(lost)} is not in {printable(places[lost])}, where its index says it is")
     metadata = {key: value for contents in shards.values() for key, value in contents.metadata.items()}
     return Contents({name: shards[shard].values[name] for name, shard in places.items()}, metadata)
 
@@ -51,7 +51,7 @@ def weight_map(path: Path) -> dict[str, str]:
         check_names(path, list(places))
         for place in set(places.values()):
             if not _is_plain(place):
-                raise ValueError(f"it names the file {shown(repr(place))}, which does not lie beside it")
+                raise ValueError(f"it names the file {printable(repr(place))}, which does not lie beside it")
     return places
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid, window_grid
-from outlook_torch.ops.composite import composite, nested_forward_mode
+from outlook_torch.ops.composite.sums import composite, nested_forward_mode
 
 INSTALLED = find_spec("triton") is not None
 # As Triton reads it, which is once, before it defines the first kernel.

@@ -1,0 +1,329 @@
+"""Outlook attention as one local weighted sum per output phase (see `outlook_common.taps`); no window is ever moved.
+
+The sum is bilinear in the probabilities and the values, and so are both its transposes: two primitives, `mix` and
+`gram`, are each other's derivatives. Forward and reverse mode, of any order, and `vmap` all run on these two.
+"""
+
+from collections.abc import Iterator
+from functools import partial, reduce
+from itertools import product
+from operator import add
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.interpreters import ad
+from jaxtyping import Float
+
+from outlook_common.dispatch import Implementation
+from outlook_common.geometry import WindowGrid
+from outlook_common.taps import AxisTaps, Phase, axis_taps
+from outlook_jax.ops.composite.map_last import map_last
+from outlook_jax.ops.composite.primitives import alike, apart, define
+from outlook_jax.ops.reference import at_least_float32
+
+# How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
+UNROLLED = 1024
+
+# With fewer numbers in the value, a training step saves a few milliseconds at most against the reference, and compiling
+# it takes seconds more.
+SMALL = 2**12
+
+
+def composite(
+    value: Float[Array, "B H W N D"],
+    logits: Float[Array, "B h w N KK KK"],
+    dropout_mask: Float[Array, "B h w N KK KK"] | None,
+    grid: WindowGrid,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "B H W N D"]:
+    """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked.
+
+    There is no matrix product, so `precision` changes nothing: products and sums are exact to their dtype.
+    """
+    # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between. With the map
+    # last, both run along contiguous memory.
+    probabilities = jax.nn.softmax(map_last(logits).astype(at_least_float32(logits)), axis=3)
+    if dropout_mask is not None:
+        probabilities = probabilities * map_last(dropout_mask)
+    sum_dtype = at_least_float32(value)
+    weights = probabilities.astype(value.dtype).astype(sum_dtype)
+    return mix(weights, value.astype(sum_dtype), grid).astype(value.dtype)
+
+
+def mix(
+    weights: Float[Array, "B N KK KK h w"], value: Float[Array, "B H W N D"], grid: WindowGrid
+) -> Float[Array, "B H W N D"]:
+    """Return, at each pixel x, the sum over d of the merged weights W[x, d] * value[x + d]."""
+    return _mix_p.bind(*alike(weights, value), grid=grid)
+
+
+def gram(
+    out: Float[Array, "B H W N D"], value: Float[Array, "B H W N D"], grid: WindowGrid
+) -> Float[Array, "B N KK KK h w"]:
+    """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D."""
+    return _gram_p.bind(*alike(out, value), grid=grid)
+
+
+def _run_mix(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
+    return apart(partial(_weighted_sum, grid=grid), weights, value)
+
+
+def _weighted_sum(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
+    rows, columns = axis_taps(grid)
+    padded = _padded(value, rows, columns)
+    phases = {}
+    for row, column in product(rows.phases, columns.phases):
+        merged = _merged(weights, rows, columns, row, column)
+        total = jnp.zeros((len(value), row.pixels, column.pixels, *value.shape[3:]), value.dtype)
+        for i, j in _displacements(row, column):
+            weight = merged[:, :, i, j].transpose(0, 2, 3, 1)[..., None]
+            total += weight * _displaced(padded, (rows, row, i), (columns, column, j))
+        phases[row.first_pixel, column.first_pixel] = total
+    return _interleaved(phases, rows, columns)
+
+
+# One displacement of a phase, along one axis: the axis, the phase, and which of its displacements.
+Tap = tuple[AxisTaps, Phase, int]
+
+
+def _displacements(row: Phase, column: Phase) -> Iterator[tuple[int, int]]:
+    if row.pixels and column.pixels:
+        yield from product(range(row.displacements), range(column.displacements))
+
+
+def _merged(
+    weights: Float[Array, "B N KK KK h w"], rows: AxisTaps, columns: AxisTaps, row: Phase, column: Phase
+) -> Float[Array, "B N i j n m"]:
+    """Return the sum of all weights at one displacement, for each displacement and pixel of a phase."""
+    B, N = weights.shape[:2]
+    K, L = rows.kernel_size, columns.kernel_size
+    blocks = weights.reshape(B, N, K, L, K, L, rows.windows, columns.windows)
+    merged = jnp.zeros((B, N, row.displacements, column.displacements, rows.cells, columns.cells), weights.dtype)
+    for (m, p), (n, s) in product(enumerate(row.places), enumerate(column.places)):
+        i, j = row.index(p, 0), column.index(s, 0)
+        merged = merged.at[:, :, i : i + K, j : j + L, m : m + rows.windows, n : n + columns.windows].add(
+            blocks[:, :, p, s]
+        )
+    return _window(merged, (-2, row.first_cell, row.pixels), (-1, column.first_cell, column.pixels))
+
+
+def _window(x: Array, *parts: tuple[int, int, int]) -> Array:
+    """Return the part (axis, start, size) of `x`, zero where it reaches beyond."""
+    config = [(0, 0, 0)] * x.ndim
+    for axis, start, size in parts:
+        config[axis] = (-start, start + size - x.shape[axis], 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _padded(value: Float[Array, "B H W N D"], rows: AxisTaps, columns: AxisTaps) -> Float[Array, "B _ _ N D"]:
+    """Surround the map with as many zeros as the largest displacement."""
+    above, left = rows.kernel_size - 1, columns.kernel_size - 1
+    return jnp.pad(value, ((0, 0), (above, above), (left, left), (0, 0), (0, 0)))
+
+
+def _displaced(padded: Float[Array, "B _ _ N D"], row_tap: Tap, column_tap: Tap) -> Float[Array, "B n m N D"]:
+    """Return the pixels at one displacement from each pixel of a phase."""
+    slices = []
+    for axis, phase, index in (row_tap, column_tap):
+        start = axis.kernel_size - 1 + phase.first_pixel + phase.first_displacement + index
+        slices.append(slice(start, start + axis.stride * (phase.pixels - 1) + 1, axis.stride))
+    return padded[:, slices[0], slices[1]]
+
+
+def _interleaved(
+    phases: dict[tuple[int, int], Float[Array, "B n m N D"]], rows: AxisTaps, columns: AxisTaps
+) -> Float[Array, "B H W N D"]:
+    """Return the map whose pixels S*k + f are those of the phase with first pixel f."""
+    # Every phase has as many pixels as there are windows, or one less; a phase that is not on the map at all has none.
+    n, m = rows.windows, columns.windows
+    full = [
+        [_window(phases[top, left], (1, 0, n), (2, 0, m)) for left in range(columns.stride)]
+        for top in range(rows.stride)
+    ]
+    stacked = jnp.stack([jnp.stack(line, axis=3) for line in full], axis=2)
+    B, *_, N, D = stacked.shape
+    return stacked.reshape(B, n * rows.stride, m * columns.stride, N, D)[:, : rows.size, : columns.size]
+
+
+def _run_gram(out: Array, value: Array, *, grid: WindowGrid) -> Array:
+    return apart(partial(_products_per_window, grid=grid), out, value)
+
+
+def _products_per_window(out: Array, value: Array, *, grid: WindowGrid) -> Array:
+    products = lax.platform_dependent(
+        out, value, cpu=partial(_products_by_maps, grid=grid), default=partial(_products, grid=grid)
+    )
+    return _per_window(products, *axis_taps(grid), out)
+
+
+# The products out[x] · value[x + d] of a phase, by the number of the phase along rows and columns.
+Products = dict[tuple[int, int], Float[Array, "B N i j n m"]]
+
+
+def _products(out: Array, value: Array, *, grid: WindowGrid) -> Products:
+    rows, columns = axis_taps(grid)
+    padded = _padded(value, rows, columns)
+    products = {}
+    for (r, row), (t, column) in product(enumerate(rows.phases), enumerate(columns.phases)):
+        here = out[:, row.first_pixel :: rows.stride, column.first_pixel :: columns.stride]
+        dots = [
+            (here * _displaced(padded, (rows, row, i), (columns, column, j))).sum(axis=-1).transpose(0, 3, 1, 2)
+            for i, j in _displacements(row, column)
+        ]
+        if dots:
+            shape = (*dots[0].shape[:2], row.displacements, column.displacements, *dots[0].shape[2:])
+            products[r, t] = jnp.stack(dots, axis=2).reshape(shape)
+    return products
+
+
+def _products_by_maps(out: Array, value: Array, *, grid: WindowGrid) -> Products:
+    # XLA's CPU compiler vectorises no sum over an axis, but it does vectorise elementwise sums of products.
+    maps = _as_maps(out, value, grid)
+    sums = _summed(maps)
+    rows, columns = axis_taps(grid)
+    products: Products = {}
+    for r, t in maps.phases:
+        found = [total for total, tap in zip(sums, maps.taps, strict=True) if tap.phase == (r, t)]
+        if found:
+            row, column = rows.phases[r], columns.phases[t]
+            shape = (*found[0].shape[:2], row.displacements, column.displacements, row.pixels, maps.pitch)
+            products[r, t] = jnp.stack(found, axis=2).reshape(shape)[..., : column.pixels]
+    return products
+
+
+class _MapTap(NamedTuple):
+    """One displacement of a phase: its pixels times those of `source`, `offset` places further."""
+
+    phase: tuple[int, int]
+    source: tuple[int, int]
+    offset: int
+
+
+class _Maps(NamedTuple):
+    """Both operands of `gram` with D first and the map last, flat, where a displacement is an offset.
+
+    `phases` are the pixels of `out` by phase, `sources` those of `value` by their remainders from the stride, all in
+    lines of `pitch` pixels.
+    """
+
+    phases: dict[tuple[int, int], Float[Array, "B N D nm"]]
+    sources: dict[tuple[int, int], Float[Array, "B N D _"]]
+    taps: list[_MapTap]
+    pitch: int
+
+
+def _as_maps(out: Array, value: Array, grid: WindowGrid) -> _Maps:
+    rows, columns = axis_taps(grid)
+    here, there = (_channels_first(x) for x in (out, value))
+    # Around the map as many zeros as the largest displacement, in whole strides.
+    margins = [axis.stride * -(-(axis.kernel_size - 1) // axis.stride) for axis in (rows, columns)]
+    height, width = (
+        axis.stride * -(-(axis.size + axis.kernel_size - 1 + margin) // axis.stride)
+        for axis, margin in zip((rows, columns), margins, strict=True)
+    )
+    pitch = width // columns.stride
+    there = _window(there, (3, -margins[0], height + rows.stride), (4, -margins[1], width))
+    remainders = product(range(rows.stride), range(columns.stride))
+    sources = {(s, t): _flat(there[..., s :: rows.stride, t :: columns.stride]) for s, t in remainders}
+    phases, taps = {}, []
+    for (r, row), (t, column) in product(enumerate(rows.phases), enumerate(columns.phases)):
+        pixels = here[..., row.first_pixel :: rows.stride, column.first_pixel :: columns.stride]
+        phases[r, t] = _flat(_window(pixels, (4, 0, pitch)))
+        for i, j in _displacements(row, column):
+            u = row.first_pixel + row.first_displacement + i + margins[0]
+            v = column.first_pixel + column.first_displacement + j + margins[1]
+            offset = u // rows.stride * pitch + v // columns.stride
+            taps.append(_MapTap((r, t), (u % rows.stride, v % columns.stride), offset))
+    return _Maps(phases, sources, taps, pitch)
+
+
+def _summed(maps: _Maps) -> list[Float[Array, "B N nm"]]:
+    """Return, for each tap, the sum over D of its products."""
+    D = next(iter(maps.phases.values())).shape[2]
+    size = max(c for c in range(1, D + 1) if D % c == 0 and (c == 1 or c * len(maps.taps) <= UNROLLED))
+
+    def add_up(start: Any, sums: list[Array]) -> list[Array]:
+        parts = (maps.phases, maps.sources)
+        a, b = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start * size, size, 2), parts)
+        return [
+            reduce(add, (a[phase][:, :, k] * b[source][:, :, k, at : at + total.shape[-1]] for k in range(size)), total)
+            for total, (phase, source, at) in zip(sums, maps.taps, strict=True)
+        ]
+
+    sums = [jnp.zeros_like(maps.phases[tap.phase][:, :, 0]) for tap in maps.taps]
+    return add_up(0, sums) if size == D else lax.fori_loop(0, D // size, add_up, sums)
+
+
+def _channels_first(x: Float[Array, "B H W N D"]) -> Float[Array, "B N D H W"]:
+    B, H, W, N, D = x.shape
+    return x.reshape(B, H * W, N * D).transpose(0, 2, 1).reshape(B, N, D, H, W)
+
+
+def _flat(x: Float[Array, "B N D n m"]) -> Float[Array, "B N D nm"]:
+    return x.reshape(*x.shape[:3], x.shape[3] * x.shape[4])
+
+
+def _per_window(products: Products, rows: AxisTaps, columns: AxisTaps, out: Array) -> Float[Array, "B N KK KK h w"]:
+    """Give each pair of places of a window the product at their displacement."""
+    B, N, K, L = out.shape[0], out.shape[3], rows.kernel_size, columns.kernel_size
+    by_place = []
+    for p, s in product(range(K), range(L)):
+        (m, r), (n, t) = divmod(p, rows.stride), divmod(s, columns.stride)
+        if (r, t) not in products:  # no pixel of this phase is on the map
+            by_place.append(jnp.zeros((B, N, K, L, rows.windows, columns.windows), out.dtype))
+            continue
+        row, column = rows.phases[r], columns.phases[t]
+        by_place.append(
+            _window(
+                products[r, t],
+                (2, row.index(p, 0), K),
+                (3, column.index(s, 0), L),
+                (4, m - row.first_cell, rows.windows),
+                (5, n - column.first_cell, columns.windows),
+            )
+        )
+    return jnp.stack(by_place, axis=2).reshape(B, N, K * L, K * L, rows.windows, columns.windows)
+
+
+def _transposed(weights: Float[Array, "B N KK KK h w"]) -> Float[Array, "B N KK KK h w"]:
+    return weights.swapaxes(2, 3)
+
+
+def _gram_shape(out: Any, value: Any, *, grid: WindowGrid) -> Any:
+    B, _, _, N, _ = out.shape
+    return out.update(shape=(B, N, grid.places, grid.places, *grid.grid))
+
+
+_define_derivatives: Any = ad.defbilinear
+_mix_p = define("outlook_mix", _run_mix, lambda weights, value, *, grid: value, static="grid")
+_gram_p = define("outlook_gram", _run_gram, _gram_shape, static="grid")
+_define_derivatives(
+    _mix_p,
+    lambda cotangent, _, value, *, grid: gram(cotangent, value, grid),
+    lambda cotangent, weights, _, *, grid: mix(_transposed(weights), cotangent, grid),
+)
+_define_derivatives(
+    _gram_p,
+    lambda cotangent, _, value, *, grid: mix(cotangent, value, grid),
+    lambda cotangent, out, _, *, grid: mix(_transposed(cotangent), out, grid),
+)
+
+
+def _refusal(value: Array, *operands: Any) -> str | None:
+    if not all(isinstance(size, int) for size in value.shape):
+        return f"value has the symbolic shape {value.shape}; the reference takes a symbolic batch"
+    return None
+
+
+def _drawback(value: Array, *operands: Any) -> str | None:
+    if value.size < SMALL:
+        return (
+            f"it compiles several seconds longer than the reference, which only thousands of steps repay with "
+            f"{value.size} < {SMALL} numbers in value: ask for it by name"
+        )
+    return None
+
+
+COMPOSITE = Implementation(run=composite, refusal=_refusal, drawback=_drawback)

@@ -1,0 +1,137 @@
+"""NNX modules as pure functions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as linen
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from outlook_jax.blocks import DropPath, DropRate
+from outlook_parity.backends.jax.base import JaxModel, Values
+from outlook_parity.backends.jax.dropout import drops_by_itself, never_drops
+from outlook_parity.backends.jax.hooks import modules_of, watched_nnx
+from outlook_parity.core.dropout import Draws
+
+# Switches of models under which their modules do not run one by one.
+SWITCHES = ("scan_layers", "grad_checkpointing")
+
+
+class NNXModel(JaxModel):
+    """An `nnx.Module`."""
+
+    def __init__(self, module: nnx.Module) -> None:
+        self.module = module
+        self._graph, *states = nnx.split(module, nnx.Param, ...)
+        self._variables = [
+            {".".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
+            for state in states
+        ]
+        self.parameters, self.buffers = (
+            {name: variable.get_value() for name, (_, variable) in variables.items()} for variables in self._variables
+        )
+        # What else a module keeps, caches and counts of its own, PyTorch need not have: it shows in what it computes.
+        self.statistics = tuple(
+            name for name, (_, variable) in self._variables[1].items() if isinstance(variable, nnx.BatchStat)
+        )
+        self.rates = tuple(name for name, (_, v) in self._variables[1].items() if isinstance(v, DropRate))
+
+    def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "NNXModel":
+        """See `JaxModel`."""
+        module = nnx.clone(self.module)
+        module.train() if training else module.eval()  # type: ignore[no-untyped-call]
+        for _, part in nnx.iter_modules(module):
+            if getattr(part, "dtype", None) is not None:
+                part.dtype = dtype  # type: ignore[attr-defined]
+            for switch in SWITCHES if one_by_one else ():
+                if getattr(part, switch, False) is True:
+                    setattr(part, switch, False)
+        return NNXModel(module)
+
+    def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
+        """See `JaxModel`."""
+        model = self._merged(parameters, buffers)
+        with watched_nnx(model, **watching):
+            output = model(*inputs)
+        return output, self._buffers_of(model)
+
+    def modules(self) -> dict[str, Any]:
+        """See `JaxModel`."""
+        return modules_of(self.module)
+
+    def merged(self, parameters: Values, buffers: Values) -> dict[str, Any]:
+        """See `JaxModel`."""
+        return modules_of(self._merged(parameters, buffers))
+
+    @property
+    def mode(self) -> str | None:
+        """See `JaxModel`."""
+        flags = ("deterministic", "use_running_average")
+        known = {getattr(part, flag) for part in self.modules().values() for flag in flags if hasattr(part, flag)}
+        return {frozenset({True}): "eval", frozenset({False}): "training"}.get(frozenset(known))
+
+    @property
+    def drops(self) -> bool:
+        """See `JaxModel`."""
+        kinds = (nnx.Dropout, DropPath)
+        return any(isinstance(part, kinds) and not never_drops(part) for part in self.modules().values())
+
+    @property
+    def own_dropout(self) -> str | None:
+        """See `JaxModel`."""
+        return next((path for path, part in self.modules().items() if drops_by_itself(part)), None)
+
+    def model_for_loss(self, parameters: Values, buffers: Values, draws: Draws) -> Any:
+        """Return the module itself: losses call other methods of it too."""
+        return _NNXForLoss(self, self._merged(parameters, buffers), draws)
+
+    def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
+        """See `JaxModel`."""
+        variables = self._variables[0] | self._variables[1]
+        changed = [
+            (path, variable.replace(jnp.asarray(weights[name])))
+            for name, (path, variable) in variables.items()
+            if name in weights
+        ]
+        nnx.update(self.module, nnx.from_flat_state(changed))
+        return self.module
+
+    def _merged(self, parameters: Values, buffers: Values) -> Any:
+        states = [
+            nnx.from_flat_state(
+                [(path, variable.replace(values[name])) for name, (path, variable) in variables.items()]
+            )
+            for variables, values in zip(self._variables, (parameters, buffers), strict=True)
+        ]
+        return nnx.merge(self._graph, *states, copy=True)  # else its buffers could not be written to
+
+    def _buffers_of(self, model: nnx.Module) -> Values:
+        state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param)))
+        return {".".join(map(str, path)): variable.get_value() for path, variable in state}
+
+
+class _NNXForLoss:
+    """An NNX module whose every method runs under shared masks."""
+
+    def __init__(self, owner: NNXModel, module: Any, draws: Draws) -> None:
+        self._owner, self._module, self._draws = owner, module, draws
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with watched_nnx(self._module, draws=self._draws):
+            return self._module(*args, **kwargs)
+
+    def forward_train(self, *args: Any, **kwargs: Any) -> Any:
+        with watched_nnx(self._module, draws=self._draws):
+            return self._module.forward_train(*args, **kwargs)
+
+    def after(self) -> Values:
+        return self._owner._buffers_of(self._module)
+
+
+def from_bridge(bridge: nnx.bridge.ToLinen, variables: Mapping[str, Any]) -> nnx.Module:
+    """Return the NNX module inside a Linen module of `nnx.bridge.to_linen`, with its variables."""
+    module: nnx.Module = bridge.nnx_class(*bridge.args, **bridge.kwargs, rngs=nnx.Rngs(0))
+    for tree in linen.meta.unbox(dict(variables)).values():
+        nnx.update(module, tree)
+    return module

@@ -1,0 +1,128 @@
+"""What a PyTorch model says about itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from outlook_parity.backends.torch.hooks import running
+from outlook_parity.core.attributes import OWN_ATTRIBUTES, PASSES, Facts, ints_of, pairs_of
+from outlook_parity.core.precision import Products
+
+# Ways of padding that Flax's convolutions leave to an operation before.
+PADDED_BEFORE = ("circular", "reflect")
+
+
+def _padding(module: Any, axes: int) -> Any:
+    if not isinstance(module.padding, str):
+        return pairs_of(module.padding, axes)
+    before_and_after = module._reversed_padding_repeated_twice  # of the last axis first
+    return tuple(zip(before_and_after[-2::-2], before_and_after[::-2], strict=True))
+
+
+def _convolution(module: Any) -> dict[str, Any]:
+    axes = len(module.kernel_size)
+    return {
+        "kernel size": tuple(module.kernel_size),
+        "stride": ints_of(module.stride, axes),
+        "padding mode": module.padding_mode,
+        **({} if module.padding_mode in PADDED_BEFORE else {"padding": _padding(module, axes)}),
+        "dilation": ints_of(module.dilation, axes),
+        "groups": module.groups,
+        "bias": module.bias is not None,
+    }
+
+
+def _norm(module: Any) -> dict[str, Any]:
+    return {"eps": float(module.eps), "variance": PASSES[False]}
+
+
+# What modules of each type say, the first that fits.
+_CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+READERS: list[tuple[tuple[type, ...], Callable[[Any], dict[str, Any]]]] = [
+    ((torch.nn.LayerNorm,), _norm),
+    ((torch.nn.GroupNorm,), lambda module: _norm(module) | {"groups": module.num_groups}),
+    (
+        (torch.nn.modules.batchnorm._BatchNorm,),
+        lambda module: _norm(module) | {"momentum": float(module.momentum or 0.0)},
+    ),
+    (_CONVOLUTIONS, _convolution),
+    (
+        (torch.nn.Linear,),
+        lambda module: {"bias": module.bias is not None, "features": module.out_features},
+    ),
+    ((torch.nn.modules.dropout._DropoutNd,), lambda module: {"dropout rate": float(module.p)}),
+]
+
+
+def attributes_of(model: torch.nn.Module, products: Products) -> Facts:
+    """Return what the modules say before anything runs; in which precision they multiply PyTorch's switches say."""
+    facts: Facts = {}
+    for path, module in model.named_modules():
+        read = next((read for types, read in READERS if isinstance(module, types)), None)
+        facts[path] = {} if read is None else read(module)
+        if isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS)):
+            facts[path]["precision"] = products
+        for fact, name in OWN_ATTRIBUTES.items():
+            if isinstance(value := getattr(getattr(module, "config", None), name, None), int | float | tuple):
+                facts[path][fact] = value
+    return facts
+
+
+class _Listener(TorchFunctionMode):
+    """Writes down what functions are called with."""
+
+    def __init__(self, note: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        listeners: dict[Any, Callable[..., None]] = {
+            torch.nn.functional.gelu: self._gelu,
+            torch.nn.functional.interpolate: self._interpolate,
+            torch.nn.functional.avg_pool2d: self._pool,
+            torch.nn.functional.layer_norm: self._layer_norm,
+        }
+        if func in listeners:
+            listeners[func](*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _gelu(self, x: Any, *, approximate: str = "none") -> None:
+        self._note("GELU", {"none": "exact"}.get(approximate, approximate))
+
+    def _interpolate(
+        self, x: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **kwargs: Any
+    ) -> None:
+        antialias = kwargs.get("antialias", False)
+        self._note("interpolation", f"{mode}, {'with' if antialias else 'without'} antialiasing")
+
+    def _pool(
+        self,
+        x: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        if any(ints_of(padding, 2)):
+            self._note("pool divisor", "whole window" if count_include_pad else "pixels inside")
+
+    def _layer_norm(self, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> None:
+        self._note("eps", float(eps))
+
+
+@contextmanager
+def listening(model: torch.nn.Module, facts: Facts) -> Iterator[None]:
+    """Add to the facts what the functions are called with that the model calls meanwhile."""
+    with running(model) as path:
+
+        def note(fact: str, value: Any) -> None:
+            facts.setdefault(path(), {})[fact] = value
+
+        with _Listener(note):
+            yield

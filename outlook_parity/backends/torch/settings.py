@@ -1,0 +1,81 @@
+"""Where PyTorch computes, and how exactly: devices, and the global settings that are pinned meanwhile."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+
+import numpy as np
+import torch
+
+from outlook_common.arrays import to_numpy, to_tensor
+from outlook_parity.core.precision import PRECISIONS, Products, absence_of_products
+
+
+def torch_device(device: str) -> torch.device:
+    """Return PyTorch's device of this kind. It has none for TPUs: there its twin runs on the CPU."""
+    return torch.device("cuda" if device == "gpu" else "cpu")
+
+
+def torch_absence(device: str) -> str | None:
+    """Return why PyTorch cannot run on this kind of device here, or None if it can."""
+    return "PyTorch has no CUDA device here" if device == "gpu" and not torch.cuda.is_available() else None
+
+
+def torch_products_absence(device: str, dtype: str) -> str | None:
+    """Return why PyTorch's products are not in this precision on this kind of device, or None if they are."""
+    place = torch_device(device)
+
+    def multiply(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        with pinned(dtype, place), torch.no_grad():
+            return to_numpy(to_tensor(one).to(place) @ to_tensor(other).to(place))
+
+    return absence_of_products(f"PyTorch on {device}", dtype, multiply)
+
+
+def torch_products(dtype: str) -> str:
+    """Return how PyTorch is told to compute products in this precision, as it says itself."""
+    with pinned(dtype, torch.device("cpu")):
+        states = [attrgetter(name)(torch.backends).fp32_precision for name in _GPU_SWITCHES]
+    return ", ".join(f"{name} {state}" for name, state in zip(_GPU_SWITCHES, states, strict=True))
+
+
+# Where PyTorch keeps the precision of its float32 products; set one by one, for a mixture of them cannot be read
+# through the older, global switches.
+_GPU_SWITCHES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn")
+_CPU_SWITCHES = ("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
+_FULL = "ieee"
+_PRODUCTS: dict[Products, str] = {"full": _FULL, "tf32": "tf32"}
+
+
+@contextmanager
+def pinned(dtype: str, device: torch.device) -> Iterator[None]:
+    """Compute in a precision with every global setting pinned (no autocast), and put them back.
+
+    Random numbers begin anew: else two runs of a model that draws its own would differ as if rounding had done it.
+    """
+    products = _PRODUCTS[PRECISIONS[dtype].products]
+    wanted = dict.fromkeys(_GPU_SWITCHES, products) | dict.fromkeys(_CPU_SWITCHES, _FULL)
+    switches = [attrgetter(name)(torch.backends) for name in wanted]
+    before = [switch.fp32_precision for switch in switches]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # it computes whole encoder layers without calling their modules
+        for switch, precision in zip(switches, wanted.values(), strict=True):
+            switch.fp32_precision = precision
+        # On CUDA this would demand an environment variable; rounding is measured there, not equality.
+        torch.use_deterministic_algorithms(device.type == "cpu")
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

@@ -1,0 +1,132 @@
+"""What the user says about names and axes, in Python or in a TOML file. Imports no framework."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outlook_common.text import closest
+from outlook_parity.mapping.names import Axes
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """What the user says about names.
+
+    Attributes:
+        modules: Flax path -> PyTorch path; what lies below goes with it.
+        weights: Flax path -> PyTorch name, where the modules and Flax's usual names of leaves do not say it.
+        axes: Flax path of a weight -> the order in which Flax has PyTorch's axes.
+        torch_axes: the order in which PyTorch takes the axes of the inputs that have so many, None for the same as
+            JAX; or one such order, or None, per input.
+        out_axes: output, "output" or as in "output.logits" -> the order in which JAX has PyTorch's axes; told by the
+            shapes where they leave no choice.
+    """
+
+    modules: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+    axes: Mapping[str, Axes] = field(default_factory=dict)
+    torch_axes: Axes | Sequence[Axes | None] | None = None
+    out_axes: Mapping[str, Axes] = field(default_factory=dict)
+
+
+def torch_axes_of(given: NameMap, inputs: Mapping[str, np.ndarray], usual: Axes | None) -> dict[str, Axes]:
+    """Return by input in which order PyTorch takes the axes; as given, else `usual`, else the same.
+
+    Raises:
+        ValueError: the orders given do not fit the inputs.
+    """
+    asked = given.torch_axes if given.torch_axes is not None else usual
+    same = {name: tuple(range(array.ndim)) for name, array in inputs.items()}
+    if asked is None:
+        return same
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
+    if all(isinstance(axis, int) for axis in asked):
+        order: Axes = tuple(asked)  # type: ignore[arg-type]
+        if not any(len(order) == array.ndim for array in inputs.values()):
+            raise ValueError(f"torch_axes={list(order)} has {len(order)} axes; no input has as many: {shapes}")
+        orders = {name: order if len(axes) == len(order) else axes for name, axes in same.items()}
+    elif len(asked) != len(inputs):
+        raise ValueError(f"torch_axes has {len(asked)} orders of axes, there are {len(inputs)} inputs: {shapes}")
+    else:
+        orders = {
+            name: same[name] if order is None else tuple(order)  # type: ignore[arg-type]
+            for name, order in zip(inputs, asked, strict=True)
+        }
+    for name, order in orders.items():
+        if sorted(order) != list(same[name]):
+            raise ValueError(f"torch_axes of {name}, of shape {inputs[name].shape}, must not be {list(order)}")
+    return orders
+
+
+def name_map_from_options(map_file: Path | None, torch_axes: str | None) -> NameMap:
+    """Return what `--map` and `--torch-axes` say together: of the axes the option holds.
+
+    Args:
+        map_file: see `read_name_map`.
+        torch_axes: one order of axes, as in "0,3,1,2".
+
+    Raises:
+        ValueError: the file has something else in it, or the axes are no order.
+        OSError: the file cannot be read.
+    """
+    given = NameMap() if map_file is None else read_name_map(map_file)
+    return given if torch_axes is None else replace(given, torch_axes=permutation(_numbers(torch_axes), "--torch-axes"))
+
+
+def _numbers(axes: str) -> list[int | str]:
+    """Return what stands between the commas, as numbers where they are some."""
+    parts = map(str.strip, axes.split(","))
+    return [int(part) if part.isdecimal() else part for part in parts]
+
+
+def read_name_map(path: Path) -> NameMap:
+    """Read a TOML file: the tables `modules`, `weights`, `axes` and `out_axes`, the array `torch_axes`; all optional.
+
+    Raises:
+        ValueError: it is no TOML, or has other entries, or entries of other types.
+        OSError: it cannot be read.
+    """
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    kinds = {"modules": str, "weights": str, "axes": list, "out_axes": list}
+    known = [*kinds, "torch_axes"]
+    for name, table in tables.items():
+        if name == "torch_axes":
+            continue
+        if name not in kinds:
+            close = closest(name, known)
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ValueError(f"{path}: {name!r} is none of {', '.join(known)}{hint}")
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: {name!r} must be a table, got {table!r}")
+        for key, value in table.items():
+            if not isinstance(value, kinds[name]):
+                raise ValueError(f"{path}: {name}.{key!r} must be a {kinds[name].__name__}, got {value!r}")
+    orders = {
+        kind: {name: permutation(order, f"{path}: {kind} of {name}") for name, order in tables.get(kind, {}).items()}
+        for kind in ("axes", "out_axes")
+    }
+    axes: Any = tables.get("torch_axes")
+    if isinstance(axes, list) and axes and all(isinstance(order, list) for order in axes):
+        axes = tuple(permutation(order, f"{path}: torch_axes") or None for order in axes)
+    elif axes is not None:
+        axes = permutation(axes, f"{path}: torch_axes")
+    return NameMap(tables.get("modules", {}), tables.get("weights", {}), orders["axes"], axes, orders["out_axes"])
+
+
+def permutation(order: Any, what: str) -> Axes:
+    """Return an order of axes as a tuple.
+
+    Raises:
+        ValueError: it is none of 0, 1, …; `what` says what it was to be.
+    """
+    ints = isinstance(order, list) and all(type(axis) is int for axis in order)  # no booleans
+    if not ints or sorted(order) != list(range(len(order))):
+        raise ValueError(f"{what} must be a permutation of 0, 1, …, as in [0, 3, 1, 2]; got {order!r}")
+    return tuple(order)

@@ -1,0 +1,211 @@
+"""What `outlook verify` verifies: a model in both twins with the same weights, and photos as it meets them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from outlook_common.config import OutlookAttentionConfig, VOLOConfig, volo_variant
+from outlook_common.extras import require
+from outlook_common.geometry import window_grid
+from outlook_common.images import preprocess
+from outlook_common.pretrained import Pretrained, prepare
+from outlook_common.weights.checkpoint import open_checkpoint
+from outlook_common.weights.conversion import recognisable_prefixes, recognise_checkpoint
+from outlook_common.weights.errors import WeightsError
+from outlook_common.weights.identify import table_for
+from outlook_common.weights.match import resolve_checkpoint
+from outlook_common.weights.tables.base import Entry
+
+Arrays = dict[str, np.ndarray]
+
+LAYER = "layer"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; the window is the layer's."""
+
+    model: str
+    weights: str | None
+    prefix: str
+    seed: int
+    num_heads: int | None
+    kernel_size: int
+    stride: int
+    padding: int | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """Both twins with the same weights, and their inputs, channels last; `photo` is what a picture shows of them."""
+
+    title: str
+    torch_model: Any
+    jax_model: Any
+    inputs: Any
+    photo: np.ndarray
+
+
+FRAMEWORKS = ("torch", "jax")
+
+
+def make(options: Options, frameworks: Sequence[str] = FRAMEWORKS) -> Model:
+    """Return what was asked for; the model of a framework that is not named is None.
+
+    Raises:
+        ValueError: the model is unknown, the sizes do not fit each other, or the weights (a `WeightsError`) the model.
+        ImportError: something is not installed.
+        OSError: the weights cannot be read, or are not on the Hub.
+    """
+    needed = {"torch": ("torch",), "jax": ("jax", "flax")}
+    for framework in frameworks:
+        for module in needed[framework]:
+            require(module, extra=framework, needed_by="outlook verify")
+    return _layer(options, frameworks) if options.model == LAYER else _volo(options, frameworks)
+
+
+def draw_weights(config: OutlookAttentionConfig | VOLOConfig, seed: int) -> Arrays:
+    """Draw weights large enough that each part of the model, a softmax above all, has its say in the output."""
+    rng = np.random.default_rng(seed)
+    return {entry.torch: _draw(entry, rng) for entry in table_for(config).entries}
+
+
+def _draw(entry: Entry, rng: np.random.Generator) -> np.ndarray:
+    normal, leaf = rng.standard_normal(entry.shape), entry.torch.rpartition(".")[2]
+    kind = "scale" if leaf == "weight" and len(entry.shape) == 1 else leaf
+    return _DRAWS.get(kind, _half)(normal)
+
+
+def _half(normal: np.ndarray) -> np.ndarray:
+    return 0.5 * normal
+
+
+# By the last part of the name, and `_half` for anything else.
+_DRAWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "weight": lambda normal: 1.5 * normal * np.prod(normal.shape[1:]) ** -0.5,
+    "scale": lambda normal: 1 + 0.3 * normal,
+    "running_var": lambda normal: np.exp(normal / 2),
+    "num_batches_tracked": lambda normal: np.array(3, np.int64),
+}
+
+
+def _build(framework: str, pretrained: Pretrained) -> Any:
+    return import_module(f"outlook_{framework}.pretrained").build(pretrained)
+
+
+def _volo(options: Options, frameworks: Sequence[str]) -> Model:
+    from outlook_parity.models.photos import load_photos
+
+    variant = volo_variant(options.model)
+    if options.weights is None:
+        origin = f"random weights, seed {options.seed}"
+        arrays = draw_weights(variant.config, options.seed)
+        pretrained = Pretrained(origin, options.model, variant.config, arrays, (), {})
+    else:
+        origin = f"weights of {options.weights}"
+        access: dict[str, Any] = {"revision": None, "token": None, "cache_dir": None, "local_files_only": False}
+        pretrained = prepare(
+            options.weights,
+            variant=options.model,
+            num_classes=None,
+            img_size=None,
+            prefix=options.prefix,
+            use_ema=False,
+            overrides={},
+            **access,
+        )
+    photos = load_photos()
+    inputs = np.stack([preprocess(photo, pretrained.preprocessing) for photo in photos])
+    return Model(
+        title=f"{options.model} on {len(photos)} photos; {origin}",
+        torch_model=_build("torch", pretrained) if "torch" in frameworks else None,
+        jax_model=_build("jax", pretrained) if "jax" in frameworks else None,
+        inputs=inputs,
+        photo=np.asarray(photos[0]),
+    )
+
+
+def _layer(options: Options, frameworks: Sequence[str]) -> Model:
+    """Return `OutlookAttention` on the photo."""
+    from outlook_parity.models.photos import CHANNELS, load_photo, photo_map
+
+    config, arrays = _from_file(options, options.weights) if options.weights else _drawn(options, dim=CHANNELS)
+    torch_layer, jax_layer = (_BUILDERS[name](config, arrays) if name in frameworks else None for name in FRAMEWORKS)
+    photo = load_photo()
+    origin = f"weights of {options.weights}" if options.weights else f"random weights, seed {options.seed}"
+    return Model(
+        title=f"outlook attention: {config.dim} channels, {config.num_heads} heads, kernel {options.kernel_size}, "
+        f"stride {options.stride}; {origin}",
+        torch_model=torch_layer,
+        jax_model=jax_layer,
+        inputs=photo_map(photo, config.dim, options.seed),
+        photo=photo,
+    )
+
+
+def _torch_layer(config: OutlookAttentionConfig, weights: Arrays) -> Any:
+    import outlook_torch
+
+    layer = outlook_torch.OutlookAttention(*_sizes(config))
+    outlook_torch.load_weights(layer, weights)
+    return layer
+
+
+def _jax_layer(config: OutlookAttentionConfig, weights: Arrays) -> Any:
+    from flax import nnx
+
+    import outlook_jax
+
+    layer = outlook_jax.OutlookAttention(*_sizes(config), rngs=nnx.Rngs(0))
+    outlook_jax.load_weights(layer, weights)
+    return layer
+
+
+# Either twin of the layer with given weights, in float32.
+_BUILDERS: dict[str, Callable[[OutlookAttentionConfig, Arrays], Any]] = {"torch": _torch_layer, "jax": _jax_layer}
+
+
+def _sizes(config: OutlookAttentionConfig) -> tuple[Any, ...]:
+    return config.dim, config.num_heads, config.kernel_size, config.padding, config.stride, config.qkv_bias
+
+
+def _drawn(options: Options, *, dim: int) -> tuple[OutlookAttentionConfig, Arrays]:
+    config = _config(options, dim=dim, num_heads=options.num_heads or 6, qkv_bias=False)
+    return config, draw_weights(config, options.seed)
+
+
+def _from_file(options: Options, file: str) -> tuple[OutlookAttentionConfig, Arrays]:
+    checkpoint = open_checkpoint(file, prefix=options.prefix)
+    found = recognise_checkpoint(checkpoint)
+    if found is None or "attn_features" not in found.sizes:
+        prefixes = ", ".join(map(repr, recognisable_prefixes(checkpoint))) or "none"
+        raise WeightsError(f"{file}: no outlook attention here; prefixes with a model in this file: {prefixes}")
+    sizes, places = found.sizes, options.kernel_size**2
+    num_heads = options.num_heads or max(1, sizes["attn_features"] // places**2)
+    if num_heads * places**2 != sizes["attn_features"]:
+        raise WeightsError(
+            f"{file}: attn has {sizes['attn_features']} outputs, but {num_heads} heads with "
+            f"kernel_size={options.kernel_size} have {num_heads} * {places}**2 = {num_heads * places**2}; "
+            f"the file fits {_fitting(sizes)}"
+        )
+    config = _config(options, dim=sizes["dim"], num_heads=num_heads, qkv_bias=bool(sizes["qkv_bias"]))
+    return config, resolve_checkpoint(checkpoint, found.table)
+
+
+def _fitting(sizes: dict[str, int | bool]) -> str:
+    fits = [
+        f"num_heads={heads} with kernel_size={kernel}"
+        for kernel in range(1, int(sizes["attn_features"] ** 0.25) + 1)
+        for heads in [sizes["attn_features"] // kernel**4]
+        if heads * kernel**4 == sizes["attn_features"] and sizes["dim"] % heads == 0
+    ]
+    return " or ".join(fits) or "no square window"
+
+
+def _config(options: Options, *, dim: int, num_heads: int, qkv_bias: bool) -> OutlookAttentionConfig:
+    padding = (options.kernel_size - 1) // 2 if options.padding is None else options.padding
+    window_grid((28, 28), options.kernel_size, options.stride, padding)  # a misfit is said before anything is built
+    return OutlookAttentionConfig(dim, num_heads, options.kernel_size, padding, options.stride, qkv_bias)

@@ -1,0 +1,265 @@
+"""`outlook trace` and `outlook compare`: twins on two machines, compared on a third that has neither framework."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from typer.testing import CliRunner, Result
+
+from outlook_parity import NameMap, load_torch_weights
+from outlook_parity.cli.app import app
+from outlook_parity.core.recorder import Key
+from outlook_parity.trace.compare import compare_traces
+from outlook_parity.trace.file import TraceFile, digest, read, write
+from parity_tests.support.small_volo import quick_compilation
+
+__all__ = ["quick_compilation"]  # a fixture
+
+HIDING = """
+import sys
+hidden = set({hidden!r})
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in hidden else real(name, *rest)
+sys.meta_path.insert(0, Hidden())
+from outlook_parity.cli.app import main
+sys.argv = ["outlook", *{arguments!r}]
+main()
+"""
+
+
+def outlook(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=True)
+
+
+def outlook_without(hidden: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    script = HIDING.format(hidden=hidden, arguments=[*map(str, arguments)])
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The layer's traces in float64, each written where the other framework is not installed."""
+    folder = tmp_path_factory.mktemp("traces")
+    others = {"torch": ("jax", "jaxlib", "flax", "optax"), "jax": ("torch",)}
+    paths = {}
+    for framework, hidden in others.items():
+        paths[framework] = folder / f"{framework}.trace"
+        done = outlook_without(hidden, "trace", "--framework", framework, "--model", "layer", "--out", paths[framework])
+        assert done.returncode == 0, done.stderr
+    return paths
+
+
+def test_traces_are_compared_where_neither_framework_is(traces: dict[str, Path]) -> None:
+    hidden = ("torch", "jax", "jaxlib", "flax", "optax", "sklearn", "matplotlib")
+    done = outlook_without(hidden, "compare", traces["torch"], traces["jax"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("PASS: the twins are equal to rounding in float64")
+
+
+def test_output_gradients_and_modules_are_compared(traces: dict[str, Path]) -> None:
+    report = compare_traces(read(traces["jax"]), read(traces["torch"]))
+    assert report.verdict == "pass"
+    names = {(row.level, row.name) for row in report.checks if row.verdict == "pass"}
+    assert {("forward", "output"), ("gradients", "input"), ("gradients", "proj.bias"), ("layers", "attn")} <= names
+    assert report.environment["torch: device"] == "cpu"
+    assert report.environment["jax: device"] == "cpu"
+    assert report.environment["torch: products"] == "cuda.matmul ieee, cudnn.conv ieee, cudnn.rnn ieee"
+    assert report.environment["jax: products"] == "jax_default_matmul_precision highest"
+
+
+def changed(trace: TraceFile, what: str) -> TraceFile:
+    header, weights = trace.header, dict(trace.header.weights)
+    weights["proj.bias"] = digest(np.ones(3))
+    other = {
+        "inputs": replace(header, inputs={"input": digest(np.ones(3))}),
+        "weights": replace(header, weights=weights),
+        "dtype": replace(header, dtype="float32", rounded_to="float32"),
+        "seed": replace(header, seed=7),
+        "framework": replace(header, framework="torch"),
+    }
+    return replace(trace, header=other[what])
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("inputs", "other inputs"),
+        ("weights", "other weights in jax's trace than in torch's: proj.bias"),
+        ("dtype", "dtype float64 in torch, float32 in jax"),
+        ("seed", "seed 0 in torch, 7 in jax"),
+        ("framework", "of torch and torch"),
+    ],
+)
+def test_traces_of_something_else_are_refused(traces: dict[str, Path], what: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "other.trace"
+    write(file, changed(read(traces["jax"]), what))
+    result = outlook("compare", traces["torch"], file)
+    assert isinstance(result.exception, ValueError)
+    assert words in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--torch-axes", "0,3,1,2"), "--torch-axes is about a model of your own: --factory is not given"),
+        (("--map", "map.toml"), "--map is about a model of your own: --factory is not given"),
+        (("--names", "a.trace"), "--names is about a model of your own: --factory is not given"),
+        (("--inputs", "x.npy"), "--inputs is about a model of your own: --factory is not given"),
+        (("--factory", "m:f"), "--factory takes --inputs too"),
+        (("--factory", "m:f", "--inputs", "x.npy", "--torch-axes", "1,2"), "--torch-axes must be a permutation"),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_an_error(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    result = outlook("trace", "--framework", "jax", "--model", "layer", "--out", tmp_path / "a.trace", *arguments)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
+def test_the_first_module_that_differs_is_named(traces: dict[str, Path]) -> None:
+    torch, jax = read(traces["torch"]), read(traces["jax"])
+    key = Key("attn", 0, "out")
+    events = {**jax.events, key: [2 * array for array in jax.events[key]]}
+    report = compare_traces(torch, replace(jax, events=events))
+    assert (report.verdict, report.first_divergence) == ("mismatch", "attn")
+    assert report.cause == "attn is the first module whose results differ; jax has 2 times what torch has"
+
+
+def test_what_is_missing_or_nan_in_a_trace_is_a_mismatch(traces: dict[str, Path]) -> None:
+    torch, jax = read(traces["torch"]), read(traces["jax"])
+    fewer = {name: array for name, array in jax.gradients.items() if name != "v.weight"}
+    assert compare_traces(torch, replace(jax, gradients=fewer)).verdict == "mismatch"
+    assert compare_traces(torch, replace(jax, outputs={"output": jax.outputs["output"] * np.nan})).verdict == "mismatch"
+
+
+def test_a_lower_precision_needs_a_truth(traces: dict[str, Path], tmp_path: Path) -> None:
+    lower = [replace(trace, header=changed(trace, "dtype").header) for trace in map(read, traces.values())]
+    with pytest.raises(ValueError, match="--dtype float64 --rounded-to float32"):
+        compare_traces(*lower)
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_file_that_is_no_trace_is_an_error(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "bad.trace"
+    file.write_bytes(content)
+    result = outlook("compare", file, file)
+    assert isinstance(result.exception, ValueError)
+    assert "bad.trace" in str(result.exception)
+
+
+def test_a_trace_survives_the_file(traces: dict[str, Path], tmp_path: Path) -> None:
+    trace = read(traces["torch"])
+    write(tmp_path / "again.trace", trace)
+    again = read(tmp_path / "again.trace")
+    assert again.header == trace.header
+    assert list(again.events) == list(trace.events)
+    for key, arrays in trace.events.items():
+        assert all(np.array_equal(one, other) for one, other in zip(arrays, again.events[key], strict=True))
+
+
+THIS = "parity_tests.cli.test_trace"
+
+
+def torch_stack() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
+
+
+class Stack(nnx.Module):
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        for name, (inwards, outwards) in zip(names, ((5, 4), (4, 3)), strict=True):
+            setattr(self, name, nnx.Linear(inwards, outwards, rngs=nnx.Rngs(0)))
+
+    def __call__(self, x: Any) -> Any:
+        first, last = (getattr(self, name) for name in self.names)
+        return last(jnp.tanh(first(x)))
+
+
+def stack_of_its_names() -> Any:
+    return load_torch_weights(Stack("0", "2"), torch_stack())
+
+
+def stack_with_another_end() -> Any:
+    return load_torch_weights(Stack("0", "head"), torch_stack(), NameMap(modules={"head": "2"}))
+
+
+def stack_of_other_names() -> Any:
+    return load_torch_weights(Stack("stem", "head"), torch_stack(), NameMap(modules={"stem": "0", "head": "2"}))
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with inputs and the trace of the torch model."""
+    folder = tmp_path_factory.mktemp("stack")
+    np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((2, 5)))
+    where = ("--inputs", folder / "x.npy", "--out", folder / "a.trace")
+    assert outlook("trace", "--framework", "torch", "--factory", f"{THIS}:torch_stack", *where).exit_code == 0
+    return folder
+
+
+def traced(
+    stack: Path, factory: str, out: Path, *options: object, names: str = "a.trace", inputs: str = "x.npy"
+) -> Result:
+    given = ("--inputs", stack / inputs, "--names", stack / names, "--out", out, *options)
+    return outlook("trace", "--framework", "jax", "--factory", f"{THIS}:{factory}", *given)
+
+
+def test_weights_that_all_have_names_are_traced_without_a_word(stack: Path, tmp_path: Path) -> None:
+    result = traced(stack, "stack_of_its_names", tmp_path / "b.trace")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert outlook("compare", stack / "a.trace", tmp_path / "b.trace").exit_code == 0
+
+
+def test_weights_without_a_name_in_the_torch_trace_are_told_at_once(stack: Path, tmp_path: Path) -> None:
+    result = traced(stack, "stack_with_another_end", tmp_path / "b.trace")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == (
+        f"note: 2 of 4 weights have no counterpart in {stack / 'a.trace'}: head.bias (nearest there: 2.bias), "
+        f"head.kernel (nearest there: 2.weight); 2 of 4 weights of {stack / 'a.trace'} have no counterpart here: "
+        "2.weight, 2.bias; --map says what corresponds to what, and `outlook compare` refuses traces of other weights\n"
+    )
+    assert result.stdout == f"trace: {tmp_path / 'b.trace'}\n"
+    assert "other weights" in str(outlook("compare", stack / "a.trace", tmp_path / "b.trace").exception)
+    (tmp_path / "map.toml").write_text('[modules]\nhead = "2"\n')
+    result = traced(stack, "stack_with_another_end", tmp_path / "b.trace", "--map", tmp_path / "map.toml")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert outlook("compare", stack / "a.trace", tmp_path / "b.trace").exit_code == 0
+
+
+def test_a_model_none_of_whose_weights_has_a_name_in_the_torch_trace_is_an_error(stack: Path, tmp_path: Path) -> None:
+    result = traced(stack, "stack_of_other_names", tmp_path / "b.trace")
+    assert isinstance(result.exception, ValueError)
+    told = str(result.exception)
+    assert f"none of 4 weights has a counterpart in {stack / 'a.trace'}: head.bias (nearest there: 2.bias), " in told
+    assert "head.kernel (nearest there: 2.weight), stem.bias (nearest there: 0.bias), … and 1 more; 4 of 4" in told
+    assert "have no counterpart here: 0.weight, 0.bias, 2.weight, 2.bias; --map says" in told
+    assert not (tmp_path / "b.trace").exists()
+
+
+def test_names_are_told_of_before_the_model_runs(stack: Path, tmp_path: Path) -> None:
+    np.save(stack / "wide.npy", np.random.default_rng(0).standard_normal((2, 7)))
+    result = traced(stack, "stack_with_another_end", tmp_path / "b.trace", inputs="wide.npy")
+    assert "the jax model fails on input of shape (2, 7)" in str(result.exception)
+    assert result.stderr.startswith("note: 2 of 4 weights have no counterpart")
+
+
+def test_names_are_those_of_a_torch_trace(stack: Path, tmp_path: Path) -> None:
+    assert traced(stack, "stack_of_its_names", stack / "b.trace").exit_code == 0
+    result = traced(stack, "stack_of_its_names", tmp_path / "c.trace", names="b.trace")
+    assert isinstance(result.exception, ValueError)
+    assert "--names must be the trace of the torch twin" in str(result.exception)
+    assert "b.trace is jax's" in str(result.exception)
