@@ -1,21 +1,21 @@
-"""What Triton's kernels compile to for a GPU that is not here: registers, spills, and a bound on their time.
+"""What Triton's kernels compile to for a GPU that is not here: registers, spills, and the least time they can take.
 
-    python -m benchmarks.triton_sass            the op's kernels for the H100, as a table
-    python -m benchmarks.triton_sass --capability 80 --case volo_d1 --dtype bfloat16
+    python -m benchmarks.triton_sass
 
 The machine code (SASS) is read, not run. Each instruction is counted as often as its loop runs, and a kernel takes as
-long as the busiest of: its instructions at one per scheduler and cycle, its MUFU (exponentials, reciprocals) at 16
-threads, its loads and stores at 128 bytes of L1 and 4 cache lines, per multiprocessor and cycle, and the bytes of its
-tensors from and to memory. Latency, caches that miss, and the launch itself are left out: these are bounds, no times.
+long as the busiest of: instructions, one for each scheduler and cycle; exponentials, reciprocals and single roundings
+(MUFU, F2F, …), 16 threads for each multiprocessor and cycle; loads and stores, 128 bytes and 4 lines of L1 likewise;
+the bytes of its tensors, each once, from and to memory. Latency, misses and the launch are left out: the numbers are
+least times by count, no measurements.
 """
 
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from outlook_common.op_cases import BY_NAME
 from outlook_torch.ops.triton.launch import Launch, backward, forward
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -31,18 +32,23 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peak rates; units are those of the names."""
+    """Peak rates: of the whole in seconds, of one multiprocessor in cycles."""
 
+    name: str
+    capability: int
     multiprocessors: int
     hertz: float
     bytes_per_second: float
     schedulers: int = 4
-    mufu_threads: int = 16
+    special_threads: int = 16  # of MUFU and what shares its unit
     l1_bytes: int = 128
     l1_lines: int = 4
 
 
-H100 = Gpu(multiprocessors=132, hertz=1.755e9, bytes_per_second=3.35e12)
+H100 = Gpu("H100 SXM", 90, multiprocessors=132, hertz=1.755e9, bytes_per_second=3.35e12)
+
+SPECIAL = ("MUFU", "F2F", "F2I", "I2F")  # one unit, 16 threads at a time
+WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # bytes of a load for each thread; else 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Sass:
         """What each instruction is, without predicate and operands: LDG.E.128, FFMA, …"""
         return tuple(re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0] for instruction in self.instructions)
 
-    def count(self, trips: int = 1) -> Counter[str]:
+    def count(self, trips: int) -> Counter[str]:
         """Count what one warp executes if loops, which are not nested here, run `trips` times."""
         inside = {at for loop in self.loops for at in range(loop.first, loop.last + 1)}
         counts: Counter[str] = Counter()
@@ -149,6 +155,49 @@ def _target(instruction: str, labels: dict[str, int]) -> int | None:
     return labels.get(found[1]) if found else None
 
 
+@dataclass(frozen=True)
+class LeastTime:
+    """The least seconds that one launch of a kernel takes, by what is busy."""
+
+    instructions: float
+    special: float
+    l1: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        """Those of the busiest."""
+        return max(self.instructions, self.special, self.l1, self.memory)
+
+
+def least_time(sass: Sass, launch: Launch, gpu: Gpu) -> LeastTime:
+    """Count a launch of an unrolled kernel, whose one loop, if any, is that over D."""
+    arguments = launch.arguments
+    counts = sass.count(trips=-(-arguments["D"] // (arguments["LANES"] * arguments["VECTOR"])))
+    rows = 32 // arguments["LANES"]  # of a warp; what is one number for each row lies in as many lines
+    special = l1 = 0
+    for opcode, times in counts.items():
+        name, *modifiers = opcode.split(".")
+        if name in SPECIAL:
+            special += times * 32 // gpu.special_threads
+        if name in ("LDG", "STG"):
+            size = 32 * next((WIDTHS[m] for m in modifiers if m in WIDTHS), 4)
+            lines = rows if size <= 128 else size // 128
+            l1 += times * max(-(-size // gpu.l1_bytes), -(-lines // gpu.l1_lines))
+    warps = launch.programs[0] * arguments["num_warps"]
+    per_cycle = gpu.multiprocessors * gpu.hertz
+    return LeastTime(
+        instructions=warps * counts.total() / gpu.schedulers / per_cycle,
+        special=warps * special / per_cycle,
+        l1=warps * l1 / per_cycle,
+        memory=_bytes(*arguments.values()) / gpu.bytes_per_second,
+    )
+
+
+def _bytes(*arguments: Any) -> int:
+    return sum(x.numel() * x.element_size() for x in arguments if isinstance(x, torch.Tensor))
+
+
 def launches(case: Any, dtype: torch.dtype, *, dropout: bool = False) -> tuple[Launch, ...]:
     """Return what the op launches forward and backward for a case, with its `value_shape`, `logits_shape`, `grid`."""
     value, out, cotangent, d_value = (torch.empty(case.value_shape, dtype=dtype, device="meta") for _ in range(4))
@@ -158,3 +207,36 @@ def launches(case: Any, dtype: torch.dtype, *, dropout: bool = False) -> tuple[L
         *forward(value, logits, dropout_mask, out, case.grid),
         *backward(cotangent, value, logits, dropout_mask, d_value, d_logits, case.grid),
     )
+
+
+def main() -> None:
+    """Print the table."""
+    print(
+        f"Least microseconds on an {H100.name} by instructions counted in SASS for sm_{H100.capability}, not measured.\n"
+    )
+    print(
+        "| case | batch | dtype | kernel | registers | spilled | instructions | special | L1 | memory | least | floor |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for name, dtype, batch in product(("volo_d1", "seed_512"), (torch.float32, torch.bfloat16), (8, 128)):
+        case = BY_NAME[name].with_batch(batch)
+        times: dict[str, list[LeastTime]] = {"forward": [], "backward": []}
+        start = f"| {name} | {batch} | {str(dtype).removeprefix('torch.')} |"
+        for at, launch in enumerate(launches(case, dtype)):
+            sass = compile_kernel(launch.kernel, launch.arguments, H100.capability)
+            time = least_time(sass, launch, H100)
+            times["backward" if at else "forward"].append(time)
+            parts = (time.instructions, time.special, time.l1, time.memory, time.seconds)
+            shown = " | ".join(f"{1e6 * part:.1f}" for part in parts)
+            print(f"{start} {launch.kernel.fn.__name__} | {sass.registers} | {sass.spills} | {shown} | |", flush=True)
+        value, logits = (
+            torch.empty(shape, dtype=dtype, device="meta") for shape in (case.value_shape, case.logits_shape)
+        )
+        floors = {"forward": _bytes(value, logits, value), "backward": _bytes(value, logits, value, value, logits)}
+        for way, floor in floors.items():
+            least, fewest = sum(time.seconds for time in times[way]), floor / H100.bytes_per_second
+            print(f"{start} **{way}** | | | | | | | {1e6 * least:.1f} | {least / fewest:.2f} × {1e6 * fewest:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

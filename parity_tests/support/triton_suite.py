@@ -17,6 +17,7 @@ from parity_tests.support.oracle import Operands, Results, attend, magnitudes
 from parity_tests.support.runners import DTYPES, Device, draw, relative_error, run_torch, to_torch
 
 TINY = Case("tiny", 3, 4, 2, 3, kernel_size=(1, 3), stride=(1, 2), padding=(0, 1))
+ODD_COLUMNS = Case("odd_columns", 2, 5, 2, 3, B=1)
 FEW_PIXELS = Case("few_pixels", 4, 2, 1, 5, kernel_size=(2, 1), stride=(2, 1), padding=(0, 0), B=1)
 
 FAST = ("stride_not_dividing", "gaps_between_windows", "rectangular_kernel_1_by_3", "one_channel")
@@ -34,7 +35,7 @@ every_case = pytest.mark.parametrize(
 def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes its time by the number of programs."""
     if launch.attend_kernel.__class__.__name__ == "InterpretedFunction":
-        for name, size in (("TILE", 2**16), ("THREADS", 2**12), ("LANES", 1), ("VECTOR_BYTES", 2**13)):
+        for name, size in (("TILE", 2**16), ("THREADS", 2**12), ("LANES", 1), ("VECTOR_BYTES", 2**11)):
             monkeypatch.setattr(launch, name, size)
 
 
@@ -72,14 +73,19 @@ def assert_equals_the_oracle(case: Case, seed: int, device: Device) -> None:
     assert_float64_equal(run(operands, case, device), attend(operands, case.grid), case)
 
 
-@pytest.mark.parametrize(("threads", "lanes", "vector_bytes"), [(128, 8, 16), (4, 2, 8), (2, 1, 32)])
+@pytest.mark.parametrize(
+    ("case", "threads", "lanes", "vector_bytes"),
+    [(FEW_PIXELS, 128, 8, 16), (FEW_PIXELS, 4, 2, 8), (ODD_COLUMNS, 2, 1, 16)],
+    ids=lambda x: getattr(x, "name", None),
+)
 def test_tiles_of_any_size_give_the_same(
-    threads: int, lanes: int, vector_bytes: int, monkeypatch: pytest.MonkeyPatch, device: Device
+    case: Case, threads: int, lanes: int, vector_bytes: int, monkeypatch: pytest.MonkeyPatch, device: Device
 ) -> None:
-    assert launch.is_unrolled(FEW_PIXELS.grid)
+    """The last of them with two cells beside each other, the last of which is beyond the map."""
+    assert launch.is_unrolled(case.grid)
     for name, size in (("THREADS", threads), ("LANES", lanes), ("VECTOR_BYTES", vector_bytes)):
         monkeypatch.setattr(launch, name, size)
-    assert_equals_the_oracle(FEW_PIXELS, 2, device)
+    assert_equals_the_oracle(case, 2, device)
 
 
 @pytest.mark.usefixtures("rolled")

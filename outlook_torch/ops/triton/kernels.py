@@ -96,7 +96,28 @@ def attend_kernel(
             by_pair = by_pair + (merged[slot_of(x, y, K, L, S, T, G, False)],)
     i, j = S * block_i - P, T * G * block_j - Q
     channel = _first_channel(image, i, j, n, H, W, N, D, LANES, VECTOR)
-    _mix(value + channel, out + channel, by_pair, exists, i, j, H, W, N, D, K, L, S, T, G, False, SUM, ROWS, LANES, VECTOR)
+    _mix(
+        value + channel,
+        out + channel,
+        by_pair,
+        exists,
+        i,
+        j,
+        H,
+        W,
+        N,
+        D,
+        K,
+        L,
+        S,
+        T,
+        G,
+        False,
+        SUM,
+        ROWS,
+        LANES,
+        VECTOR,
+    )
 
 
 @triton.jit
@@ -142,7 +163,9 @@ def gradient_kernel(
     exists = row < rows
     i, j = S * block_i - P, T * G * block_j - Q
     channel = _first_channel(image, i, j, n, H, W, N, D, LANES, VECTOR)
-    products = _gram(cotangent + channel, value + channel, exists, i, j, H, W, N, D, K, L, S, T, G, SUM, ROWS, LANES, VECTOR)
+    products = _gram(
+        cotangent + channel, value + channel, exists, i, j, H, W, N, D, K, L, S, T, G, SUM, ROWS, LANES, VECTOR
+    )
 
     first = _first_logit(image, block_i, block_j * G, n, h, w, N, PLACES)
     lane = tl.broadcast_to(tl.arange(0, LANES)[None, :], [ROWS, LANES])
@@ -160,7 +183,9 @@ def gradient_kernel(
                         factors = _row(dropout_mask + entry, covered, PLACES, PROBABILITY)
                         slopes = _products(slopes, factors, PLACES)
                         kept = _products(probabilities, factors, PLACES)
-                    _store(gradient + entry, _through_softmax(probabilities, slopes, PLACES), covered, lane, PLACES, LANES)
+                    _store(
+                        gradient + entry, _through_softmax(probabilities, slopes, PLACES), covered, lane, PLACES, LANES
+                    )
                     weights = weights + _rounded(kept, PLACES, WEIGHT, SUM)
             _store(
                 merged + row * slots(K, L, S, T, G) + slot_of_output(e, f, K, L, S, T, G),
@@ -211,7 +236,28 @@ def transpose_kernel(
             slot += block_of(y, L, T, G, True) * N * slots(K, L, S, T, G) + slot_of(x, y, K, L, S, T, G, True)
             by_pair = by_pair + (tl.load(slot, mask=there, other=0),)
     channel = _first_channel(image, i, j, n, H, W, N, D, LANES, VECTOR)
-    _mix(cotangent + channel, gradient + channel, by_pair, exists, i, j, H, W, N, D, K, L, S, T, G, True, SUM, ROWS, LANES, VECTOR)
+    _mix(
+        cotangent + channel,
+        gradient + channel,
+        by_pair,
+        exists,
+        i,
+        j,
+        H,
+        W,
+        N,
+        D,
+        K,
+        L,
+        S,
+        T,
+        G,
+        True,
+        SUM,
+        ROWS,
+        LANES,
+        VECTOR,
+    )
 
 
 # Where things lie.
@@ -228,9 +274,7 @@ def _rows(blocks_i, blocks_j, N: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.con
 
 @triton.jit
 @no_type_check
-def _first_channel(
-    image, i, j, n, H, W, N: tl.constexpr, D: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr
-):
+def _first_channel(image, i, j, n, H, W, N: tl.constexpr, D: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
     """Return the offsets of a thread's first channels of pixel (i, j), which may be off the map."""
     first = (((image * H + i) * W + j) * N + n) * D
     lane, vector = tl.arange(0, LANES), tl.arange(0, VECTOR)

@@ -129,7 +129,10 @@ def _run(launches: tuple[Launch, ...], on: Tensor) -> None:
 
 def _arguments(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> dict[str, Any]:
     """Return what the unrolled kernels take beside tensors, by name."""
-    G = cells_of_a_block(grid)
+    tiles = tile(value.shape[-1], value.element_size())
+    # With stride 1, two cells read 30 sources for 50 taps, which pays where D is long; with others a cell has several
+    # pixels as it is.
+    G = 2 if grid.stride[1] == 1 and value.shape[-1] > tiles["LANES"] * tiles["VECTOR"] else 1
     blocks_i, blocks_j = _blocks(grid, 0, 1), _blocks(grid, 1, G)
     return {
         **_sizes(value, logits, dropout_mask, grid),
@@ -138,14 +141,9 @@ def _arguments(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid:
         "blocks_i": blocks_i,
         "blocks_j": blocks_j,
         "G": G,
-        **tile(value.shape[-1], value.element_size()),
+        **tiles,
         "num_warps": WARPS,
     }
-
-
-def cells_of_a_block(grid: WindowGrid) -> int:
-    """Return G. With stride 1, two cells read 30 sources for 50 taps; others have several pixels as it is."""
-    return 2 if grid.stride[1] == 1 else 1
 
 
 def tile(D: int, size: int) -> dict[str, int]:

@@ -2,9 +2,11 @@
 
 They read a value once for each window and place, and repeat each softmax row for each place: slower than those of
 `kernels`, which hold all merged weights of a block in registers. Both gather: a program owns what it writes, so there
-are no atomics and every run gives the same bits. Letters are those of `outlook_common.geometry`, with L, T, Q the columns of K, S, P. A place of a window is
-numbered row by row; PLACES is K*L, PADDED the power of two that holds it. Dtypes: PROBABILITY is that of the softmax,
-WEIGHT what its result is rounded to, SUM that of sums, INDEX that of offsets.
+are no atomics and every run gives the same bits.
+
+Letters are those of `outlook_common.geometry`, with L, T, Q the columns of K, S, P. A place of a window is numbered row
+by row; PLACES is K*L, PADDED the power of two that holds it. Dtypes: PROBABILITY is that of the softmax, WEIGHT what
+its result is rounded to, SUM that of sums, INDEX that of offsets.
 """
 
 from typing import no_type_check  # Triton compiles the source of these functions: a wrapper would hide their globals
@@ -152,7 +154,7 @@ def rolled_gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the gradient of the logits, and for `rolled_mix_kernel` the largest logit and the sum of exponentials of a row.
+    """Write the gradient of the logits, and of each row the largest logit and the sum of exponentials.
 
     One program has ROWS of the B*h*w*N*PLACES rows of `logits`.
     """
