@@ -211,13 +211,13 @@ def launches(case: Any, dtype: torch.dtype, *, dropout: bool = False) -> tuple[L
 
 def main() -> None:
     """Print the table."""
+    print(f"# Triton's kernels on an {H100.name}: least microseconds\n")
     print(
-        f"Least microseconds on an {H100.name} by instructions counted in SASS for sm_{H100.capability}, not measured.\n"
+        f"By instructions counted in SASS for sm_{H100.capability}; nothing was run. See `benchmarks/triton_sass.py`.\n"
     )
-    print(
-        "| case | batch | dtype | kernel | registers | spilled | instructions | special | L1 | memory | least | floor |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    costs = ("instructions", "special", "L1", "memory", "least", "floor")
+    columns = ("case", "batch", "dtype", "kernel", "registers", "spilled", *costs)
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, dtype, batch in product(("volo_d1", "seed_512"), (torch.float32, torch.bfloat16), (8, 128)):
         case = BY_NAME[name].with_batch(batch)
         times: dict[str, list[LeastTime]] = {"forward": [], "backward": []}

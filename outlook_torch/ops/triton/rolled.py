@@ -76,44 +76,44 @@ def rolled_mix_kernel(
             # The pixel is place (p, s) of this window.
             p = r + S * m
             s = t + T * k
-            window_i = cell_i - m
-            window_j = cell_j - k
-            covered = on_map & (window_i >= 0) & (window_i < h) & (window_j >= 0) & (window_j < w)
-            covered = covered & (p < K) & (s < L)  # later phases have fewer windows
-            window = ((image * h + window_i) * w + window_j) * N + n
-            own = p * L + s
-            if not TRANSPOSED:
-                first = (window * PLACES + own) * PLACES
-                here = covered[:, None] & (place < PLACES)[None, :]
-                exponents = tl.load(logits + first[:, None] + place[None, :], mask=here, other=float("-inf"))
-                exponents = exponents.to(PROBABILITY)
-                top = tl.where(covered, tl.max(exponents, axis=1), 0)
-                scale = tl.where(covered, tl.sum(tl.exp(exponents - top[:, None]), axis=1), 1)
-            for q in range(K):
-                for u in range(L):
-                    other = q * L + u
-                    source_i = i + q - p
-                    source_j = j + u - s
-                    there = covered & (source_i >= 0) & (source_i < H) & (source_j >= 0) & (source_j < W)
-                    if TRANSPOSED:
-                        matrix_row = window * PLACES + other
-                        entry = matrix_row * PLACES + own
-                        top = tl.load(tops + matrix_row, mask=there, other=0)
-                        scale = tl.load(totals + matrix_row, mask=there, other=1)
-                    else:
-                        entry = (window * PLACES + own) * PLACES + other
-                    exponent = tl.load(logits + entry, mask=there, other=float("-inf")).to(PROBABILITY)
-                    weight = tl.exp(exponent - top) / scale
-                    if MASKED:
-                        weight *= tl.load(dropout_mask + entry, mask=there, other=0).to(PROBABILITY)
-                    weight = tl.where(there, weight.to(WEIGHT).to(SUM), 0)
-                    pixel = ((image * H + source_i) * W + source_j) * N + n
-                    term = tl.load(
-                        source + pixel[:, None] * D + channel[None, :],
-                        mask=there[:, None] & (channel < D)[None, :],
-                        other=0,
-                    )
-                    total += weight[:, None] * term.to(SUM)
+            if (p < K) & (s < L):  # phases have fewer windows, the later they are
+                window_i = cell_i - m
+                window_j = cell_j - k
+                covered = on_map & (window_i >= 0) & (window_i < h) & (window_j >= 0) & (window_j < w)
+                window = ((image * h + window_i) * w + window_j) * N + n
+                own = p * L + s
+                if not TRANSPOSED:
+                    first = (window * PLACES + own) * PLACES
+                    here = covered[:, None] & (place < PLACES)[None, :]
+                    exponents = tl.load(logits + first[:, None] + place[None, :], mask=here, other=float("-inf"))
+                    exponents = exponents.to(PROBABILITY)
+                    top = tl.where(covered, tl.max(exponents, axis=1), 0)
+                    scale = tl.where(covered, tl.sum(tl.exp(exponents - top[:, None]), axis=1), 1)
+                for q in range(K):
+                    for u in range(L):
+                        other = q * L + u
+                        source_i = i + q - p
+                        source_j = j + u - s
+                        there = covered & (source_i >= 0) & (source_i < H) & (source_j >= 0) & (source_j < W)
+                        if TRANSPOSED:
+                            matrix_row = window * PLACES + other
+                            entry = matrix_row * PLACES + own
+                            top = tl.load(tops + matrix_row, mask=there, other=0)
+                            scale = tl.load(totals + matrix_row, mask=there, other=1)
+                        else:
+                            entry = (window * PLACES + own) * PLACES + other
+                        exponent = tl.load(logits + entry, mask=there, other=float("-inf")).to(PROBABILITY)
+                        weight = tl.exp(exponent - top) / scale
+                        if MASKED:
+                            weight *= tl.load(dropout_mask + entry, mask=there, other=0).to(PROBABILITY)
+                        weight = tl.where(there, weight.to(WEIGHT).to(SUM), 0)
+                        pixel = ((image * H + source_i) * W + source_j) * N + n
+                        term = tl.load(
+                            source + pixel[:, None] * D + channel[None, :],
+                            mask=there[:, None] & (channel < D)[None, :],
+                            other=0,
+                        )
+                        total += weight[:, None] * term.to(SUM)
 
     pixel = ((image * H + i) * W + j) * N + n
     tl.store(
