@@ -93,7 +93,7 @@ class Sass:
 def compile_kernel(kernel: Any, arguments: dict[str, Any], capability: int) -> Sass:
     """Compile a kernel as Triton would for a launch with these arguments; tensors may be on the device "meta"."""
     arguments = dict(arguments)
-    options = {name: arguments.pop(name) for name in ("num_warps", "num_stages") if name in arguments}
+    options = {name: arguments.pop(name) for name in ("num_warps", "maxnreg") if name in arguments}
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], Any] = {}

@@ -22,10 +22,10 @@ WARPS = 4
 THREADS = 32 * WARPS
 LANES = 8
 VECTOR_BYTES = 16
-# How many numbers a tile of the rolled kernels holds, and how many channels at most. With more than 4 numbers for each
-# thread, ptxas (sm_90) wants over 128 registers and spills some.
+# How many numbers a tile of the rolled kernels holds, and how many channels at most.
 TILE = 2**9
 CHANNELS = 128
+REGISTERS = 128  # of a thread of theirs; left to choose, ptxas (sm_90) takes 96 and spills some
 INT32_ELEMENTS = 2**30  # in larger tensors, offsets are computed in int64
 
 _DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -115,7 +115,7 @@ def _contiguous(**operands: Tensor | None) -> dict[str, Tensor | None]:
 
 
 def _launch(kernel: Any, arguments: dict[str, Any], **more: Any) -> Launch:
-    names = (*kernel.arg_names, "num_warps")
+    names = (*kernel.arg_names, "num_warps", "maxnreg")
     chosen = {name: argument for name, argument in (arguments | more).items() if name in names}
     return Launch(kernel, (-(-arguments["rows"] // arguments["ROWS"]),), chosen)
 
@@ -177,7 +177,7 @@ def _rolled_arguments(value: Tensor, logits: Tensor, dropout_mask: Tensor | None
     """Return what both rolled kernels take beside tensors, by name."""
     padded, columns = _power_of_two(grid.places), min(_power_of_two(value.shape[-1]), CHANNELS)
     tiles = {"PADDED": padded, "ROWS": max(1, TILE // max(padded, columns)), "COLUMNS": columns}
-    return _sizes(value, logits, dropout_mask, grid) | tiles
+    return _sizes(value, logits, dropout_mask, grid) | tiles | {"num_warps": WARPS, "maxnreg": REGISTERS}
 
 
 def _rolled_mix(
