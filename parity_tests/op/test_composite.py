@@ -9,6 +9,7 @@ import pytest
 import torch
 from flax import nnx
 from jax.test_util import check_grads
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import outlook_jax
 import outlook_torch
@@ -17,6 +18,8 @@ from outlook_common.op_cases import BY_NAME, Case
 from outlook_jax.ops import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from outlook_jax.ops.composite.sums import UNROLLED
 from outlook_torch.ops import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+from outlook_torch.ops.composite import sums
+from outlook_torch.ops.composite.samples import most_samples, samples
 from parity_tests.support.runners import draw, relative_error, to_torch
 
 some_cases = pytest.mark.parametrize(
@@ -233,3 +236,70 @@ def test_with_gradients_torch_chooses_composite_from_larger_maps_on(batch: int, 
     assert chosen() is TORCH_IMPLEMENTATIONS[with_gradients].run
     with torch.no_grad():
         assert chosen() is TORCH_IMPLEMENTATIONS["composite"].run
+
+
+def results_of(case: Case, value: torch.Tensor, logits: torch.Tensor) -> list[torch.Tensor]:
+    """The output, the gradients, and a gradient of the gradient's."""
+    value, logits = value.clone().requires_grad_(), logits.clone().requires_grad_()
+    out = outlook_torch.outlook_attention(value, logits, **case.window, implementation="composite")
+    grads = torch.autograd.grad(out.square().sum(), (value, logits), create_graph=True)
+    return [out, *grads, *torch.autograd.grad(sum(g.square().sum() for g in grads), (value, logits))]
+
+
+def test_batches_of_too_many_samples_are_cut_and_give_the_same_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = BY_NAME["stride_not_dividing"].with_batch(5)
+    operands = draw(case, seed=7)
+    value, logits = to_torch(operands.value), to_torch(operands.logits)
+    whole = results_of(case, value, logits)
+    samples_of_an_image = len(samples(case.grid, case.N, value.device).slots)
+    assert 0 < samples_of_an_image <= most_samples(case.grid, case.N)
+    lengths: list[int] = []
+    kernel = torch.embedding_bag
+
+    def counted(weight: torch.Tensor, indices: torch.Tensor, *args: object, **kwargs: object) -> object:
+        lengths.append(len(indices))
+        return kernel(weight, indices, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "embedding_bag", counted)
+    for images, calls in ((2, [2, 2, 1]), (1, [1] * 5)):
+        # One sample more would be one image more.
+        monkeypatch.setattr(sums, "SAMPLES", (images + 1) * samples_of_an_image)
+        lengths.clear()
+        for result, expected in zip(results_of(case, value, logits), whole, strict=True):
+            assert torch.equal(result, expected)
+        assert lengths[: len(calls)] == [n * samples_of_an_image for n in calls]
+
+
+@pytest.mark.unchecked  # of a device that is not there
+def test_an_image_of_too_many_samples_for_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = BY_NAME["seed_512"]
+    monkeypatch.setattr(sums, "SAMPLES", 25 * 28 * 28)
+    with FakeTensorMode():
+        for device, refused in (("cuda", True), ("cpu", False)):
+            value, logits = (torch.empty(s, device=device) for s in (case.value_shape, case.logits_shape))
+            reason = TORCH_IMPLEMENTATIONS["composite"].refusal(value, logits, None, case.grid)
+            assert (reason is not None) == refused
+            assert (
+                not refused
+                or "an image has up to 19600 samples; PyTorch's kernels on CUDA take fewer than 19600" in reason
+            )
+
+
+@pytest.mark.parametrize("name", ["reference", "composite"])
+def test_deterministic_algorithms_are_all_there_are_in_torch(name: str) -> None:
+    """On a CPU; PyTorch raises where an algorithm of its own is not deterministic."""
+    case = BY_NAME["small_map"]
+    operands = draw(case, seed=8, dtype="float32")
+    value, logits = to_torch(operands.value).requires_grad_(), to_torch(operands.logits).requires_grad_()
+
+    def run() -> list[torch.Tensor]:
+        out = outlook_torch.outlook_attention(value, logits, **case.window, implementation=name)
+        return [out, *torch.autograd.grad(out.square().sum(), (value, logits))]
+
+    as_ever = run()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for result, expected in zip(run(), as_ever, strict=True):
+            assert torch.equal(result, expected)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,5 +1,6 @@
 """`implementation="triton"`: its suite in a process of its own, what the kernels compile to, and refusals."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from outlook_common.op_cases import Case
-from outlook_torch.ops import triton as implementation
+from outlook_common.op_cases import BY_NAME, Case
+from outlook_torch.ops.triton import operators as implementation
 from parity_tests.support.runners import Device, draw, to_torch
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="not run: there is no Triton for this platform")
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="not run: th
 ROOT = Path(__file__).parents[2]
 SUITE = ROOT / "parity_tests" / "support" / "triton_suite.py"
 CASE = Case("refused", 3, 4, 1, 2, B=1)
+REAL = ("volo_d1", "seed_512")
 
 
 def run_suite(kind: str, marker: str) -> None:
@@ -87,61 +89,65 @@ def test_compiled_without_a_graph_break_it_gives_the_same_by_the_same_kernels(de
 
 
 COMPILE = """
+import json
 import sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from outlook_torch.ops import triton_kernels, triton_launch
+import torch
+from benchmarks.triton_sass import compile_kernel, launches
+from outlook_common.op_cases import BY_NAME
 
-def compiled(kernel, dtype, capability, **constants):
-    names = kernel.arg_names
-    pointers = {"dropout_mask": "*fp32", "tops": "*fp32", "totals": "*fp32", **dict.fromkeys(
-        ("source", "out", "cotangent", "value", "logits", "gradient"), f"*{dtype}")}
-    signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in names}
-    positions = {(names.index(n),): constant for n, constant in constants.items()}
-    return triton.compile(ASTSource(kernel, signature, positions, {}), target=GPUTarget("cuda", capability, 32))
-
-tl = triton.language
-places = {"K": 3, "L": 3, "S": 2, "T": 2, "P": 1, "Q": 1, "PADDED": 16}
-tiles = {"ROWS": triton_launch.TILE // 32, "COLUMNS": 32}
-shared = {**places, **tiles, "MASKED": True, "PROBABILITY": tl.float32, "SUM": tl.float32, "INDEX": tl.int32}
-own = {"tops": None, "totals": None, "TRANSPOSED": False}
-variants = [
-    (triton_kernels.mix_kernel, {"WEIGHT": None, **own}),
-    (triton_kernels.mix_kernel, {"WEIGHT": None, "TRANSPOSED": True}),
-    (triton_kernels.logits_gradient_kernel, {}),
-]
-capability, dtype = int(sys.argv[1]), sys.argv[2]
-weight = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
-for kernel, constants in variants:
-    more = {name: weight if name == "WEIGHT" else constant for name, constant in constants.items()}
-    binary = compiled(kernel, dtype, capability, **shared, **more)
-    assert binary.asm["cubin"]
-    print(binary.asm["ptx"])
+name, dtype, capability, mask = sys.argv[1:]
+found = {}
+for launch in launches(BY_NAME[name], getattr(torch, dtype), dropout=mask == "masked"):
+    sass = compile_kernel(launch.kernel, launch.arguments, int(capability))
+    opcodes = {opcode.split(".")[0] for opcode in sass.opcodes}
+    found[launch.kernel.fn.__name__] = {"spills": sass.spills, "shared": sass.shared, "opcodes": sorted(opcodes)}
+print(json.dumps(found))
 """
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype"),
+    ("name", "dtype", "capability", "mask"),
     [
-        ("90", "bf16"),
-        # Some ten seconds each, and no more than other numbers in the same code.
+        ("volo_d1", "bfloat16", "90", "masked"),
+        # Some ten seconds for each kernel, and no more than other numbers in the same code.
         *(
-            pytest.param(capability, dtype, marks=pytest.mark.slow)
-            for capability, dtype in (("80", "bf16"), ("90", "fp16"), ("90", "fp32"))
+            pytest.param(*arguments, marks=pytest.mark.slow)
+            for arguments in (
+                *((name, "float32", "90", "whole") for name in BY_NAME),
+                *((name, "bfloat16", capability, "masked") for name in REAL for capability in ("80", "90", "100")),
+                *((name, "float16", "80", "whole") for name in REAL),
+            )
         ),
     ],
 )
-def test_the_kernels_compile_for_gpus_and_have_no_atomics(capability: str, dtype: str) -> None:
-    """Without atomics every run gives the same bits."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+def test_the_kernels_compile_for_gpus_without_spills_and_atomics(
+    name: str, dtype: str, capability: str, mask: str
+) -> None:
+    """Without atomics every run gives the same bits; without barriers and shared memory no thread waits for another."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, capability, dtype], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", COMPILE, name, dtype, capability, mask],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(".entry") == 3
-    assert "st.global" in done.stdout
-    assert not re.search(r"\b(atom|red)\.", done.stdout)
+    kernels = json.loads(done.stdout)
+    unrolled = BY_NAME[name].grid.places <= 9
+    assert set(kernels) == (
+        {"attend_kernel", "gradient_kernel", "transpose_kernel"}
+        if unrolled
+        else {"rolled_mix_kernel", "rolled_gradient_kernel"}
+    )
+    for kernel, found in kernels.items():
+        assert found["spills"] == 0, kernel
+        assert not {"ATOM", "ATOMG", "RED"} & set(found["opcodes"]), kernel
+        assert "STG" in found["opcodes"], kernel
+        if unrolled:
+            assert found["shared"] == 0, kernel
+            assert not {"BAR", "LDS", "STS"} & set(found["opcodes"]), kernel
 
 
 def refusal(case: Case = CASE, *, device: str = "cpu", mask: torch.Tensor | None = None) -> str | None:

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import outlook_torch
-from outlook_common.op_cases import CASES, Case
-from outlook_torch.ops import triton as triton_implementation
-from outlook_torch.ops import triton_launch
+from outlook_common.op_cases import BY_NAME, CASES, Case
+from outlook_torch.ops.triton import launch, operators
 from parity_tests.op.test_op import assert_float64_equal, assert_within_rounding
 from parity_tests.support.oracle import Operands, Results, attend, magnitudes
 from parity_tests.support.runners import DTYPES, Device, draw, relative_error, run_torch, to_torch
 
 TINY = Case("tiny", 3, 4, 2, 3, kernel_size=(1, 3), stride=(1, 2), padding=(0, 1))
+ODD_COLUMNS = Case("odd_columns", 2, 5, 2, 3, B=1)
 FEW_PIXELS = Case("few_pixels", 4, 2, 1, 5, kernel_size=(2, 1), stride=(2, 1), padding=(0, 0), B=1)
 
 FAST = ("stride_not_dividing", "gaps_between_windows", "rectangular_kernel_1_by_3", "one_channel")
@@ -34,8 +34,9 @@ every_case = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes its time by the number of programs."""
-    if triton_launch.mix_kernel.__class__.__name__ == "InterpretedFunction":
-        monkeypatch.setattr(triton_launch, "TILE", 2**16)
+    if launch.attend_kernel.__class__.__name__ == "InterpretedFunction":
+        for name, size in (("TILE", 2**16), ("THREADS", 2**12), ("LANES", 1), ("VECTOR_BYTES", 2**11)):
+            monkeypatch.setattr(launch, name, size)
 
 
 def run(operands: Operands, case: Case, device: Device) -> Results:
@@ -60,18 +61,57 @@ def test_float64_equals_the_oracle_forward_and_backward_under_a_dropout_mask(cas
     assert_float64_equal(run(operands, case, device), attend(operands, case.grid), case)
 
 
-def test_tiles_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
-    operands = draw(FEW_PIXELS, seed=2)
-    for tile, channels in ((2**9, 128), (4, 2)):
-        monkeypatch.setattr(triton_launch, "TILE", tile)
-        monkeypatch.setattr(triton_launch, "CHANNELS", channels)
-        assert_float64_equal(run(operands, FEW_PIXELS, device), attend(operands, FEW_PIXELS.grid), FEW_PIXELS)
+@pytest.fixture
+def rolled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small windows run in the kernels for large ones."""
+    monkeypatch.setattr(launch, "UNROLLED", 0)
+    assert not launch.is_unrolled(TINY.grid)
+
+
+def assert_equals_the_oracle(case: Case, seed: int, device: Device) -> None:
+    operands = draw(case, seed, dropout=0.3)
+    assert_float64_equal(run(operands, case, device), attend(operands, case.grid), case)
+
+
+@pytest.mark.parametrize(
+    ("case", "threads", "lanes", "vector_bytes"),
+    [(FEW_PIXELS, 128, 8, 16), (FEW_PIXELS, 4, 2, 8), (ODD_COLUMNS, 64, 2, 8)],
+    ids=lambda x: getattr(x, "name", None),
+)
+def test_tiles_of_any_size_give_the_same(
+    case: Case, threads: int, lanes: int, vector_bytes: int, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    """The last of them with two cells beside each other, the last of which is beyond the map."""
+    assert launch.is_unrolled(case.grid)
+    for name, size in (("THREADS", threads), ("LANES", lanes), ("VECTOR_BYTES", vector_bytes)):
+        monkeypatch.setattr(launch, name, size)
+    assert_equals_the_oracle(case, 2, device)
+
+
+@pytest.mark.usefixtures("rolled")
+@pytest.mark.parametrize(("tile", "channels"), [(2**9, 128), (4, 2)])
+def test_rolled_tiles_of_any_size_give_the_same(
+    tile: int, channels: int, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    monkeypatch.setattr(launch, "TILE", tile)
+    monkeypatch.setattr(launch, "CHANNELS", channels)
+    assert_equals_the_oracle(FEW_PIXELS, 2, device)
 
 
 def test_offsets_in_int64_give_the_same(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
-    monkeypatch.setattr(triton_launch, "INT32_ELEMENTS", 0)
-    operands = draw(TINY, seed=3)
-    assert_float64_equal(run(operands, TINY, device), attend(operands, TINY.grid), TINY)
+    monkeypatch.setattr(launch, "INT32_ELEMENTS", 0)
+    assert_equals_the_oracle(TINY, 3, device)
+
+
+@pytest.mark.usefixtures("rolled")
+def test_rolled_offsets_in_int64_give_the_same(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+    monkeypatch.setattr(launch, "INT32_ELEMENTS", 0)
+    assert_equals_the_oracle(TINY, 3, device)
+
+
+@pytest.mark.usefixtures("rolled")
+def test_phases_with_fewer_windows_in_the_rolled_kernels(device: Device) -> None:
+    assert_equals_the_oracle(BY_NAME["stride_not_dividing"], 17, device)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +226,7 @@ def test_the_gradient_runs_in_the_kernels(device: Device, monkeypatch: pytest.Mo
     value, logits, cotangent = tensors(TINY, 16, device)
     out = op(TINY)(value, logits)
     calls: list[int] = []
-    kernels = triton_implementation._attend_backward
-    monkeypatch.setattr(triton_implementation, "_attend_backward", lambda *args: calls.append(1) or kernels(*args))
+    kernels = operators._attend_backward
+    monkeypatch.setattr(operators, "_attend_backward", lambda *args: calls.append(1) or kernels(*args))
     torch.autograd.grad(out, (value, logits), cotangent)
     assert calls == [1]

@@ -66,6 +66,11 @@ def blocks(grid: WindowGrid, heads: int) -> tuple[Block, ...]:
     return tuple(found)
 
 
+def most_samples(grid: WindowGrid, heads: int) -> int:
+    """Return how many samples an image has, with those whose source is off the map, which are left out."""
+    return heads * prod(sum(phase.pixels * phase.displacements for phase in axis.phases) for axis in axis_taps(grid))
+
+
 @lru_cache(maxsize=64)
 def samples(grid: WindowGrid, heads: int, device: torch.device) -> Samples:
     """Return the samples of a map; made once and kept, some 12 bytes for each."""

@@ -5,9 +5,17 @@ The sum is bilinear in the probabilities and the values, and so are both its tra
 
 Both are an embedding bag: for each pixel and head, a weighted sum over a short list of rows. Its kernels keep the sum
 in registers, which a sum of shifted maps, one elementwise operation after the other, cannot do.
+
+What PyTorch's kernels promise, which see float32 and float64 alone, as sums run in no less:
+
+- On a CPU and on CUDA they gather, each sum in one thread or warp and in one order: the same bits in every run. Under
+  `torch.use_deterministic_algorithms(True)` all runs as without; PyTorch lists `EmbeddingBag` among what raises on CUDA
+  for mode "max" alone, and here it is "sum". By PyTorch's documentation and sources: no GPU has run it yet.
+- On CUDA the gradient by weights has a warp of 32 threads for each sample, which it numbers in an int: at 2^26 samples
+  that overflows. Batches are cut so that no call has so many; an image that alone has is refused there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -17,7 +25,7 @@ from torch import Tensor
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid, window_grid
-from outlook_torch.ops.composite.samples import blocks, samples
+from outlook_torch.ops.composite.samples import Samples, blocks, most_samples, samples
 from outlook_torch.ops.reference import at_least_float32
 
 # Below so many numbers in the windows' values for each place of a window, without or with gradients, or with so few
@@ -25,6 +33,7 @@ from outlook_torch.ops.reference import at_least_float32
 # that merge K*K places.
 NUMBERS_PER_PLACE = {False: 256, True: 1024}
 PLACES_PER_CHANNEL = 3
+SAMPLES = 2**26  # too many for one call of PyTorch's kernels on CUDA
 
 
 def composite(
@@ -62,11 +71,19 @@ def _mix(weights: Tensor, value: Tensor, kernel_size: list[int], stride: list[in
     Returns:
         (B, H, W, N, D).
     """
-    B, H, W, N, D = value.shape
+    H, W, N = value.shape[1:4]
     grid = _grid((H, W), kernel_size, stride, padding)
     if value.numel() == 0:
         return torch.zeros_like(value, memory_format=torch.contiguous_format)
     table = samples(grid, N, value.device)
+    out = [_mix_images(*images, table, grid) for images in _cut(weights, value, table)]
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _mix_images(
+    weights: Float[Tensor, "B N KK KK h w"], value: Float[Tensor, "B H W N D"], table: Samples, grid: WindowGrid
+) -> Float[Tensor, "B H W N D"]:
+    B, H, W, N, D = value.shape
     image = _images(table.sources, B)
     weight = _merged(weights, grid).index_select(1, table.slots)
     out, *_ = torch.embedding_bag(
@@ -92,11 +109,19 @@ def _gram(out: Tensor, value: Tensor, kernel_size: list[int], stride: list[int],
     Returns:
         (B, N, K*K, K*K, h, w); zero for places outside the map.
     """
-    B, H, W, N, D = value.shape
+    B, H, W, N = value.shape[:4]
     grid = _grid((H, W), kernel_size, stride, padding)
     if value.numel() == 0:
         return value.new_zeros(B, N, grid.places, grid.places, *grid.grid)
     table = samples(grid, N, value.device)
+    products = [_gram_images(*images, table, grid) for images in _cut(out, value, table)]
+    return products[0] if len(products) == 1 else torch.cat(products)
+
+
+def _gram_images(
+    out: Float[Tensor, "B H W N D"], value: Float[Tensor, "B H W N D"], table: Samples, grid: WindowGrid
+) -> Float[Tensor, "B N KK KK h w"]:
+    B, H, W, N, D = value.shape
     image = _images(table.sources, B)
     # An embedding bag's gradient by its weights, which torch.embedding_bag would compute beside others.
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
@@ -115,6 +140,12 @@ def _grid(map_size: tuple[int, int], *sizes: list[int]) -> WindowGrid:
     # Operators take lists.
     kernel_size, stride, padding = ((size[0], size[1]) for size in sizes)
     return window_grid(map_size, kernel_size, stride, padding)
+
+
+def _cut(first: Tensor, second: Tensor, table: Samples) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield both tensors by as many images as have fewer than SAMPLES samples."""
+    images = max(1, (SAMPLES - 1) // max(1, len(table.slots)))
+    return zip(torch.split(first, images), torch.split(second, images), strict=True)
 
 
 def _images(like: Int[Tensor, " n"], images: int) -> Int[Tensor, "B 1"]:
@@ -249,11 +280,15 @@ def _apply(function: type[_Bilinear], *args: Any) -> Tensor:
     return out
 
 
-def _refusal(*operands: Any) -> str | None:
+def _refusal(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:
     if torch.compiler.is_exporting():
         return "an exported program would need this package wherever it runs; the reference needs PyTorch alone"
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return "a traced program with an autograd.Function in it cannot be saved; the reference has none"
+    if value.device.type == "cuda" and not torch.compiler.is_compiling():  # in a compiled program, sizes may be symbols
+        found = most_samples(grid, value.shape[3])
+        if found >= SAMPLES:
+            return f"an image has up to {found} samples; PyTorch's kernels on CUDA take fewer than {SAMPLES} at once"
     return nested_forward_mode()
 
 

@@ -1,9 +1,12 @@
-"""The Triton kernels of `implementation="triton"`; this module alone imports Triton.
+"""Triton kernels with loops over the places of a window, for windows of any size.
 
-Both take contiguous tensors and gather: a program owns what it writes, so there are no atomics and every run gives the
-same bits. Letters are those of `outlook_common.geometry`, with L, T, Q the columns of K, S, P. A place of a window is
-numbered row by row; PLACES is K*L, PADDED the power of two that holds it. Dtypes: PROBABILITY is that of the softmax,
-WEIGHT what its result is rounded to, SUM that of sums, INDEX that of offsets.
+They read a value once for each window and place, and repeat each softmax row for each place: slower than those of
+`kernels`, which hold all merged weights of a block in registers. Both gather: a program owns what it writes, so there
+are no atomics and every run gives the same bits.
+
+Letters are those of `outlook_common.geometry`, with L, T, Q the columns of K, S, P. A place of a window is numbered row
+by row; PLACES is K*L, PADDED the power of two that holds it. Dtypes: PROBABILITY is that of the softmax, WEIGHT what
+its result is rounded to, SUM that of sums, INDEX that of offsets.
 """
 
 from typing import no_type_check  # Triton compiles the source of these functions: a wrapper would hide their globals
@@ -14,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
-def mix_kernel(
+def rolled_mix_kernel(
     source,
     logits,
     dropout_mask,
@@ -26,8 +29,8 @@ def mix_kernel(
     W,
     h,
     w,
-    N,
-    D,
+    N: tl.constexpr,
+    D: tl.constexpr,
     K: tl.constexpr,
     L: tl.constexpr,
     S: tl.constexpr,
@@ -68,48 +71,49 @@ def mix_kernel(
     on_map = (row < rows) & (i < H) & (j < W)
 
     total = tl.zeros([ROWS, COLUMNS], SUM)
-    for m in range((K - r + S - 1) // S):
-        for k in range((L - t + T - 1) // T):
+    for m in range((K + S - 1) // S):
+        for k in range((L + T - 1) // T):
             # The pixel is place (p, s) of this window.
             p = r + S * m
             s = t + T * k
-            window_i = cell_i - m
-            window_j = cell_j - k
-            covered = on_map & (window_i >= 0) & (window_i < h) & (window_j >= 0) & (window_j < w)
-            window = ((image * h + window_i) * w + window_j) * N + n
-            own = p * L + s
-            if not TRANSPOSED:
-                first = (window * PLACES + own) * PLACES
-                here = covered[:, None] & (place < PLACES)[None, :]
-                exponents = tl.load(logits + first[:, None] + place[None, :], mask=here, other=float("-inf"))
-                exponents = exponents.to(PROBABILITY)
-                top = tl.where(covered, tl.max(exponents, axis=1), 0)
-                scale = tl.where(covered, tl.sum(tl.exp(exponents - top[:, None]), axis=1), 1)
-            for q in range(K):
-                for u in range(L):
-                    other = q * L + u
-                    source_i = i + q - p
-                    source_j = j + u - s
-                    there = covered & (source_i >= 0) & (source_i < H) & (source_j >= 0) & (source_j < W)
-                    if TRANSPOSED:
-                        matrix_row = window * PLACES + other
-                        entry = matrix_row * PLACES + own
-                        top = tl.load(tops + matrix_row, mask=there, other=0)
-                        scale = tl.load(totals + matrix_row, mask=there, other=1)
-                    else:
-                        entry = (window * PLACES + own) * PLACES + other
-                    exponent = tl.load(logits + entry, mask=there, other=float("-inf")).to(PROBABILITY)
-                    weight = tl.exp(exponent - top) / scale
-                    if MASKED:
-                        weight *= tl.load(dropout_mask + entry, mask=there, other=0).to(PROBABILITY)
-                    weight = tl.where(there, weight.to(WEIGHT).to(SUM), 0)
-                    pixel = ((image * H + source_i) * W + source_j) * N + n
-                    term = tl.load(
-                        source + pixel[:, None] * D + channel[None, :],
-                        mask=there[:, None] & (channel < D)[None, :],
-                        other=0,
-                    )
-                    total += weight[:, None] * term.to(SUM)
+            if (p < K) & (s < L):  # phases have fewer windows, the later they are
+                window_i = cell_i - m
+                window_j = cell_j - k
+                covered = on_map & (window_i >= 0) & (window_i < h) & (window_j >= 0) & (window_j < w)
+                window = ((image * h + window_i) * w + window_j) * N + n
+                own = p * L + s
+                if not TRANSPOSED:
+                    first = (window * PLACES + own) * PLACES
+                    here = covered[:, None] & (place < PLACES)[None, :]
+                    exponents = tl.load(logits + first[:, None] + place[None, :], mask=here, other=float("-inf"))
+                    exponents = exponents.to(PROBABILITY)
+                    top = tl.where(covered, tl.max(exponents, axis=1), 0)
+                    scale = tl.where(covered, tl.sum(tl.exp(exponents - top[:, None]), axis=1), 1)
+                for q in range(K):
+                    for u in range(L):
+                        other = q * L + u
+                        source_i = i + q - p
+                        source_j = j + u - s
+                        there = covered & (source_i >= 0) & (source_i < H) & (source_j >= 0) & (source_j < W)
+                        if TRANSPOSED:
+                            matrix_row = window * PLACES + other
+                            entry = matrix_row * PLACES + own
+                            top = tl.load(tops + matrix_row, mask=there, other=0)
+                            scale = tl.load(totals + matrix_row, mask=there, other=1)
+                        else:
+                            entry = (window * PLACES + own) * PLACES + other
+                        exponent = tl.load(logits + entry, mask=there, other=float("-inf")).to(PROBABILITY)
+                        weight = tl.exp(exponent - top) / scale
+                        if MASKED:
+                            weight *= tl.load(dropout_mask + entry, mask=there, other=0).to(PROBABILITY)
+                        weight = tl.where(there, weight.to(WEIGHT).to(SUM), 0)
+                        pixel = ((image * H + source_i) * W + source_j) * N + n
+                        term = tl.load(
+                            source + pixel[:, None] * D + channel[None, :],
+                            mask=there[:, None] & (channel < D)[None, :],
+                            other=0,
+                        )
+                        total += weight[:, None] * term.to(SUM)
 
     pixel = ((image * H + i) * W + j) * N + n
     tl.store(
@@ -121,7 +125,7 @@ def mix_kernel(
 
 @triton.jit
 @no_type_check
-def logits_gradient_kernel(
+def rolled_gradient_kernel(
     cotangent,
     value,
     logits,
@@ -134,8 +138,8 @@ def logits_gradient_kernel(
     W,
     h,
     w,
-    N,
-    D,
+    N: tl.constexpr,
+    D: tl.constexpr,
     K: tl.constexpr,
     L: tl.constexpr,
     S: tl.constexpr,
@@ -150,7 +154,7 @@ def logits_gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the gradient of the logits, and for `mix_kernel` the largest logit and the sum of exponentials of a row.
+    """Write the gradient of the logits, and of each row the largest logit and the sum of exponentials.
 
     One program has ROWS of the B*h*w*N*PLACES rows of `logits`.
     """
