@@ -7,10 +7,11 @@ from jaxtyping import Float
 from outlook_common.dispatch import Implementation, ImplementationRequest, choose
 from outlook_common.geometry import IntOrPair, check_operands
 from outlook_jax.ops.composite import COMPOSITE
+from outlook_jax.ops.pallas import PALLAS
 from outlook_jax.ops.reference import REFERENCE
 
 # From fastest to slowest: the order that `implementation=None` tries.
-IMPLEMENTATIONS: dict[str, Implementation] = {"composite": COMPOSITE, "reference": REFERENCE}
+IMPLEMENTATIONS: dict[str, Implementation] = {"pallas": PALLAS, "composite": COMPOSITE, "reference": REFERENCE}
 
 # Of the result, for policies of `jax.checkpoint`.
 CHECKPOINT_NAME = "outlook_attention"
