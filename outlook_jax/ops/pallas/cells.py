@@ -48,7 +48,6 @@ class Cells:
         halo: rows of cells that a block reads above, and as many below; one block alone needs none above, as the
             rows below also stand for those above when a roll wraps.
         pitch: cells from row to row; those beyond the map are zero, and no displacement is longer.
-        lanes: of one block.
     """
 
     grid: WindowGrid
@@ -59,10 +58,12 @@ class Cells:
 
     @property
     def lanes(self) -> int:
+        """How many lanes a block takes, whole tiles."""
         return round_up(self.loaded * self.pitch if self.blocks > 1 else (self.rows + self.reach) * self.pitch, LANES)
 
     @property
     def reach(self) -> int:
+        """The longest way, in rows of cells, from a window or pixel to one that it reads."""
         return _reach(self.grid, 0)
 
     @property
@@ -78,6 +79,7 @@ class Cells:
 
     @property
     def phases(self) -> list[Pair]:
+        """Row by row."""
         return list(product(range(self.grid.stride[0]), range(self.grid.stride[1])))
 
     def taps(self) -> dict[Tap, list[Pair]]:

@@ -8,7 +8,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 
 from outlook_jax.ops.pallas.cells import SUBLANES, Cells
-from outlook_jax.ops.pallas.moves import Ref, load_map, load_windows, read, rows_loop, store_windows, write
+from outlook_jax.ops.pallas.moves import Ref, load_map, load_windows, part, read, rows_loop, store_windows, write
 from outlook_jax.ops.pallas.weights import group, roll, softmax_rows
 
 
@@ -45,7 +45,7 @@ def _products(cotangent: Ref, value: Ref, cells: Cells, channels: int, heads: in
 
     def some_channels(i: Array) -> None:
         rows = pl.ds(pl.multiple_of(i * tiles * SUBLANES, SUBLANES), tiles * SUBLANES)
-        sums = pl.ds(pl.multiple_of(i // (depth // tiles) * SUBLANES, SUBLANES), SUBLANES)
+        sums = pl.ds(pl.multiple_of(part(i, depth // tiles) * SUBLANES, SUBLANES), SUBLANES)
         ours = {
             key: roll(cotangent[numbers[key[0]], rows, :], cells.distance(key[1], 0))
             for key in sorted({(tap.phase, tap.displacement[0]) for tap in taps})

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp

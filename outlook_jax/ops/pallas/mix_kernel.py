@@ -7,7 +7,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 
 from outlook_jax.ops.pallas.cells import SUBLANES, Cells, Pair
-from outlook_jax.ops.pallas.moves import Ref, load_map, load_windows, rows_loop, store_map, window_lanes
+from outlook_jax.ops.pallas.moves import Ref, load_map, load_windows, part, rows_loop, store_map, window_lanes
 from outlook_jax.ops.pallas.weights import merge, probabilities, roll
 
 
@@ -37,7 +37,7 @@ def _weighted_sum(value: Ref, merged: Ref, cells: Cells, channels: int, heads: i
     depth = channels // heads // SUBLANES  # of one head, in whole tiles
 
     def eight_channels(i: Array) -> None:
-        rows, head = pl.ds(pl.multiple_of(i * SUBLANES, SUBLANES), SUBLANES), i // depth
+        rows, head = pl.ds(pl.multiple_of(i * SUBLANES, SUBLANES), SUBLANES), part(i, depth)
         # By output phase and rows to the input; columns are already where they belong.
         sums: dict[tuple[Pair, int], Array] = {}
         for source in cells.phases:
@@ -51,9 +51,9 @@ def _weighted_sum(value: Ref, merged: Ref, cells: Cells, channels: int, heads: i
                         sums[key] = sums[key] + term if key in sums else term
         for phase, number in numbers.items():
             total: Any = jnp.zeros((SUBLANES, cells.lanes), value.dtype)
-            for (other, down), part in sums.items():
+            for (other, down), found in sums.items():
                 if other == phase:
-                    total += roll(part, cells.distance(-down, 0))
+                    total += roll(found, cells.distance(-down, 0))
             out[number, rows, :] = total
 
     rows_loop(channels // SUBLANES, eight_channels)

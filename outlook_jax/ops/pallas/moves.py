@@ -22,6 +22,12 @@ def rows_loop(count: int, body: Any) -> None:
     lax.fori_loop(jnp.int32(0), jnp.int32(count), lambda k, _: body(k), None)
 
 
+def part(i: Array, size: int) -> Array:
+    """Return which part of `size` the number `i`, not negative, is in."""
+    # `//` asks for the sign of `i`, which Mosaic lowers differently from TPU to TPU, and so asks which one this is.
+    return lax.div(i, jnp.int32(size))
+
+
 def load_map(block: Ref, stage: Ref, line: Ref, cells: Cells, *, transposed: Ref) -> None:
     """Lay the pixels of a block, (rows, W, C), into `transposed`, (phases, C, lanes), by phase; zero off the map."""
     (S, T), (H, W) = cells.grid.stride, cells.grid.map_size
