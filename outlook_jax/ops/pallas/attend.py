@@ -168,7 +168,7 @@ def _attend_transpose(cotangent: Any, value: Any, *rest: Any, how: How) -> list[
 
 def _push_transpose(cotangent: Any, direction: Any, value: Any, *rest: Any, how: How) -> list[Any]:
     nothing = [None for _ in rest]
-    if ad.is_undefined_primal(direction):
+    if isinstance(direction, ad.UndefinedPrimal):
         pair = (value, cotangent) if how.swapped else (cotangent, value)
         return [gram(*pair, *rest, how=how._replace(swapped=False)), None, *nothing]
     return [None, push(direction, cotangent, *rest, how=_swap(how)), *nothing]
@@ -176,7 +176,7 @@ def _push_transpose(cotangent: Any, direction: Any, value: Any, *rest: Any, how:
 
 def _gram_transpose(direction: Any, cotangent: Any, value: Any, *rest: Any, how: How) -> list[Any]:
     nothing = [None for _ in rest]
-    if ad.is_undefined_primal(cotangent):
+    if isinstance(cotangent, ad.UndefinedPrimal):
         return [push(direction, value, *rest, how=how), None, *nothing]
     return [None, push(direction, cotangent, *rest, how=_swap(how)), *nothing]
 

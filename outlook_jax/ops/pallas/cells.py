@@ -11,7 +11,9 @@ axis, row by row with `pitch` cells from row to row, so that a displacement is o
 
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from outlook_common.geometry import WindowGrid
 
@@ -113,3 +115,11 @@ def _reach(grid: WindowGrid, axis: int) -> int:
 def round_up(n: int, unit: int) -> int:
     """Return the least multiple of `unit` that is not below `n`."""
     return -(-n // unit) * unit
+
+
+def first_loaded(wanted: Any, size: int, count: int) -> Any:
+    """Return the first of the `count` rows that a block loads, of `size`: those wanted, as far as they exist.
+
+    Mosaic loads nothing from before an array.
+    """
+    return jnp.clip(wanted, 0, size - count)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 from math import prod
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
@@ -12,10 +12,12 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
 from outlook_common.geometry import WindowGrid
-from outlook_jax.ops.pallas.cells import LANES, SUBLANES, Cells, lay_out, round_up
+from outlook_jax.ops.pallas import batch_launch
+from outlook_jax.ops.pallas.cells import LANES, SUBLANES, Cells, first_loaded, lay_out, round_up
 from outlook_jax.ops.pallas.gram_kernel import GRAM_SCRATCH, gram_kernel
 from outlook_jax.ops.pallas.mix_kernel import MIX_SCRATCH, mix_kernel
 from outlook_jax.ops.pallas.moves import padded_rows
+from outlook_jax.ops.pallas.shapes import Shaped, out_shape, sums_dtype
 
 VMEM = 96 * 2**20  # of 128 MiB in one core of v5e and v6e
 LANES_AT_ONCE = 1024  # of a block, about: what the registers hold of eight channels
@@ -32,6 +34,8 @@ def mix(
     """Return outlook attention of `value`, or, `swapped`, its transpose."""
     if value.size == 0:
         return value
+    if batch_launch.fits(grid, value, logits, masks):
+        return batch_launch.mix(value, logits, masks, grid, swapped=swapped, interpret=interpret)
     name = "outlook_attention" + "_transposed" * swapped
     kernel = partial(mix_kernel, swapped=swapped)
     out = _start(kernel, name, MIX_SCRATCH, (value,), (logits, *masks), grid, like=value, interpret=interpret)
@@ -49,6 +53,8 @@ def gram(
     """Return the gradient of sum(outlook attention * cotangent) by `logits`."""
     if value.size == 0:
         return jnp.zeros_like(logits)
+    if batch_launch.fits(grid, value, logits, masks):
+        return batch_launch.gram(cotangent, value, logits, masks, grid, interpret=interpret)
     operands = (cotangent, value), (logits, *masks)
     name = "outlook_attention_logits_gradient"
     out = _start(gram_kernel, name, GRAM_SCRATCH, *operands, grid, like=logits, interpret=interpret)
@@ -69,12 +75,12 @@ def _start(
     """Run a kernel on all blocks of all maps; return what is `like` one of the operands, heads and all on one axis."""
     N, D = maps[0].shape[3:]
     masked = len(windows) > 1
-    cells, depth = cells_of(grid, maps[-1], *windows, *(() if masked else (None,))), round_up(D, SUBLANES)
+    cells, depth = cells_of(grid, maps[-1], windows[0], windows[1] if masked else None), round_up(D, SUBLANES)
     flat = {id(x): x.reshape(*x.shape[:3], -1) for x in windows}
     for x in maps:
         flat[id(x)] = jnp.pad(x, ((0, 0),) * 4 + ((0, depth - D),)).reshape(*x.shape[:3], N * depth)
     out = flat[id(like)]
-    wide = jnp.promote_types(jnp.promote_types(maps[0].dtype, windows[0].dtype), jnp.float32)
+    wide = sums_dtype(maps[0], windows[0])
     shapes = scratch_shapes(cells, N, N * depth, masked=masked)
     out_rows = cells.rows * (grid.stride[0] if any(like is x for x in maps) else 1)
     return pl.pallas_call(
@@ -85,7 +91,7 @@ def _start(
             *(_with_halo(cells, flat[id(x)], 1) for x in windows),
         ],
         out_specs=pl.BlockSpec((None, out_rows, *out.shape[2:]), lambda b, r: (b, r, 0, 0)),
-        out_shape=jax.ShapeDtypeStruct(out.shape, out.dtype),
+        out_shape=out_shape(out),
         scratch_shapes=[pltpu.VMEM(shapes[name], wide) for name in scratch],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM),
         interpret=interpret,
@@ -93,22 +99,22 @@ def _start(
     )(*(flat[id(x)] for x in (*maps, *windows)))
 
 
-def cells_of(grid: WindowGrid, *operands: Array | None) -> Cells:
+def cells_of(grid: WindowGrid, value: Shaped, logits: Shaped, dropout_mask: Shaped) -> Cells:
     """Return the blocks of a map: all of it if that is few enough lanes and bytes, else as many rows as are."""
     whole = lay_out(grid, grid.grid[0])
-    if whole.lanes <= LANES_AT_ONCE and vmem_bytes(whole, *operands) <= VMEM:
+    if whole.lanes <= LANES_AT_ONCE and vmem_bytes(whole, value, logits, dropout_mask) <= VMEM:
         return whole
     rows = max(1, min(whole.rows - 1, LANES_AT_ONCE // whole.pitch - 2 * whole.reach))
-    while rows > 1 and vmem_bytes(lay_out(grid, rows), *operands) > VMEM:
+    while rows > 1 and vmem_bytes(lay_out(grid, rows), value, logits, dropout_mask) > VMEM:
         rows -= 1
     return lay_out(grid, rows)
 
 
-def vmem_bytes(cells: Cells, value: Array, logits: Array, dropout_mask: Array | None) -> int:
+def vmem_bytes(cells: Cells, value: Shaped, logits: Shaped, dropout_mask: Shaped) -> int:
     """Return about how much VMEM the larger kernel, the gradient of the logits, takes."""
     N, D = value.shape[3:]
     channels, masked = N * round_up(D, SUBLANES), dropout_mask is not None
-    wide = jnp.promote_types(jnp.promote_types(value.dtype, logits.dtype), jnp.float32)
+    wide = sums_dtype(value, logits)
     shapes = scratch_shapes(cells, N, channels, masked=masked)
     scratch = sum(prod(shapes[name]) for name in GRAM_SCRATCH) * wide.itemsize
     pixels = cells.loaded * cells.grid.stride[0] * round_up(cells.grid.map_size[1], 16) * round_up(channels, LANES)
@@ -120,11 +126,13 @@ def vmem_bytes(cells: Cells, value: Array, logits: Array, dropout_mask: Array | 
 def _with_halo(cells: Cells, x: Array, step: int) -> pl.BlockSpec:
     """Return the blocks of (B, rows, columns, F), `step` rows to a cell, with their halo."""
     _, rows, *minor = x.shape
-    above = cells.halo * step
-    below = (cells.blocks * cells.rows + cells.halo) * step - rows
-    shape = (pl.Squeezed(), pl.Element(cells.loaded * step, (above, below)), *map(pl.Element, minor))
-    # Overlapping blocks start at any row; where they start counts from the padding.
-    return pl.BlockSpec(shape, lambda b, r: (b, r * (cells.rows * step), 0, 0))
+    count = min(cells.loaded * step, rows)
+    shape: Any = (pl.Squeezed(), pl.Element(count), *map(pl.Element, minor))
+
+    def first(b: Array, r: Array) -> tuple[Any, ...]:
+        return b, first_loaded((r * cells.rows - cells.halo) * step, rows, count), 0, 0
+
+    return pl.BlockSpec(shape, first)
 
 
 def scratch_shapes(cells: Cells, heads: int, channels: int, *, masked: bool) -> dict[str, tuple[int, ...]]:
@@ -139,7 +147,7 @@ def scratch_shapes(cells: Cells, heads: int, channels: int, *, masked: bool) -> 
         "logits": (tiles, features, LANES),
         "mask": (tiles, features, LANES) if masked else (1, SUBLANES, LANES),
         "weights": (places, tiles, groups, LANES),
-        "merged": (taps, round_up(heads, SUBLANES), lanes),
+        "merged": (taps, tiles, round_up(heads, SUBLANES), LANES),
         "products": (taps, tiles, heads * SUBLANES, LANES),
         "stage": (S * T, lanes, columns),
         "line": (columns // LANES, round_up(w * T, SUBLANES), LANES),

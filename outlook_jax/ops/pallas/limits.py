@@ -3,19 +3,17 @@
 from typing import Any
 
 import jax
-from jax import Array
 
 from outlook_common.geometry import WindowGrid
 from outlook_jax.ops.pallas.interpret import is_interpreted
 from outlook_jax.ops.pallas.launch import VMEM, cells_of, vmem_bytes
+from outlook_jax.ops.pallas.shapes import Shaped
 
 # Pairs of places are unrolled: with more, a kernel compiles for minutes.
 PLACES = 25
 
 
-def refusal(
-    value: Array, logits: Array, dropout_mask: Array | None, grid: WindowGrid, *_: Any, **__: Any
-) -> str | None:
+def refusal(value: Shaped, logits: Shaped, dropout_mask: Shaped, grid: WindowGrid, *_: Any, **__: Any) -> str | None:
     """Say why these operands cannot be computed this way, or None if they can. Where it runs is known later."""
     operands = {"value": value, "logits": logits, "dropout_mask": dropout_mask}
     if not all(isinstance(size, int) for size in value.shape):

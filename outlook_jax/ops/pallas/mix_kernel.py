@@ -7,7 +7,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 
 from outlook_jax.ops.pallas.cells import SUBLANES, Cells, Pair
-from outlook_jax.ops.pallas.moves import Ref, load_map, load_windows, part, rows_loop, store_map, window_lanes
+from outlook_jax.ops.pallas.moves import Ref, load_map, load_windows, part, rows_loop, spread, store_map, window_lanes
 from outlook_jax.ops.pallas.weights import merge, probabilities, roll
 
 
@@ -46,7 +46,7 @@ def _weighted_sum(value: Ref, merged: Ref, cells: Cells, channels: int, heads: i
                 moved = roll(here, cells.distance(0, -columns))
                 for number, tap in enumerate(taps):
                     if tap.source == source and tap.displacement[1] == columns:
-                        term = merged[number, pl.ds(head, 1), :] * moved
+                        term = spread(merged.at[number], head) * moved
                         key = tap.phase, tap.displacement[0]
                         sums[key] = sums[key] + term if key in sums else term
         for phase, number in numbers.items():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
-from outlook_jax.ops.pallas.cells import LANES, SUBLANES, Cells, round_up
+from outlook_jax.ops.pallas.cells import LANES, SUBLANES, Cells, first_loaded, round_up
 
 Ref = Any  # of a block in VMEM; Pallas has no public type for it
 
@@ -33,6 +33,7 @@ def load_map(block: Ref, stage: Ref, line: Ref, cells: Cells, *, transposed: Ref
     (S, T), (H, W) = cells.grid.stride, cells.grid.map_size
     C, w = block.shape[-1], cells.grid.grid[1]
     first = _first_row(cells)
+    start = first_loaded(S * first, H, block.shape[0])
     stage[...] = jnp.zeros_like(stage)
     if T > 1:
         line[...] = jnp.zeros_like(line)
@@ -41,7 +42,8 @@ def load_map(block: Ref, stage: Ref, line: Ref, cells: Cells, *, transposed: Ref
         at = pl.multiple_of(k * cells.pitch, SUBLANES)
         for s in range(S):
             y = S * (first + k) + s
-            pixels = jnp.where((y >= 0) & (y < H), block[k * S + s].astype(stage.dtype), 0)
+            at_row = jnp.clip(y - start, 0, block.shape[0] - 1)
+            pixels = jnp.where((y >= 0) & (y < H), block[at_row].astype(stage.dtype), 0)
             if T == 1:
                 stage[s, pl.ds(at, W), :C] = pixels
                 continue
@@ -60,11 +62,13 @@ def load_windows(block: Ref, stage: Ref, cells: Cells, *, transposed: Ref) -> No
     # No window that is not there may hold an infinity: its weights are dropped by a product with zero.
     stage[...] = jnp.zeros_like(stage)
     first, h = _first_row(cells), cells.grid.grid[0]
+    start = first_loaded(first, h, block.shape[0])
 
     def one_row(k: Array) -> None:
         at = pl.multiple_of(k * cells.pitch, SUBLANES)
         inside = (first + k >= 0) & (first + k < h)
-        stage[pl.ds(at, w), :F] = jnp.where(inside, block[k].astype(stage.dtype), 0)
+        at_row = jnp.clip(first + k - start, 0, block.shape[0] - 1)
+        stage[pl.ds(at, w), :F] = jnp.where(inside, block[at_row].astype(stage.dtype), 0)
 
     rows_loop(cells.loaded, one_row)
     for tile, at in product(range(transposed.shape[0]), range(0, stage.shape[1], LANES)):
@@ -103,7 +107,7 @@ def store_windows(transposed: Ref, stage: Ref, cells: Cells, *, block: Ref) -> N
     rows_loop(cells.rows, one_row)
 
 
-def window_lanes(cells: Cells, like: Array) -> Array:
+def window_lanes(cells: Cells, like: Ref) -> Array:
     """Return 1 in the lanes of windows, (1, lanes), else 0."""
     first, (h, w) = _first_row(cells), cells.grid.grid
     lane = lax.broadcasted_iota(jnp.int32, (1, cells.lanes), 1)
@@ -129,6 +133,11 @@ def _transpose(source: Ref, target: Ref) -> None:
 def read(tiles: Ref, rows: Any) -> Array:
     """Return rows of an array kept as (tiles, rows, 128). Mosaic reads rows that are apart from such ones alone."""
     return jnp.concatenate([tiles.at[i][rows, :] for i in range(tiles.shape[0])], axis=1)
+
+
+def spread(tiles: Ref, row: Array) -> Array:
+    """Return one row of an array kept as (tiles, rows, 128), eight times."""
+    return read(tiles, pl.ds(row, SUBLANES, stride=0))  # a load that stays in place spreads it at no cost
 
 
 def write(tiles: Ref, rows: Any, x: Array) -> None:

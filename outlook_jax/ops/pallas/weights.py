@@ -49,7 +49,7 @@ def probabilities(
 
 
 def merge(weights: Ref, cells: Cells, heads: int, *, swapped: bool, merged: Ref) -> None:
-    """Sum the weights that meet, (taps, N, lanes), each row of cells where its input's row is.
+    """Sum the weights that meet, (taps, lanes / 128, N, 128), each row of cells where its input's row is.
 
     The roll by rows of cells is left to `mix`, which does it once for all taps of a row. `swapped` reads p for q.
     """
@@ -60,7 +60,8 @@ def merge(weights: Ref, cells: Cells, heads: int, *, swapped: bool, merged: Ref)
             here, there = (q, p) if swapped else (p, q)
             slab = read(weights.at[there], pl.ds(here, heads, stride=len(places)))
             by_distance[cells.distance(places[q].offset[0], places[p].offset[1])].append(slab)
-        merged[number, :heads, :] = reduce(add, (roll(reduce(add, s), d) for d, s in by_distance.items()))
+        total = reduce(add, (roll(reduce(add, slabs), distance) for distance, slabs in by_distance.items()))
+        write(merged.at[number], pl.ds(0, heads), total)
 
 
 def roll(x: Array, distance: int) -> Array:
