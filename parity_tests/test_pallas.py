@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from outlook_jax import outlook_attention
 from outlook_jax.ops.pallas import batch_launch, interpreted, launch
-from parity_tests.cases import BY_NAME, Case
+from parity_tests.cases import Case
 from parity_tests.oracle import attend
 from parity_tests.test_op import assert_float64_equal, assert_within_rounding
 from parity_tests.twins import draw, relative_error, run_jax
@@ -34,12 +34,12 @@ def interpreter() -> Iterator[None]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the kernels cut these small maps into several blocks of rows, as they do large ones."""
-    monkeypatch.setattr(launch, "LANES_AT_ONCE", 40)
+    monkeypatch.setattr(launch, "LANES_AT_ONCE", 24)
     monkeypatch.setattr(batch_launch, "VMEM", 2**21)
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("case", [ROWS, COLUMNS, UNEVEN, BY_NAME["one_pixel"]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [ROWS, COLUMNS], ids=lambda case: case.name)
 def test_float64_equals_the_oracle_forward_and_backward(case: Case) -> None:
     operands = draw(case, seed=1)
     assert launch.cells_of(case.grid, operands.value, operands.logits, None).blocks == 1
@@ -54,24 +54,23 @@ def test_blocks_of_rows_take_what_they_need_of_those_beside_them() -> None:
 
 
 @pytest.mark.usefixtures("interpreter", "small_blocks")
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_images_that_fill_the_lanes_give_the_same(dropout: float) -> None:
-    operands = draw(IMAGES, seed=3, dropout=dropout)
-    masks = () if operands.dropout_mask is None else (operands.dropout_mask,)
-    assert batch_launch.fits(IMAGES.grid, operands.value, operands.logits, masks)
-    assert batch_launch.blocks_for(IMAGES.grid, operands.value, operands.logits, masks, gram=False).rows < 5
+def test_images_that_fill_the_lanes_give_the_same_under_a_dropout_mask() -> None:
+    operands = draw(IMAGES, seed=3, dropout=0.3)
+    shapes = operands.value, operands.logits, (operands.dropout_mask,)
+    assert batch_launch.fits(IMAGES.grid, *shapes)
+    assert batch_launch.blocks_for(IMAGES.grid, *shapes, gram=False).rows < 5
     assert_float64_equal(run(operands, IMAGES), attend(operands, IMAGES.grid), IMAGES)
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_windows_of_three_by_three_under_a_dropout_mask() -> None:
-    case = Case("square", 3, 2, 1, 8, B=1)
+def test_rows_and_columns_at_once_under_a_dropout_mask() -> None:
+    case = Case("square", 3, 5, 1, 8, kernel_size=2, stride=2, padding=1, B=1)
     operands = draw(case, seed=4, dropout=0.3)
     assert_float64_equal(run(operands, case), attend(operands, case.grid), case)
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("case", [ROWS, IMAGES], ids=["cells", "images"])
+@pytest.mark.parametrize("case", [COLUMNS, UNEVEN.with_batch(128)], ids=["cells", "images"])
 def test_bfloat16_errs_by_no_more_than_rounding(case: Case) -> None:
     operands = draw(case, seed=5, dtype="bfloat16")
     assert_within_rounding(run(operands, case), operands, case)
@@ -79,16 +78,19 @@ def test_bfloat16_errs_by_no_more_than_rounding(case: Case) -> None:
 
 @pytest.mark.usefixtures("interpreter")
 def test_minus_infinity_in_the_logits_is_a_weight_of_zero() -> None:
-    operands = draw(ROWS, seed=6)
+    operands = draw(UNEVEN, seed=6)
     operands.logits[..., 1] = -np.inf
-    results = run(operands, ROWS)
-    assert_float64_equal(results, attend(operands, ROWS.grid), ROWS)
-    assert (results.d_logits[..., 1] == 0).all()
+    out = jit(_ops(UNEVEN)[0])(operands.value, operands.logits)
+    assert relative_error(np.asarray(out), attend(operands, UNEVEN.grid).out) <= 1e-12
+
+
+# Optimised, what is interpreted compiles for longer than it runs.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _ops(case: Case) -> list[Any]:
     names = "pallas", "reference"
-    return [jax.jit(partial(outlook_attention, **case.window, implementation=name)) for name in names]
+    return [partial(outlook_attention, **case.window, implementation=name) for name in names]
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -100,7 +102,7 @@ def test_forward_mode_and_second_derivatives() -> None:
             return jnp.sin(op(v, a)).sum()
 
         tangents = direction, jnp.cos(logits)
-        return jax.jit(lambda: jax.jvp(jax.grad(loss, (0, 1)), (value, logits), tangents))()
+        return jit(lambda: jax.jvp(jax.grad(loss, (0, 1)), (value, logits), tangents))()
 
     ours, theirs = (jax.tree.leaves(along(op)) for op in _ops(UNEVEN))
     assert len(ours) == 4
@@ -112,8 +114,8 @@ def test_forward_mode_and_second_derivatives() -> None:
 def test_vmap_equals_a_loop() -> None:
     value = jnp.asarray(np.stack([draw(COLUMNS, seed=seed).value for seed in range(3)], 1))
     logits = jnp.asarray(draw(COLUMNS, seed=3).logits)
-    ours, theirs = _ops(COLUMNS)
-    out = jax.vmap(ours, in_axes=(1, None))(value, logits)
+    theirs = jit(_ops(COLUMNS)[1])
+    out = jit(jax.vmap(_ops(COLUMNS)[0], in_axes=(1, None)))(value, logits)
     expected = np.stack([theirs(value[:, i], logits) for i in range(3)])
     assert relative_error(np.asarray(out), expected) <= 1e-12
 
@@ -129,7 +131,7 @@ def test_shard_map_sums_the_gradient_of_what_all_devices_share() -> None:
             specs = PartitionSpec("x"), PartitionSpec()
             return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(v, a)
 
-        return jax.jit(jax.grad(loss, (0, 1)))(value, logits)
+        return jit(jax.grad(loss, (0, 1)))(value, logits)
 
     for a, b in zip(*map(gradients, _ops(UNEVEN)), strict=True):
         assert relative_error(np.asarray(a), np.asarray(b)) <= 1e-10

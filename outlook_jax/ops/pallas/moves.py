@@ -137,7 +137,9 @@ def read(tiles: Ref, rows: Any) -> Array:
 
 def spread(tiles: Ref, row: Array) -> Array:
     """Return one row of an array kept as (tiles, rows, 128), eight times."""
-    return read(tiles, pl.ds(row, SUBLANES, stride=0))  # a load that stays in place spreads it at no cost
+    # Tile by tile, for then the load itself spreads it; a row of several tiles takes two permutations for each.
+    rows = [tiles.at[i][pl.ds(row, 1), :] for i in range(tiles.shape[0])]
+    return jnp.concatenate([jnp.broadcast_to(x, (SUBLANES, LANES)) for x in rows], axis=1)
 
 
 def write(tiles: Ref, rows: Any, x: Array) -> None:

@@ -5,6 +5,7 @@ from functools import reduce
 from operator import add
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -66,4 +67,5 @@ def merge(weights: Ref, cells: Cells, heads: int, *, swapped: bool, merged: Ref)
 
 def roll(x: Array, distance: int) -> Array:
     """Move cells up by `distance` lanes, those at the end to the start."""
-    return pltpu.roll(x, distance, axis=x.ndim - 1) if distance else x
+    # A distance of 64 bits, which a Python int is under `jax_enable_x64`, is none for Mosaic.
+    return pltpu.roll(x, np.int32(distance), axis=x.ndim - 1) if distance else x
