@@ -147,6 +147,12 @@ def test_gradients_are_lowered_for_a_tpu_where_there_is_none(batch: int) -> None
         jax.jit(op)(value, logits)
 
 
+def test_of_several_names_the_next_is_taken_where_there_is_no_tpu() -> None:
+    value, logits = (jnp.asarray(x, jnp.float32) for x in draw(UNEVEN, seed=9)[:2])
+    op = partial(outlook_attention, value, logits, **UNEVEN.window)
+    np.testing.assert_array_equal(op(implementation=("pallas", "reference")), op(implementation="reference"))
+
+
 def _logits_shape(batch: int) -> tuple[int, ...]:
     return ROWS.with_batch(batch).logits_shape
 

@@ -2,9 +2,9 @@
 
 from outlook_common.dispatch import Implementation
 from outlook_jax.ops.pallas.attend import pallas
-from outlook_jax.ops.pallas.interpret import interpreted
+from outlook_jax.ops.pallas.interpret import interpreted, on_tpu_or_interpreted
 from outlook_jax.ops.pallas.limits import drawback, refusal
 
 PALLAS = Implementation(run=pallas, refusal=refusal, drawback=drawback)
 
-__all__ = ["PALLAS", "interpreted"]
+__all__ = ["PALLAS", "interpreted", "on_tpu_or_interpreted"]

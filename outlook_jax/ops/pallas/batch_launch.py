@@ -20,10 +20,13 @@ VMEM = 100 * 2**20  # of 128 MiB in one core of v5e and v6e
 
 
 def fits(grid: WindowGrid, value: Shaped, logits: Shaped, masks: tuple[Shaped, ...]) -> bool:
-    """Return whether the images fill their lanes, and one row of windows the memory."""
+    """Return whether the images fill the lanes, and VMEM holds one row of windows of each kernel."""
     if value.shape[0] == 0 or value.shape[0] % LANES:
         return False
-    return vmem_bytes(blocks_of(grid, value, 1, gram=True), value, logits, masks, gram=True) <= VMEM
+    return all(
+        vmem_bytes(blocks_of(grid, value, 1, gram=gram), value, logits, masks, gram=gram) <= VMEM
+        for gram in (False, True)
+    )
 
 
 def mix(

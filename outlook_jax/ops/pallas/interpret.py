@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import jax
+
 _interpreted = ContextVar("outlook_pallas_interpreted", default=False)
 
 
@@ -20,3 +22,8 @@ def interpreted() -> Iterator[None]:
 def is_interpreted() -> bool:
     """Return whether this runs within `interpreted()`."""
     return _interpreted.get()
+
+
+def on_tpu_or_interpreted() -> bool:
+    """Return whether kernels run on the default backend."""
+    return is_interpreted() or jax.default_backend() == "tpu"

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from outlook_common.geometry import WindowGrid
+from outlook_jax.ops.pallas import batch_launch
 from outlook_jax.ops.pallas.interpret import is_interpreted
 from outlook_jax.ops.pallas.launch import VMEM, cells_of, vmem_bytes
 from outlook_jax.ops.pallas.shapes import Shaped
@@ -24,6 +25,8 @@ def refusal(value: Shaped, logits: Shaped, dropout_mask: Shaped, grid: WindowGri
                 return f"{name} is {x.dtype.name}, which TPUs do not compute in; bfloat16 and float32 they do"
     if grid.places > PLACES:
         return f"kernel_size={grid.kernel_size} has {grid.places} places; more than {PLACES} compile for minutes"
+    if batch_launch.fits(grid, value, logits, () if dropout_mask is None else (dropout_mask,)):
+        return None
     needed = vmem_bytes(cells_of(grid, value, logits, dropout_mask), value, logits, dropout_mask)
     if needed > VMEM:
         return f"one row of windows needs {needed} bytes of VMEM, more than {VMEM}: value has shape {value.shape}"

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from functools import reduce
 from operator import add
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,4 +69,5 @@ def merge(weights: Ref, cells: Cells, heads: int, *, swapped: bool, merged: Ref)
 def roll(x: Array, distance: int) -> Array:
     """Move cells up by `distance` lanes, those at the end to the start."""
     # A distance of 64 bits, which a Python int is under `jax_enable_x64`, is none for Mosaic.
-    return pltpu.roll(x, np.int32(distance), axis=x.ndim - 1) if distance else x
+    shift: Any = np.int32(distance)
+    return pltpu.roll(x, shift, axis=x.ndim - 1) if distance else x
