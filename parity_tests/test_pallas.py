@@ -121,7 +121,7 @@ def test_vmap_equals_a_loop() -> None:
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_shard_map_sums_the_gradient_of_what_all_devices_share() -> None:
+def test_shard_map_takes_the_kernels_and_their_gradients() -> None:
     value, logits = (jnp.asarray(x) for x in draw(UNEVEN.with_batch(1), seed=8)[:2])
     mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
 
