@@ -8,10 +8,11 @@ from outlook_common.constants import OP_CHECKPOINT_NAME
 from outlook_common.dispatch import Implementation, ImplementationRequest, choose
 from outlook_common.geometry import IntOrPair, check_operands
 from outlook_jax.ops.composite import COMPOSITE
+from outlook_jax.ops.pallas import PALLAS, on_tpu_or_interpreted
 from outlook_jax.ops.reference import REFERENCE
 
 # From fastest to slowest: the order that `implementation=None` tries.
-IMPLEMENTATIONS: dict[str, Implementation] = {"composite": COMPOSITE, "reference": REFERENCE}
+IMPLEMENTATIONS: dict[str, Implementation] = {"pallas": PALLAS, "composite": COMPOSITE, "reference": REFERENCE}
 
 
 def outlook_attention(
@@ -59,10 +60,20 @@ def outlook_attention(
         stride=stride,
         padding=padding,
     )
-    run = choose(implementation, IMPLEMENTATIONS, value, logits, dropout_mask, grid)
+    run = choose(_for_this_platform(implementation), IMPLEMENTATIONS, value, logits, dropout_mask, grid)
     out = run(value, logits, dropout_mask, grid, precision=precision)
     named: Array = checkpoint_name(out, OP_CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
     return named
+
+
+def _for_this_platform(implementation: ImplementationRequest) -> ImplementationRequest:
+    """Leave "pallas" out of several names where the default backend is no TPU.
+
+    What a program is lowered for is not known while it is traced. Asked for alone, "pallas" is taken at its word.
+    """
+    if implementation is None or isinstance(implementation, str) or on_tpu_or_interpreted():
+        return implementation
+    return [name for name in implementation if name != "pallas"] or implementation
 
 
 def _dtype_name(x: Array) -> str:

@@ -57,7 +57,7 @@ def assert_same_error(
             run(*args, **kw)
         assert caught.type is kind
         # PyTorch has one implementation more to list.
-        messages.append(str(caught.value).replace("'triton', ", ""))
+        messages.append(str(caught.value).replace("'triton', ", "").replace("'pallas', ", ""))
     assert messages[0] == messages[1]
 
 

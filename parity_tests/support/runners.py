@@ -104,10 +104,11 @@ def run_jax(operands: Operands, case: Case, device: Device = CPU, implementation
 
 Runner = Callable[..., Results]
 
-# Every implementation of both twins, as (framework, implementation); Triton's has its own suite, under its interpreter.
+# Every implementation of both twins, as (framework, implementation); Triton's and Pallas' have suites of their own,
+# under their interpreters.
 IMPLEMENTATIONS: dict[tuple[str, str], Runner] = {
     **{("torch", name): run_torch for name in TORCH_IMPLEMENTATIONS if name != "triton"},
-    **{("jax", name): run_jax for name in JAX_IMPLEMENTATIONS},
+    **{("jax", name): run_jax for name in JAX_IMPLEMENTATIONS if name != "pallas"},
 }
 
 

@@ -42,14 +42,20 @@ def composite(
 
     There is no matrix product, so `precision` changes nothing: products and sums are exact to their dtype.
     """
+    found = weights(logits, dropout_mask, value.dtype)
+    return mix(found, value.astype(found.dtype), grid).astype(value.dtype)
+
+
+def weights(
+    logits: Float[Array, "B h w N KK KK"], dropout_mask: Float[Array, "B h w N KK KK"] | None, dtype: Any
+) -> Float[Array, "B N KK KK h w"]:
+    """Return softmax and dropout of the logits, rounded to `dtype`, the value's, in the dtype of its sums."""
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between. With the map
     # last, both run along contiguous memory.
     probabilities = jax.nn.softmax(map_last(logits).astype(at_least_float32(logits)), axis=3)
     if dropout_mask is not None:
         probabilities = probabilities * map_last(dropout_mask)
-    sum_dtype = at_least_float32(value)
-    weights = probabilities.astype(value.dtype).astype(sum_dtype)
-    return mix(weights, value.astype(sum_dtype), grid).astype(value.dtype)
+    return probabilities.astype(dtype).astype(jnp.promote_types(dtype, jnp.float32))
 
 
 def mix(

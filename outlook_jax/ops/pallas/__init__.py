@@ -1,0 +1,10 @@
+"""Outlook attention in one pass of Mosaic kernels, for TPUs: softmax, merged weights, weighted sum and fold."""
+
+from outlook_common.dispatch import Implementation
+from outlook_jax.ops.pallas.attend import pallas
+from outlook_jax.ops.pallas.interpret import interpreted, on_tpu_or_interpreted
+from outlook_jax.ops.pallas.limits import drawback, refusal
+
+PALLAS = Implementation(run=pallas, refusal=refusal, drawback=drawback)
+
+__all__ = ["PALLAS", "interpreted", "on_tpu_or_interpreted"]

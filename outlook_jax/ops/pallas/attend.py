@@ -1,0 +1,189 @@
+"""The kernels as primitives that are each other's derivatives.
+
+`attend` is linear in the value, and its transpose is the same kernel with the places of each window swapped. Along the
+logits its derivative is `push`, whose transpose is the kernel `gram`. What is left, forward mode along the logits and
+the derivatives of a softmax's derivative, runs on composite.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, mlir
+from jaxtyping import Float
+
+from outlook_common.geometry import WindowGrid
+from outlook_jax.ops import composite
+from outlook_jax.ops.pallas import launch
+from outlook_jax.ops.pallas.interpret import is_interpreted
+from outlook_jax.ops.primitives import alike, define
+
+Operands = tuple[Array, ...]
+
+
+class How(NamedTuple):
+    """What is no array: the grid, whether the places are swapped, whether kernels are interpreted off a TPU."""
+
+    grid: WindowGrid
+    swapped: bool
+    interpreted: bool
+
+
+def pallas(
+    value: Float[Array, "B H W N D"],
+    logits: Float[Array, "B h w N KK KK"],
+    dropout_mask: Float[Array, "B h w N KK KK"] | None,
+    grid: WindowGrid,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "B H W N D"]:
+    """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked.
+
+    There is no matrix product, so `precision` changes nothing: products and sums are exact to their dtype.
+    """
+    masks = () if dropout_mask is None else (dropout_mask,)
+    return attend(value, logits, *masks, how=How(grid, swapped=False, interpreted=is_interpreted()))
+
+
+def attend(value: Array, logits: Array, *masks: Array, how: How) -> Array:
+    """Return outlook attention of `value`, or its transpose if `how.swapped`."""
+    return _attend_p.bind(*alike(value, logits, *masks), how=how)
+
+
+def push(direction: Array, value: Array, logits: Array, *masks: Array, how: How) -> Array:
+    """Return the derivative of `attend` as the logits move in a direction."""
+    return _push_p.bind(*alike(direction, value, logits, *masks), how=how)
+
+
+def gram(cotangent: Array, value: Array, logits: Array, *masks: Array, how: How) -> Array:
+    """Return the gradient of sum(attend(value, logits) * cotangent) by the logits, places not swapped."""
+    return _gram_p.bind(*alike(cotangent, value, logits, *masks), how=how)
+
+
+def _by_composite(value: Array, logits: Array, *masks: Array, how: How) -> Array:
+    weights = composite.weights(logits, masks[0] if masks else None, value.dtype)
+    weights = weights.swapaxes(2, 3) if how.swapped else weights
+    return composite.mix(weights, value.astype(weights.dtype), how.grid).astype(value.dtype)
+
+
+def _push_by_composite(direction: Array, value: Array, logits: Array, *masks: Array, how: How) -> Array:
+    return jax.jvp(lambda x: _by_composite(value, x, *masks, how=how), (logits,), (direction,))[1]
+
+
+def _gram_by_composite(cotangent: Array, value: Array, logits: Array, *masks: Array, how: How) -> Array:
+    return jax.vjp(lambda x: _by_composite(value, x, *masks, how=how), logits)[1](cotangent)[0]
+
+
+def _on_tpu(kernel: Callable[..., Array], *operands: Array, how: How) -> Array:
+    """Run a kernel; which platform this is for is known when it is lowered, no earlier."""
+
+    def interpreted(*operands: Array) -> Array:
+        return kernel(*operands, interpret=True) if how.interpreted else _absent_p.bind(*operands, kernel=kernel)
+
+    return lax.platform_dependent(*operands, tpu=kernel, default=interpreted)
+
+
+def _run_attend(*operands: Array, how: How) -> Array:
+    def kernel(*operands: Array, interpret: bool = False) -> Array:
+        return launch.mix(*operands, grid=how.grid, swapped=how.swapped, interpret=interpret)
+
+    return _on_tpu(kernel, *operands, how=how)
+
+
+def _run_gram(*operands: Array, how: How) -> Array:
+    def kernel(*operands: Array, interpret: bool = False) -> Array:
+        return launch.gram(*operands, grid=how.grid, interpret=interpret)
+
+    return _on_tpu(kernel, *operands, how=how)
+
+
+def _refuse(ctx: Any, *_: Any, **__: Any) -> Any:
+    raise NotImplementedError(
+        f"implementation 'pallas' cannot run here: it is for TPUs, and this was lowered for "
+        f"{' and '.join(ctx.platforms or ctx.module_context.platforms)}; "
+        "within outlook_jax.ops.pallas.interpreted() it runs anywhere, slowly"
+    )
+
+
+# Stands for a kernel where there is no TPU; only who lowers it is told so.
+_absent_p: Any = Primitive("outlook_pallas_absent")
+
+
+def _absent_shape(*operands: Any, kernel: Callable[..., Array]) -> Any:
+    like = jax.eval_shape(kernel, *operands)
+    return operands[0].update(shape=like.shape, dtype=like.dtype)
+
+
+_absent_p.def_abstract_eval(_absent_shape)
+mlir.register_lowering(_absent_p, _refuse)
+
+_attend_p = define("outlook_attend", _run_attend, lambda value, *_, how: value, static="how")
+_push_p = define("outlook_push", _push_by_composite, lambda _, value, *__, how: value, static="how")
+_gram_p = define("outlook_logits_gradient", _run_gram, lambda _, __, logits, *___, how: logits, static="how")
+
+
+def _moves(tangent: Any) -> bool:
+    return type(tangent) is not ad.Zero
+
+
+def _jvp(
+    op: Callable[..., Array],
+    by_composite: Callable[..., Array],
+    linear: int,
+    primals: Operands,
+    tangents: Any,
+    how: How,
+) -> tuple[Array, Array]:
+    """Differentiate `op`, linear in each of its first operands; in the others as composite is differentiated."""
+    out = op(*primals, how=how)
+    parts = [op(*primals[:i], tangents[i], *primals[i + 1 :], how=how) for i in range(linear) if _moves(tangents[i])]
+    rest = tuple(map(ad.instantiate_zeros, tangents[linear:]))
+    if any(map(_moves, tangents[linear:])):
+        parts.append(jax.jvp(lambda *x: by_composite(*primals[:linear], *x, how=how), primals[linear:], rest)[1])
+    return out, reduce(jnp.add, parts)
+
+
+def _attend_jvp(primals: Operands, tangents: Any, *, how: How) -> tuple[Array, Array]:
+    value, logits, *masks = primals
+    parts = []
+    if _moves(tangents[0]):
+        parts.append(attend(tangents[0], logits, *masks, how=how))
+    if _moves(tangents[1]):
+        parts.append(push(tangents[1], *primals, how=how))
+    if any(map(_moves, tangents[2:])):
+        parts.append(jax.jvp(lambda m: _by_composite(value, logits, m, how=how), tuple(masks), tuple(tangents[2:]))[1])
+    return attend(*primals, how=how), reduce(jnp.add, parts)
+
+
+def _swap(how: How) -> How:
+    return how._replace(swapped=not how.swapped)
+
+
+def _attend_transpose(cotangent: Any, value: Any, *rest: Any, how: How) -> list[Any]:
+    return [attend(cotangent, *rest, how=_swap(how)), *(None for _ in rest)]
+
+
+def _push_transpose(cotangent: Any, direction: Any, value: Any, *rest: Any, how: How) -> list[Any]:
+    nothing = [None for _ in rest]
+    if isinstance(direction, ad.UndefinedPrimal):
+        pair = (value, cotangent) if how.swapped else (cotangent, value)
+        return [gram(*pair, *rest, how=how._replace(swapped=False)), None, *nothing]
+    return [None, push(direction, cotangent, *rest, how=_swap(how)), *nothing]
+
+
+def _gram_transpose(direction: Any, cotangent: Any, value: Any, *rest: Any, how: How) -> list[Any]:
+    nothing = [None for _ in rest]
+    if isinstance(cotangent, ad.UndefinedPrimal):
+        return [push(direction, value, *rest, how=how), None, *nothing]
+    return [None, push(direction, cotangent, *rest, how=_swap(how)), *nothing]
+
+
+ad.primitive_jvps[_attend_p] = _attend_jvp
+ad.primitive_jvps[_push_p] = lambda primals, tangents, *, how: _jvp(push, _push_by_composite, 2, primals, tangents, how)
+ad.primitive_jvps[_gram_p] = lambda primals, tangents, *, how: _jvp(gram, _gram_by_composite, 2, primals, tangents, how)
+ad.primitive_transposes[_attend_p] = _attend_transpose
+ad.primitive_transposes[_push_p] = _push_transpose
+ad.primitive_transposes[_gram_p] = _gram_transpose
