@@ -19,6 +19,8 @@ from jaxtyping import Float
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
 from outlook_common.taps import AxisTaps, Phase, axis_taps
+from outlook_jax.ops.composite_gather import products_per_window, weighted_sum
+from outlook_jax.ops.composite_softmax import softmax
 from outlook_jax.ops.map_last import map_last
 from outlook_jax.ops.primitives import alike, apart, define
 from outlook_jax.ops.reference import at_least_float32
@@ -44,30 +46,32 @@ def composite(
     """
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between. With the map
     # last, both run along contiguous memory.
-    probabilities = jax.nn.softmax(map_last(logits).astype(at_least_float32(logits)), axis=3)
+    probabilities = softmax(map_last(logits).astype(at_least_float32(logits)))
     if dropout_mask is not None:
         probabilities = probabilities * map_last(dropout_mask)
-    sum_dtype = at_least_float32(value)
-    weights = probabilities.astype(value.dtype).astype(sum_dtype)
-    return mix(weights, value.astype(sum_dtype), grid).astype(value.dtype)
+    return mix(probabilities.astype(value.dtype), value, grid)
 
 
 def mix(
     weights: Float[Array, "B N KK KK h w"], value: Float[Array, "B H W N D"], grid: WindowGrid
 ) -> Float[Array, "B H W N D"]:
-    """Return, at each pixel x, the sum over d of the merged weights W[x, d] * value[x + d]."""
+    """Return, at each pixel x, the sum over d of the merged weights W[x, d] * value[x + d].
+
+    It is computed in float32 at least and rounded once, to the dtype of both operands.
+    """
     return _mix_p.bind(*alike(weights, value), grid=grid)
 
 
 def gram(
     out: Float[Array, "B H W N D"], value: Float[Array, "B H W N D"], grid: WindowGrid
 ) -> Float[Array, "B N KK KK h w"]:
-    """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D."""
+    """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D; dtypes as `mix`."""
     return _gram_p.bind(*alike(out, value), grid=grid)
 
 
 def _run_mix(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
-    return apart(partial(_weighted_sum, grid=grid), weights, value)
+    wide = at_least_float32(value)
+    return apart(partial(_weighted_sum, grid=grid), weights.astype(wide), value.astype(wide)).astype(value.dtype)
 
 
 def _weighted_sum(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
@@ -148,7 +152,8 @@ def _interleaved(
 
 
 def _run_gram(out: Array, value: Array, *, grid: WindowGrid) -> Array:
-    return apart(partial(_products_per_window, grid=grid), out, value)
+    wide = at_least_float32(value)
+    return apart(partial(_products_per_window, grid=grid), out.astype(wide), value.astype(wide)).astype(value.dtype)
 
 
 def _products_per_window(out: Array, value: Array, *, grid: WindowGrid) -> Array:
@@ -297,8 +302,8 @@ def _gram_shape(out: Any, value: Any, *, grid: WindowGrid) -> Any:
 
 
 _define_derivatives: Any = ad.defbilinear
-_mix_p = define("outlook_mix", _run_mix, lambda weights, value, *, grid: value, static="grid")
-_gram_p = define("outlook_gram", _run_gram, _gram_shape, static="grid")
+_mix_p = define("outlook_mix", _run_mix, lambda weights, value, *, grid: value, static="grid", gpu=weighted_sum)
+_gram_p = define("outlook_gram", _run_gram, _gram_shape, static="grid", gpu=products_per_window)
 _define_derivatives(
     _mix_p,
     lambda cotangent, _, value, *, grid: gram(cotangent, value, grid),

@@ -11,19 +11,30 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 
-def define(name: str, run: Callable[..., Array], shape: Callable[..., Any], *, static: str) -> Any:
+def define(
+    name: str,
+    run: Callable[..., Array],
+    shape: Callable[..., Any],
+    *,
+    static: str | None = None,
+    gpu: Callable[..., Array] | None = None,
+) -> Any:
     """Return a primitive whose operands and result all have the batch as their first axis; it has no derivatives yet.
 
     Args:
         name: for those who read what was traced.
         run: computes it.
         shape: returns what `run` would, of operands that are known by shape and dtype alone.
-        static: the one argument of both that is no array, given by keyword.
+        static: the one argument of both that is no array, given by keyword, if any.
+        gpu: computes it on a GPU, if another way than `run` is better there. Each platform's way is chosen when a
+            program is lowered, for several platforms at once too.
     """
     primitive: Any = Primitive(name)  # JAX does not type what defines a primitive
-    primitive.def_impl(jax.jit(run, static_argnames=static))
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
+    if gpu is not None:
+        mlir.register_lowering(primitive, mlir.lower_fun(gpu, multiple_results=False), platform="gpu")
     batching.primitive_batchers[primitive] = partial(_batched, primitive)
     return primitive
 
