@@ -93,10 +93,10 @@ def _axis(axis: AxisTaps, padding: int) -> _Axis:
     pixel, displacement, m = np.ogrid[:size, 1 - K : K, : -(-K // S)]
     cell, phase = np.divmod(pixel + padding, S)
     window, place, other, _ = np.broadcast_arrays(cell - m, phase + S * m, phase + S * m + displacement, displacement)
-    found = (place < K) & (0 <= other) & (other < K) & (0 <= window) & (window < h)
+    found = (place < K) & (other >= 0) & (other < K) & (window >= 0) & (window < h)
 
     displaced = (pixel + displacement)[..., 0]
-    meet = found.any(-1) & (0 <= displaced) & (displaced < size)
+    meet = found.any(-1) & (displaced >= 0) & (displaced < size)
     first, number = np.nonzero(meet)
 
     # Which pair a pixel and a displacement make; what makes none is never looked up.
@@ -104,7 +104,7 @@ def _axis(axis: AxisTaps, padding: int) -> _Axis:
     pair_at[meet] = np.arange(len(first))
     window_of, p, q = np.ogrid[:h, :K, :K]
     at, number_of = np.broadcast_arrays(S * window_of + p - padding, q - p + K - 1)
-    on_map = (0 <= at) & (at < size)
+    on_map = (at >= 0) & (at < size)
     paired = on_map & meet[np.where(on_map, at, 0), number_of]
     return _Axis(
         weights=(found, *(np.where(found, x, 0) for x in (window, place, other))),

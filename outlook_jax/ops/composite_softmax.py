@@ -36,25 +36,31 @@ def _total(x: Array) -> Array:
 
 # XLA's GPU compiler cuts a program wherever an element needs a reduction of its whole row, or takes several rows for
 # one kernel, depending on what surrounds it. With few places it takes less time to go through the row for each element.
+# Both run where the places come last, as the logits lie in memory: two transposes in a row cancel each other.
 
 
-def _softmax_by_element(logits: Array) -> Array:
+def _softmax_by_element(logits: Float[Array, "B N KK KK h w"]) -> Float[Array, "B N KK KK h w"]:
+    logits = _map_first(logits)
     # A logit of minus infinity has no weight, as its difference from any finite one is that of the lowest number.
-    own = jnp.maximum(logits, jnp.finfo(logits.dtype).min)
-    return 1 / jnp.exp(_each(logits) - _own(own)).sum(axis=_PLACES + 1)
+    own = jnp.maximum(logits[..., None], jnp.finfo(logits.dtype).min)
+    return _map_last(1 / jnp.exp(logits[..., None, :] - own).sum(axis=-1))
 
 
-def _softmax_tangent_by_element(weights: Array, tangent: Array) -> Array:
+def _softmax_tangent_by_element(
+    weights: Float[Array, "B N KK KK h w"], tangent: Float[Array, "B N KK KK h w"]
+) -> Float[Array, "B N KK KK h w"]:
+    weights, tangent = _map_first(weights), _map_first(tangent)
     # The weights of a row sum up to 1.
-    return weights * (_each(weights) * (_own(tangent) - _each(tangent))).sum(axis=_PLACES + 1)
+    differences = tangent[..., None] - tangent[..., None, :]
+    return _map_last(weights * (weights[..., None, :] * differences).sum(axis=-1))
 
 
-def _own(x: Float[Array, "B N KK KK h w"]) -> Float[Array, "B N KK KK 1 h w"]:
-    return jnp.expand_dims(x, _PLACES + 1)
+def _map_first(x: Float[Array, "B N KK KK h w"]) -> Float[Array, "B h w N KK KK"]:
+    return x.transpose(0, 4, 5, 1, 2, 3)
 
 
-def _each(x: Float[Array, "B N KK KK h w"]) -> Float[Array, "B N KK 1 KK h w"]:
-    return jnp.expand_dims(x, _PLACES)
+def _map_last(x: Float[Array, "B h w N KK KK"]) -> Float[Array, "B N KK KK h w"]:
+    return x.transpose(0, 3, 4, 5, 1, 2)
 
 
 _softmax_p = define("outlook_softmax", _softmax, lambda logits: logits, gpu=_softmax_by_element)
