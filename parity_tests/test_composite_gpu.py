@@ -1,4 +1,4 @@
-"""What composite computes on a GPU, tested on the CPU: the formulations that are lowered there, called directly."""
+"""Composite's formulations for GPUs, called directly on the CPU."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""One `jax.export` for CPU, GPU and TPU at once: each platform's way is in it, and the CPU's gives the same numbers."""
+"""One `jax.export` for CPU, GPU and TPU at once."""
 
 from collections.abc import Callable
 

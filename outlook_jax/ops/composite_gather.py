@@ -1,7 +1,7 @@
-"""The two sums of composite as gathers and reductions, which XLA fuses into few kernels on a GPU.
+"""Composite's two sums as gathers and reductions, for GPUs.
 
-Which elements meet is decided in NumPy, per axis; rows and columns do so independently of each other. A program so has
-the same few operations for any geometry.
+XLA fuses these into one or two kernels each, without atomic additions. Which elements meet is decided in NumPy, per
+axis; rows and columns do so independently of each other. A program so has the same few operations for any geometry.
 """
 
 from typing import NamedTuple

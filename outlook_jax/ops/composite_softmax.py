@@ -1,4 +1,4 @@
-"""Softmax over the places a window takes from, and its derivative: one kernel each on a GPU."""
+"""Softmax and its derivative as primitives: one kernel each on a GPU."""
 
 from typing import Any
 

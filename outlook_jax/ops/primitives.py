@@ -1,4 +1,4 @@
-"""What the primitives of composite share: how one is defined, and how XLA is kept from fusing it on a CPU."""
+"""How composite's primitives are defined, and lowered by platform."""
 
 from collections.abc import Callable
 from functools import partial

@@ -19,7 +19,10 @@ def reference(
     grid: WindowGrid,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "B H W N D"]:
-    """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked."""
+    """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked.
+
+    On a GPU XLA gives the unfold and its gradient to cuDNN, which is as deterministic as the algorithm it takes.
+    """
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between.
     probabilities = jax.nn.softmax(logits.astype(at_least_float32(logits)), axis=-1)
     if dropout_mask is not None:
