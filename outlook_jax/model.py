@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain, groupby
 from typing import Any, Unpack
 
 import jax
@@ -259,7 +260,7 @@ class VOLO(nnx.Module):
         x, intermediates = self._embed(images), []
         stop = max(taken) if stop_early else len(self.network) - 1
         for index in range(len(self.network)):
-            x = self._forward_part(index, x)
+            x = self._forward_parts([index], x)
             if index in taken:
                 feature = self.norm(x) if norm and index >= 2 else x
                 intermediates.append(feature.transpose(0, 3, 1, 2) if output_fmt == "NCHW" else feature)
@@ -352,15 +353,23 @@ class VOLO(nnx.Module):
         return self.patch_embed(images)
 
     def _forward_network(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
-        for index in range(len(self.network)):
-            x = self._forward_part(index, x)
+        # Stages that follow each other without a downsampling run as one, so that equal blocks share one loop.
+        def kind(index: int) -> tuple[bool, bool]:
+            return isinstance(self.network[index], nnx.List), index >= 2
+
+        for _, indices in groupby(range(len(self.network)), key=kind):
+            x = self._forward_parts(list(indices), x)
         return x
 
-    def _forward_part(self, index: int, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
-        if index == 2:  # after the outlookers and their downsampling
+    def _forward_parts(self, indices: Sequence[int], x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
+        if indices[0] == 2:  # after the outlookers and their downsampling
             x = self.pos_drop(x + self._pos_embed(x.shape[1:3]).astype(x.dtype))
-        part = self.network[index]
-        return self._run_blocks(part, x) if isinstance(part, nnx.List) else part(x)
+        parts: list[Any] = [self.network[index] for index in indices]
+        if isinstance(parts[0], nnx.List):
+            return self._run_blocks(chain.from_iterable(parts), x)
+        for part in parts:
+            x = part(x)
+        return x
 
     def _pos_embed(self, size: Sequence[int]) -> Float[Array, "1 H W C"]:
         assert self.pos_embed is not None

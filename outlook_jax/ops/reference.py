@@ -1,5 +1,7 @@
 """Reference implementation by definition: unfold, weighted sum, fold (VOLO, section 3.1)."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -17,7 +19,10 @@ def reference(
     grid: WindowGrid,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "B H W N D"]:
-    """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked."""
+    """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked.
+
+    On a GPU XLA gives the unfold and its gradient to cuDNN, which is as deterministic as the algorithm it takes.
+    """
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between.
     probabilities = jax.nn.softmax(logits.astype(at_least_float32(logits)), axis=-1)
     if dropout_mask is not None:
@@ -53,15 +58,18 @@ def _unfold(value: Float[Array, "B H W N D"], grid: WindowGrid) -> Float[Array, 
 
 def _fold(windows: Float[Array, "B h w N KK D"], grid: WindowGrid) -> Float[Array, "B H W N D"]:
     B, h, w, N, _, D = windows.shape
-    rows, columns = (
-        (stride * jnp.arange(n)[:, None] + jnp.arange(kernel)[None, :])  # (windows, places) -> padded coordinate
-        for n, kernel, stride in zip((h, w), grid.kernel_size, grid.stride, strict=True)
-    )
-    places = jnp.moveaxis(windows.reshape(B, h, w, N, *grid.kernel_size, D), 3, 5)  # B h w K K N D
-    padded = jnp.zeros((B, *grid.padded_size, N, D), windows.dtype)
-    padded = padded.at[:, rows[:, None, :, None], columns[None, :, None, :]].add(places)
-    (top, left), (H, W) = grid.padding, grid.map_size
-    return padded[:, top : top + H, left : left + W]
+    places = windows.reshape(B, h, w, N, *grid.kernel_size, D)
+    out = jnp.zeros((B, *grid.map_size, N, D), windows.dtype)
+    for place in product(*map(range, grid.kernel_size)):
+        # One place of all windows lies on every S-th pixel. Not a scatter-add: GPUs add its terms in any order.
+        zeros = [(0, 0, 0)] + [
+            (first - padding, size - first + padding - stride * (n - 1) - 1, stride - 1)  # before, after, in between
+            for first, padding, size, stride, n in zip(
+                place, grid.padding, grid.map_size, grid.stride, grid.grid, strict=True
+            )
+        ]
+        out += lax.pad(places[..., *place, :], jnp.zeros((), out.dtype), [*zeros, (0, 0, 0), (0, 0, 0)])
+    return out
 
 
 REFERENCE = Implementation(run=reference, refusal=lambda *operands: None)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 from jax import Array
 from jax.interpreters import ad
 from jaxtyping import Float
@@ -19,7 +20,15 @@ def map_last(x: Float[Array, "B h w N KK KK"]) -> Float[Array, "B N KK KK h w"]:
 
 
 def _moved(x: Array, *, back: bool) -> Array:
-    return apart(lambda x: x.transpose(_ORDER[back]), x) if back else x.transpose(_ORDER[back])
+    return x.transpose(_ORDER[back])
+
+
+def _moved_on_cpu(x: Array, *, back: bool) -> Array:
+    return (
+        apart(lambda x: _moved(x, back=True), _moved_shape(jax.typeof(x), back=True), x)
+        if back
+        else _moved(x, back=False)
+    )
 
 
 def _moved_shape(x: Any, *, back: bool) -> Any:
@@ -27,6 +36,6 @@ def _moved_shape(x: Any, *, back: bool) -> Any:
 
 
 _ORDER = {False: (0, 3, 4, 5, 1, 2), True: (0, 4, 5, 1, 2, 3)}
-_map_last_p = define("outlook_map_last", _moved, _moved_shape, static="back")
+_map_last_p = define("outlook_map_last", _moved, _moved_shape, static="back", cpu=_moved_on_cpu)
 _define_derivative: Any = ad.deflinear2
 _define_derivative(_map_last_p, lambda cotangent, _, *, back: [_map_last_p.bind(cotangent, back=not back)])

@@ -1,4 +1,4 @@
-"""What the primitives of composite share: how one is defined, and how XLA is kept from fusing it on a CPU."""
+"""How composite's primitives are defined, and lowered by platform."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,19 +11,33 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 
-def define(name: str, run: Callable[..., Array], shape: Callable[..., Any], *, static: str) -> Any:
+def define(
+    name: str,
+    run: Callable[..., Array],
+    shape: Callable[..., Any],
+    *,
+    static: str | None = None,
+    cpu: Callable[..., Array] | None = None,
+    gpu: Callable[..., Array] | None = None,
+) -> Any:
     """Return a primitive whose operands and result all have the batch as their first axis; it has no derivatives yet.
 
     Args:
         name: for those who read what was traced.
         run: computes it.
         shape: returns what `run` would, of operands that are known by shape and dtype alone.
-        static: the one argument of both that is no array, given by keyword.
+        static: the one argument of both that is no array, given by keyword, if any.
+        cpu: computes it on a CPU, if another way than `run` is better there. Each platform's way is chosen when a
+            program is lowered, for several platforms at once too.
+        gpu: likewise.
     """
     primitive: Any = Primitive(name)  # JAX does not type what defines a primitive
-    primitive.def_impl(jax.jit(run, static_argnames=static))
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
+    for platform, way in (("cpu", cpu), ("gpu", gpu)):
+        if way is not None:
+            mlir.register_lowering(primitive, mlir.lower_fun(way, multiple_results=False), platform=platform)
     batching.primitive_batchers[primitive] = partial(_batched, primitive)
     return primitive
 
@@ -48,8 +62,8 @@ def alike(*operands: Array) -> list[Array]:
     return [lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(operands, missing, strict=True)]
 
 
-def apart(run: Callable[..., Array], *operands: Array) -> Array:
-    """Return run(*operands), on a CPU in a computation of its own.
+def apart(run: Callable[..., Array], result: Any, *operands: Array) -> Array:
+    """Return run(*operands), which is like `result` in shape and dtype, in a computation of its own on a CPU.
 
     XLA fuses what is computed into what reads it, and computes it once for each of its readers; a transpose that reads
     it turns its loops inside out. It drops optimization barriers before it fuses, but it does not look into a
@@ -57,13 +71,8 @@ def apart(run: Callable[..., Array], *operands: Array) -> Array:
     """
     if any(x.size == 0 for x in operands):
         return run(*operands)
-
-    def on_cpu(*operands: Array) -> Array:
-        # A slice and no flat index, for which devices that share the array would first gather all of it.
-        first = lax.slice(operands[0], (0,) * operands[0].ndim, (1,) * operands[0].ndim).reshape(())
-        bits = lax.bitcast_convert_type(first, f"uint{8 * first.dtype.itemsize}")
-        shape = jax.eval_shape(run, *operands)
-        # Always true. The other branch is there for its shape alone, and compiles in no time.
-        return lax.cond(bits | 1 != 0, run, lambda x, *_: lax.full_like(x, 0, shape.dtype, shape.shape), *operands)
-
-    return lax.platform_dependent(*operands, cpu=on_cpu, default=run)
+    # A slice and no flat index, for which devices that share the array would first gather all of it.
+    first = lax.slice(operands[0], (0,) * operands[0].ndim, (1,) * operands[0].ndim).reshape(())
+    bits = lax.bitcast_convert_type(first, f"uint{8 * first.dtype.itemsize}")
+    # Always true. The other branch is there for its shape alone, and compiles in no time.
+    return lax.cond(bits | 1 != 0, run, lambda x, *_: lax.full_like(x, 0, result.dtype, result.shape), *operands)

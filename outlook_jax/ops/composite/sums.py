@@ -7,7 +7,6 @@ The sum is bilinear in the probabilities and the values, and so are both its tra
 from collections.abc import Iterator
 from functools import partial, reduce
 from itertools import product
-from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +18,10 @@ from jaxtyping import Float
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
 from outlook_common.taps import AxisTaps, Phase, axis_taps
+from outlook_jax.ops.composite.gather import products_per_window, weighted_sum
 from outlook_jax.ops.composite.map_last import map_last
 from outlook_jax.ops.composite.primitives import alike, apart, define
+from outlook_jax.ops.composite.softmax import softmax
 from outlook_jax.ops.reference import at_least_float32
 
 # How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
@@ -42,38 +43,49 @@ def composite(
 
     There is no matrix product, so `precision` changes nothing: products and sums are exact to their dtype.
     """
-    found = weights(logits, dropout_mask, value.dtype)
-    return mix(found, value.astype(found.dtype), grid).astype(value.dtype)
+    return mix(weights(logits, dropout_mask, value.dtype), value, grid)
 
 
 def weights(
     logits: Float[Array, "B h w N KK KK"], dropout_mask: Float[Array, "B h w N KK KK"] | None, dtype: Any
 ) -> Float[Array, "B N KK KK h w"]:
-    """Return softmax and dropout of the logits, rounded to `dtype`, the value's, in the dtype of its sums."""
+    """Return softmax and dropout of the logits, rounded to `dtype`, the value's."""
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between. With the map
     # last, both run along contiguous memory.
-    probabilities = jax.nn.softmax(map_last(logits).astype(at_least_float32(logits)), axis=3)
+    probabilities = softmax(map_last(logits).astype(at_least_float32(logits)))
     if dropout_mask is not None:
         probabilities = probabilities * map_last(dropout_mask)
-    return probabilities.astype(dtype).astype(jnp.promote_types(dtype, jnp.float32))
+    return probabilities.astype(dtype)
 
 
 def mix(
     weights: Float[Array, "B N KK KK h w"], value: Float[Array, "B H W N D"], grid: WindowGrid
 ) -> Float[Array, "B H W N D"]:
-    """Return, at each pixel x, the sum over d of the merged weights W[x, d] * value[x + d]."""
+    """Return, at each pixel x, the sum over d of the merged weights W[x, d] * value[x + d].
+
+    It is computed in float32 at least and rounded once, to the dtype of both operands.
+    """
     return _mix_p.bind(*alike(weights, value), grid=grid)
 
 
 def gram(
     out: Float[Array, "B H W N D"], value: Float[Array, "B H W N D"], grid: WindowGrid
 ) -> Float[Array, "B N KK KK h w"]:
-    """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D."""
+    """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D; dtypes as `mix`."""
     return _gram_p.bind(*alike(out, value), grid=grid)
 
 
-def _run_mix(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
-    return apart(partial(_weighted_sum, grid=grid), weights, value)
+def _mix(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
+    return _weighted_sum(*_wide(weights, value), grid=grid).astype(value.dtype)
+
+
+def _mix_on_cpu(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
+    operands = _wide(weights, value)
+    return apart(partial(_weighted_sum, grid=grid), operands[1], *operands).astype(value.dtype)
+
+
+def _wide(*operands: Array) -> list[Array]:
+    return [x.astype(at_least_float32(x)) for x in operands]
 
 
 def _weighted_sum(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
@@ -153,15 +165,16 @@ def _interleaved(
     return stacked.reshape(B, n * rows.stride, m * columns.stride, N, D)[:, : rows.size, : columns.size]
 
 
-def _run_gram(out: Array, value: Array, *, grid: WindowGrid) -> Array:
-    return apart(partial(_products_per_window, grid=grid), out, value)
+def _gram(out: Array, value: Array, *, grid: WindowGrid) -> Array:
+    return _per_window(_products(*_wide(out, value), grid=grid), grid, out).astype(value.dtype)
 
 
-def _products_per_window(out: Array, value: Array, *, grid: WindowGrid) -> Array:
-    products = lax.platform_dependent(
-        out, value, cpu=partial(_products_by_maps, grid=grid), default=partial(_products, grid=grid)
-    )
-    return _per_window(products, *axis_taps(grid), out)
+def _gram_on_cpu(out: Array, value: Array, *, grid: WindowGrid) -> Array:
+    def run(out: Array, value: Array) -> Array:
+        return _per_window(_products_by_maps(out, value, grid=grid), grid, out)
+
+    operands = _wide(out, value)
+    return apart(run, _gram_shape(*map(jax.typeof, operands), grid=grid), *operands).astype(value.dtype)
 
 
 # The products out[x] · value[x + d] of a phase, by the number of the phase along rows and columns.
@@ -251,10 +264,21 @@ def _summed(maps: _Maps) -> list[Float[Array, "B N nm"]]:
     size = max(c for c in range(1, D + 1) if D % c == 0 and (c == 1 or c * len(maps.taps) <= UNROLLED))
 
     def add_up(start: Any, sums: list[Array]) -> list[Array]:
-        parts = (maps.phases, maps.sources)
-        a, b = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start * size, size, 2), parts)
+        # By `lax` and each channel once: what traces hundreds of products takes as long as what compiles them.
+        def channels(x: Array) -> list[Array]:
+            part = lax.dynamic_slice_in_dim(x, start * size, size, 2)
+            return [lax.index_in_dim(part, k, 2, keepdims=False) for k in range(size)]
+
+        a, b = ({at: channels(x) for at, x in maps_of.items()} for maps_of in (maps.phases, maps.sources))
         return [
-            reduce(add, (a[phase][:, :, k] * b[source][:, :, k, at : at + total.shape[-1]] for k in range(size)), total)
+            reduce(
+                lax.add,
+                (
+                    lax.mul(x, lax.slice_in_dim(y, at, at + total.shape[-1], axis=2))
+                    for x, y in zip(a[phase], b[source], strict=True)
+                ),
+                total,
+            )
             for total, (phase, source, at) in zip(sums, maps.taps, strict=True)
         ]
 
@@ -271,8 +295,9 @@ def _flat(x: Float[Array, "B N D n m"]) -> Float[Array, "B N D nm"]:
     return x.reshape(*x.shape[:3], x.shape[3] * x.shape[4])
 
 
-def _per_window(products: Products, rows: AxisTaps, columns: AxisTaps, out: Array) -> Float[Array, "B N KK KK h w"]:
+def _per_window(products: Products, grid: WindowGrid, out: Array) -> Float[Array, "B N KK KK h w"]:
     """Give each pair of places of a window the product at their displacement."""
+    rows, columns = axis_taps(grid)
     B, N, K, L = out.shape[0], out.shape[3], rows.kernel_size, columns.kernel_size
     by_place = []
     for p, s in product(range(K), range(L)):
@@ -303,8 +328,10 @@ def _gram_shape(out: Any, value: Any, *, grid: WindowGrid) -> Any:
 
 
 _define_derivatives: Any = ad.defbilinear
-_mix_p = define("outlook_mix", _run_mix, lambda weights, value, *, grid: value, static="grid")
-_gram_p = define("outlook_gram", _run_gram, _gram_shape, static="grid")
+_mix_p = define(
+    "outlook_mix", _mix, lambda weights, value, *, grid: value, static="grid", cpu=_mix_on_cpu, gpu=weighted_sum
+)
+_gram_p = define("outlook_gram", _gram, _gram_shape, static="grid", cpu=_gram_on_cpu, gpu=products_per_window)
 _define_derivatives(
     _mix_p,
     lambda cotangent, _, value, *, grid: gram(cotangent, value, grid),

@@ -17,10 +17,10 @@ from jax.interpreters import ad, mlir
 from jaxtyping import Float
 
 from outlook_common.geometry import WindowGrid
-from outlook_jax.ops import composite
+from outlook_jax.ops.composite import sums as composite
+from outlook_jax.ops.composite.primitives import alike, define
 from outlook_jax.ops.pallas import launch
 from outlook_jax.ops.pallas.interpret import is_interpreted
-from outlook_jax.ops.primitives import alike, define
 
 Operands = tuple[Array, ...]
 
