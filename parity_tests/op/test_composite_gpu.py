@@ -11,9 +11,9 @@ from outlook_common.op_cases import BY_NAME, CASES, Case
 from outlook_jax.ops.composite import gather, softmax
 from outlook_jax.ops.composite.map_last import map_last
 from outlook_jax.ops.reference import at_least_float32
+from parity_tests.op.test_op import assert_float64_equal, assert_within_rounding, some_cases
 from parity_tests.support.oracle import Operands, Results, attend
 from parity_tests.support.runners import DTYPES, draw
-from parity_tests.test_op import assert_float64_equal, assert_within_rounding, some_cases
 
 every_case = pytest.mark.parametrize(
     "case",

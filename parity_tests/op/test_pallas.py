@@ -13,9 +13,9 @@ from jax.sharding import AxisType, PartitionSpec
 from outlook_common.op_cases import Case
 from outlook_jax import outlook_attention
 from outlook_jax.ops.pallas import batch_launch, interpreted, launch
+from parity_tests.op.test_op import assert_float64_equal, assert_within_rounding
 from parity_tests.support.oracle import attend
 from parity_tests.support.runners import draw, relative_error, run_jax
-from parity_tests.test_op import assert_float64_equal, assert_within_rounding
 
 ROWS = Case("rows", 9, 3, 2, 3, kernel_size=(3, 1), stride=(2, 1), padding=(1, 0))
 COLUMNS = Case("columns", 2, 5, 1, 8, kernel_size=(1, 3), stride=(1, 2), padding=(0, 1))
