@@ -356,8 +356,9 @@ class VOLO(nnx.Module):
         if indices[0] == 2:  # behind the outlookers and their downsampling
             x = self.pos_drop(x + self._pos_embed(x.shape[1:3]).astype(x.dtype))
         parts = [self.network[index] for index in indices]
-        if isinstance(parts[0], nnx.List):
-            return self._run_blocks(chain.from_iterable(parts), x)
+        stages = [part for part in parts if isinstance(part, nnx.List)]
+        if stages:
+            return self._run_blocks(chain.from_iterable(stages), x)
         for part in parts:
             x = part(x)
         return x
