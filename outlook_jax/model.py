@@ -364,9 +364,10 @@ class VOLO(nnx.Module):
     def _forward_parts(self, indices: Sequence[int], x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
         if indices[0] == 2:  # after the outlookers and their downsampling
             x = self.pos_drop(x + self._pos_embed(x.shape[1:3]).astype(x.dtype))
-        parts: list[Any] = [self.network[index] for index in indices]
-        if isinstance(parts[0], nnx.List):
-            return self._run_blocks(chain.from_iterable(parts), x)
+        parts = [self.network[index] for index in indices]
+        stages = [part for part in parts if isinstance(part, nnx.List)]
+        if stages:
+            return self._run_blocks(chain.from_iterable(stages), x)
         for part in parts:
             x = part(x)
         return x

@@ -95,6 +95,8 @@ def _axis(axis: AxisTaps, padding: int) -> _Axis:
     window, place, other, _ = np.broadcast_arrays(cell - m, phase + S * m, phase + S * m + displacement, displacement)
     found = (place < K) & (other >= 0) & (other < K) & (window >= 0) & (window < h)
 
+    window, place, other = (np.where(found, x, 0) for x in (window, place, other))
+
     displaced = (pixel + displacement)[..., 0]
     meet = found.any(-1) & (displaced >= 0) & (displaced < size)
     first, number = np.nonzero(meet)
@@ -107,7 +109,7 @@ def _axis(axis: AxisTaps, padding: int) -> _Axis:
     on_map = (at >= 0) & (at < size)
     paired = on_map & meet[np.where(on_map, at, 0), number_of]
     return _Axis(
-        weights=(found, np.where(found, window, 0), np.where(found, place, 0), np.where(found, other, 0)),
+        weights=(found, window, place, other),
         source=(meet, np.where(meet, displaced, 0)),
         pairs=(first, displaced[first, number]),
         pair=(paired, np.where(paired, pair_at[np.where(on_map, at, 0), number_of], 0)),

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.interpreters import ad
 from jaxtyping import Float
@@ -42,7 +43,7 @@ def _total(x: Array) -> Array:
 def _softmax_by_element(logits: Float[Array, "B N KK KK h w"]) -> Float[Array, "B N KK KK h w"]:
     logits = _map_first(logits)
     # A logit of minus infinity has no weight, as its difference from any finite one is that of the lowest number.
-    own = jnp.maximum(logits[..., None], jnp.finfo(logits.dtype).min)  # type: ignore[no-untyped-call]
+    own = jnp.maximum(logits[..., None], np.finfo(logits.dtype).min)
     return _map_last(1 / jnp.exp(logits[..., None, :] - own).sum(axis=-1))
 
 
@@ -69,9 +70,9 @@ _tangent_p = define(
 )
 
 
-def _softmax_jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Any]:
+def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     weights = softmax(*primals)
-    return weights, _tangent(weights, *tangents)  # of one operand: JAX asks for no tangent where that is zero
+    return weights, _tangent(weights, *tangents)
 
 
 def _tangent_of_weights(change: Array, weights: Array, tangent: Array) -> Array:
