@@ -17,6 +17,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": REFERENCE,
 }
 
+# Asked once: PyTorch 2.11 cannot trace the question, and marking it as constant imports the whole compiler.
+_DEVICES = ("cpu", "cuda", "hpu", "ipu", "maia", "meta", "mps", "mtia", "xla", "xpu")
+_AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, _DEVICES))
+
 
 def outlook_attention(
     value: Float[Tensor, "B H W N D"],
@@ -63,7 +67,7 @@ def outlook_attention(
     )
     run = choose(implementation, IMPLEMENTATIONS, value, logits, dropout_mask, grid)
     device_type = value.device.type
-    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type in _AUTOCAST and torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
             return run(value, logits, dropout_mask, grid)
     return run(value, logits, dropout_mask, grid)
@@ -71,9 +75,3 @@ def outlook_attention(
 
 def _dtype_name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
-
-
-# PyTorch 2.11 cannot trace what this asks, PyTorch 2.13 can.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
