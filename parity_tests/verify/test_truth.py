@@ -121,7 +121,7 @@ def test_twins_that_cast_alike_pass_and_what_their_tables_make_is_a_note() -> No
     assert "a constant of shape (5, 4) in attention (jax)" in note
     rows = [row for row in report.checks if (row.level, row.dtype, row.view) == ("layers", "float64", "torch")]
     assert all((row.measured or 0.0) < 1e-14 for row in rows if row.name == "norm")  # the cast is lifted
-    assert 1e-9 < next(row.measured or 0 for row in report.checks if row.excused) < 1e-5
+    assert 1e-9 < max(row.measured or 0 for row in report.checks if row.excused) < 1e-5
 
 
 def test_without_float32_nothing_shows_that_a_difference_is_its_rounding() -> None:
