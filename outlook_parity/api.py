@@ -169,7 +169,7 @@ def _report(
         first_divergence=explained.path,
         cause=explained.cause,
         differences=tuple(str(difference) for difference in differing if difference.attribute not in ONLY_AS_CAUSE),
-        notes=(*notes_on(session.self_noise), *notes_on_products(checks), *omitted),
+        notes=(*notes_on(session.self_noise), *notes_on_products(checks), *session.notes, *omitted),
         self_noise=tuple(session.self_noise),
         curves=session.curves,
         environment={**versions(), **environment},

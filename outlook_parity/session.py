@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from outlook_parity.compare import residue as residues
 from outlook_parity.compare import tensors as compare
 from outlook_parity.compare.determinism import compare_repeated, compare_self, self_noise
 from outlook_parity.compare.modules import Suspect, verify_modules
@@ -36,6 +37,7 @@ class Session:
         self_noise: how far each twin is from itself.
         curves: optimizer -> twin -> losses, in the first precision that was trained in.
         weights: of each twin, as given.
+        notes: on differences that are excused, and on truths that are none.
     """
 
     def __init__(self, pair: "Pair", inputs: Inputs, plan: Plan, progress: Progress | None = None) -> None:
@@ -51,6 +53,7 @@ class Session:
         self._module_inputs: dict[tuple[str, str], np.ndarray] = {}  # by precision and suspect's path, in JAX's layout
         self._draws: dict[str, Sequence[Draw]] = {}
         self._trained: dict[str, Tensors] = {}
+        self.notes: list[str] = []
 
     def run(self) -> None:
         """Compare the weights, and run all passes of the plan."""
@@ -59,6 +62,9 @@ class Session:
         for name, dtype in self._plan.passes:
             methods[name](dtype)
         self._step("")
+        truths = {twin: self._runner(twin).truth for twin in TWINS}
+        residue = residues.excuse(self.checks, self._suspects, truths)
+        self.checks, self._suspects, self.notes = residue.checks, residue.suspects, residue.notes
 
     def _evaluate(self, dtype: str) -> None:
         """Compare outputs and gradients in eval mode."""

@@ -14,6 +14,7 @@ from outlook_parity.core.check import REVERSED, TWICE, Tensors
 from outlook_parity.core.dropout import Draw
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import Inputs, Request, batch_of, batch_reversed, scattered
+from outlook_parity.core.truth import Truth
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Runner(ABC):
     """A model of either framework that can be run; all results are in float64 under torch names."""
 
     name: str  # "torch" or "jax"
+    truth: Truth  # what its runs in float64 showed
 
     @abstractmethod
     def weights(self) -> dict[str, np.ndarray]:

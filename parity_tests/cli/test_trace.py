@@ -18,6 +18,7 @@ from outlook_parity.cli.app import app
 from outlook_parity.core.recorder import Key
 from outlook_parity.trace.compare import compare_traces
 from outlook_parity.trace.file import TraceFile, digest, read, write
+from parity_tests.support.vit import vit_images
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -262,3 +263,28 @@ def test_names_are_those_of_a_torch_trace(stack: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, ValueError)
     assert "--names must be the trace of the torch twin" in str(result.exception)
     assert "b.trace is jax's" in str(result.exception)
+
+
+VIT = "parity_tests.support.vit"
+
+
+def test_what_rounding_can_do_to_gradients_is_in_the_traces_too(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", vit_images())
+    given = ("--inputs", tmp_path / "x.npy", "--torch-axes", "0,3,1,2")
+    torch_trace, jax_trace = tmp_path / "a.trace", tmp_path / "b.trace"
+    for framework, factory, out, options in (
+        ("torch", "torch_vit", torch_trace, ()),
+        ("jax", "nnx_vit", jax_trace, ("--names", torch_trace)),
+    ):
+        where = ("--factory", f"{VIT}:{factory}", *given, "--out", out, *options)
+        result = outlook("trace", "--framework", framework, *where)
+        assert result.exit_code == 0, result.exception
+    torch, jax = read(torch_trace), read(jax_trace)
+    report = compare_traces(torch, jax)
+    assert report.verdict == "pass"
+    excused = {row.name for row in report.checks if row.excused}
+    assert excused
+    assert excused <= {f"blocks.{block}.k.bias" for block in range(2)}  # their true value is zero
+    assert compare_traces(replace(torch, jumps={}), jax).verdict == "mismatch"
+    wrong = {**jax.gradients, "blocks.0.k.bias": jax.gradients["blocks.0.k.bias"] + 1e-6}
+    assert compare_traces(torch, replace(jax, gradients=wrong)).verdict == "mismatch"

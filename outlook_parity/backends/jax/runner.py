@@ -4,7 +4,7 @@ Models run as recast copies with every global setting pinned; the user's model a
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from outlook_parity.backends.jax.attributes import add_operations, attributes_of
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.model import weights_of
 from outlook_parity.backends.jax.settings import jax_device, pinned
+from outlook_parity.backends.jax.truth import lifted
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.optimizers import OPTIMIZERS
@@ -27,6 +28,7 @@ from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.runner import Run, Runner, Training, prefixed, repeat_calls
 from outlook_parity.core.task import OUTPUT, Task, is_array
+from outlook_parity.core.truth import Truth, or_unlifted
 from outlook_parity.mapping.names import Names
 from outlook_parity.models.jax_layers import losses as own_losses
 
@@ -46,6 +48,7 @@ class JaxRunner(Runner):
         self.model = model
         self._names = names
         self._task = task
+        self.truth = Truth()
 
     def weights(self) -> dict[str, np.ndarray]:
         """See `Runner`."""
@@ -55,10 +58,11 @@ class JaxRunner(Runner):
         """See `Runner`."""
         return {self._names.module(path): type(module).__name__ for path, module in self.model.modules().items()}
 
+    @or_unlifted
     def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
         place = jax_device(request.device)
-        with pinned(request.dtype, place):
+        with pinned(request.dtype, place), self._lifted(request):
             model, parameters, buffers, inputs = self._placed(request, place)
             forward = partial(_forward, model, list(request.inputs))
             floating, others = jax.eval_shape(forward, parameters, {}, buffers, inputs)[0:2]
@@ -84,21 +88,23 @@ class JaxRunner(Runner):
             repeated=repeated,
         )
 
+    @or_unlifted
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
         place = jax_device(request.device)
-        with pinned(request.dtype, place):
+        with pinned(request.dtype, place), self._lifted(request, recorder):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
             watching = {} if recorder is None else {"recorder": recorder, "module_name": self._names.module}
             output = model.call(parameters, buffers, _in_order(request, inputs), **watching)[0]
             return {name: to_float64(leaf) for name, leaf in _outputs(output).items()}
 
+    @or_unlifted
     def train(self, request: Request) -> Training:
         """See `Runner`."""
         place = jax_device(request.device)
         trained: dict[str, np.ndarray] = {}
         draws = Draws(request.seed)
-        with pinned(request.dtype, place):
+        with pinned(request.dtype, place), self._lifted(request):
             model, *start, inputs = self._placed(request, place, training=True)
             task = self._task(request)
             targets = {name: jax.device_put(request.fixed(target), place) for name, target in task.targets.items()}
@@ -123,6 +129,16 @@ class JaxRunner(Runner):
                 slots = self._slots(state, optimizer.jax_state)
                 trained |= prefixed(name, {"losses": np.stack(losses), **weights, **slots})
         return Training(trained, list(draws.drawn))
+
+    def _lifted(self, request: Request, recorder: Recorder | None = None) -> AbstractContextManager[None]:
+        """Return a context in which casts of the model to float32 are lifted, in the truth run."""
+        if not self.truth.lifts(request):
+            return nullcontext()
+        for name, value in self.model.buffers.items():
+            if name not in (*self.model.statistics, *self.model.rates) and _is_floating(value):
+                path, _, leaf = name.rpartition(".")
+                self.truth.saw_constant(self._names.module(path), to_numpy(value), leaf)
+        return lifted(self.truth, lambda: None if recorder is None else recorder.inside)
 
     def _slots(self, state: Any, names: Mapping[str, str]) -> dict[str, np.ndarray]:
         """Return an optimizer's state as "momentum of head.weight"."""

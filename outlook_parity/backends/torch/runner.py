@@ -4,7 +4,7 @@ Models run as recast copies with every global setting pinned; the user's model a
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from outlook_parity.backends.torch.dropout import shared_masks
 from outlook_parity.backends.torch.hooks import watched
 from outlook_parity.backends.torch.model import copied, dtype_of, kinds_of, to_float64, weights_of
 from outlook_parity.backends.torch.settings import pinned, torch_device
+from outlook_parity.backends.torch.truth import find_constants, lifted
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.optimizers import OPTIMIZERS
@@ -25,6 +26,7 @@ from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.runner import Run, Runner, Training, prefixed, repeat_calls
 from outlook_parity.core.task import OUTPUT, Task, is_array
+from outlook_parity.core.truth import Truth, or_unlifted
 from outlook_parity.models.torch_layers import losses as own_losses
 from outlook_parity.models.torch_layers import round_rates
 
@@ -55,16 +57,20 @@ class TorchRunner(Runner):
         self._task = task
         self._out_axes = out_axes or {}
         self._compared = compared
+        self.truth = Truth()
+        self._searched = False  # for float32 constants
 
     def weights(self) -> dict[str, np.ndarray]:
         """See `Runner`."""
         return self._weights_of(self.model)
 
+    @or_unlifted
     def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
         place = torch_device(request.device)
-        with pinned(request.dtype, place):
+        with pinned(request.dtype, place), ExitStack() as lifting:
             model = self._recast(request, place).eval()
+            lifting.enter_context(self._lifted(request, model))
             parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
             inputs = self._inputs(request, place)
             graded = {name: x.requires_grad_() for name, x in inputs.items() if gradients and x.is_floating_point()}
@@ -87,14 +93,16 @@ class TorchRunner(Runner):
                 repeated=repeat_calls(request, call) if repeat else {},
             )
 
+    @or_unlifted
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
         place = torch_device(request.device)
         with pinned(request.dtype, place), torch.no_grad():
             model = self._recast(request, place).eval()
-            with watched(model, recorder or Recorder(modules=())):
+            with self._lifted(request, model), watched(model, recorder or Recorder(modules=())):
                 return _all_float64(self._outputs(model(*self._inputs(request, place).values())))
 
+    @or_unlifted
     def train(self, request: Request) -> Training:
         """See `Runner`."""
         place = torch_device(request.device)
@@ -113,9 +121,10 @@ class TorchRunner(Runner):
                     inputs = list(self._inputs(request, place).values())  # anew: a model may change them in place
                     stepper.zero_grad()
                     draws.begin()
-                    with shared_masks(model, draws):
-                        loss = task.loss(model, inputs, targets, own_losses)
-                    loss.backward()
+                    with self._lifted(request, model):
+                        with shared_masks(model, draws):
+                            loss = task.loss(model, inputs, targets, own_losses)
+                        loss.backward()
                     stepper.step()
                     losses.append(to_float64(loss))
                 slots = _slots(stepper, model, optimizer.torch_state)
@@ -143,6 +152,17 @@ class TorchRunner(Runner):
         place = torch_device(request.device)
         with pinned(request.dtype, place):
             yield dict(self._recast(request, place).eval().named_modules()).get(path)
+
+    def _lifted(self, request: Request, model: torch.nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which casts of the model to float32 are lifted, in the truth run."""
+        if not self.truth.lifts(request):
+            return nullcontext()
+        if not self._searched:
+            find_constants(
+                self.model, set(weights_of(self.model) if self._compared is None else self._compared), self.truth
+            )
+            self._searched = True
+        return lifted(model, self.truth)
 
     def _weights_of(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
         compared = self._compared
