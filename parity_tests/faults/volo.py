@@ -1,6 +1,6 @@
 """Faults of a whole VOLO: 31 kinds, each planted in either twin."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,13 +48,23 @@ def _optimizer(name: str, **twin: Any) -> Plant:
     return lambda models, patch: patch.setitem(OPTIMIZERS, name, replace(OPTIMIZERS[name], **twin))
 
 
-def _pos_embed_later(honest: Any) -> Any:
-    """Added behind the part that it belongs before."""
+def _pos_embed_later_torch(honest: Any) -> Any:
+    """Add it after the part that it belongs before."""
 
     def forward(self: Any, index: int, x: Any) -> Any:
         if index != 2:
             return honest(self, index, x)
         return self._run_blocks(self.network[2], x) + self._pos_embed(x.shape[1:3])
+
+    return forward
+
+
+def _pos_embed_later_jax(honest: Any) -> Any:
+    def forward(self: Any, indices: Sequence[int], x: Any) -> Any:
+        if indices[0] != 2:
+            return honest(self, indices, x)
+        x = self._run_blocks(self.network[2], x) + self._pos_embed(x.shape[1:3])
+        return honest(self, indices[1:], x) if indices[1:] else x
 
     return forward
 
@@ -372,7 +382,10 @@ FAULTS = [
     *_either(
         "pos_embed behind the part",
         "layers",
-        _of_volo("_forward_part", _pos_embed_later, _pos_embed_later),
+        (
+            _method(outlook_torch.VOLO, "_forward_part", _pos_embed_later_torch),
+            _method(outlook_jax.VOLO, "_forward_parts", _pos_embed_later_jax),
+        ),
         MODEL,
         "network.2.0",
     ),
