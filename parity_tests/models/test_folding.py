@@ -71,8 +71,8 @@ def test_a_model_in_training_mode_or_of_another_kind_is_refused(twin: str) -> No
 @pytest.mark.parametrize("twin", TWINS)
 def test_a_folded_model_neither_loads_nor_saves_weights(twin: str, tmp_path: Path) -> None:
     folded = TWINS[twin].fold_batch_norm(made(twin))
-    with pytest.raises(TypeError, match="use the model that fold_batch_norm was called with"):
+    with pytest.raises(TypeError, match="use the model that was passed to fold_batch_norm"):
         TWINS[twin].load_weights(folded, draw_weights(CONFIG))
-    with pytest.raises(TypeError, match="no weights under the released names"):
+    with pytest.raises(TypeError, match="no weights of the released names"):
         TWINS[twin].save_weights(folded, tmp_path / "folded.safetensors")
     assert not list(tmp_path.iterdir())
