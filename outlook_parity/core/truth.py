@@ -36,24 +36,26 @@ class Truth:
         return request.dtype == TRUTH and self.unlifted is None
 
     def saw_constant(self, path: str | None, values: Any, name: str = "") -> None:
-        """Note an array in float32, unless it has numbers that float32 holds exactly, as masks and positions do."""
+        """Note an array in float32 whose numbers were rounded."""
         if is_rounded(array := np.asarray(values)):
             words = f"{name or 'a constant'} of shape {array.shape}"
             self.constants.setdefault(path, set()).add(words)
 
 
-# Numbers with so few bits were hardly rounded: 0.5, 1024, 0.0625, -1e9 by chance.
+# Fractions of so few bits were hardly rounded: 0.5, 0.0625.
 FEW_BITS = 16
 
 
 def is_rounded(array: np.ndarray) -> bool:
-    """Whether an array is float32 and its numbers use the last bits of it, as rounded ones do."""
-    if array.dtype not in (np.dtype(np.float32), np.dtype(np.complex64)) or array.size == 0:
+    """Whether an array is float32 and has fractions that use the last bits of it, as rounded ones do.
+
+    Integers are exact: positions, and what masks add, such as -1e9 or the lowest number of float32.
+    """
+    if array.dtype not in (np.dtype(np.float32), np.dtype(np.complex64)):
         return False
-    parts = np.ascontiguousarray(array).view(np.float32)
-    finite = parts[np.isfinite(parts)] if parts.ndim else parts.reshape(1)
-    low = (1 << (23 - FEW_BITS)) - 1
-    return bool((np.ascontiguousarray(finite).view(np.uint32) & low).any())
+    numbers = np.ascontiguousarray(array).ravel().view(np.float32)
+    fractions = numbers[np.isfinite(numbers) & (numbers != np.trunc(numbers))]
+    return bool((fractions.view(np.uint32) & ((1 << (23 - FEW_BITS)) - 1)).any())
 
 
 def or_unlifted(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -276,6 +276,26 @@ def test_only_what_float32_constants_explain_is_excused(
     assert excuse(rows, [], truths).checks[0].excused is excused
 
 
+@pytest.mark.parametrize(
+    ("values", "rounded"),
+    [
+        (np.cos(np.arange(4.0)), True),
+        (np.float32(0.1), True),
+        (np.exp(1j * np.arange(3.0)).astype(np.complex64), True),
+        (np.arange(100000.0), False),
+        ([-1e9, np.finfo(np.float32).min, -np.inf, np.nan], False),
+        ([0.5, 0.0625, -1.75], False),
+        ([], False),
+    ],
+)
+def test_only_fractions_that_float32_rounds_count_as_constants(values: Any, rounded: bool) -> None:
+    array = np.asarray(values)
+    truth = Truth()
+    truth.saw_constant("rope", array if array.dtype.kind == "c" else array.astype(np.float32))
+    truth.saw_constant("rope", np.cos(np.arange(4.0)))  # in float64
+    assert bool(truth.constants) is rounded
+
+
 def suspect(path: str, error: float) -> Suspect:
     return Suspect(path, "", "float64", "torch", error=error)
 
