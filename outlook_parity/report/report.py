@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from outlook_parity.core.check import Check, SelfNoise, Verdict
+from outlook_parity.diagnose.advice import advice
 from outlook_parity.report.html import render
 from outlook_parity.report.junit import to_junit
+from outlook_parity.report.summary import counts
 from outlook_parity.report.text import shortened
 
 JSON_VERSION = 4
@@ -54,7 +56,8 @@ class Report:
         Raises:
             OSError: the file cannot be written.
         """
-        page = render({"title": title, "sentence": findings(self), **self._as_json()})
+        tried = advice(self.cause, self.first_divergence) if self.verdict == "mismatch" else None
+        page = render({"title": title, "sentence": findings(self), "advice": tried, **self._as_json()})
         Path(path).write_text(page, encoding="utf-8")
 
     def to_junit(self, path: str | PathLike[str]) -> None:
@@ -85,7 +88,7 @@ def findings(report: Report) -> str:
         return shortened(str(report.reason))
     if report.verdict == "mismatch":
         mismatches = sum(check.verdict == "mismatch" for check in report.checks)
-        return f"{mismatches} of {len(report.checks)} checks differ"
+        return f"{mismatches} of {len(report.checks)} checks differ{_counted(report)}"
     errors: list[float] = []
     factors: list[float] = []
     dtypes: dict[str, None] = {}  # an ordered set
@@ -101,7 +104,13 @@ def findings(report: Report) -> str:
         parts.append(f"equal to rounding in float64 (largest relative error {max(errors):.1e})")
     if factors:
         parts.append(f"equally exact in {', '.join(dtypes)} (rounding errors within a factor of {max(factors):.2f})")
-    return f"the twins are {' and '.join(parts)}"
+    return f"the twins are {' and '.join(parts)}{_counted(report)}"
+
+
+def _counted(report: Report) -> str:
+    """Return in brackets how many rows are no plain pass and no mismatch; "" if there are none."""
+    found = counts(report.checks)
+    return f" ({', '.join(f'{count} {what}' for what, count in found.items())})" if found else ""
 
 
 def _finite(value: Any) -> Any:
