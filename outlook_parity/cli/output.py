@@ -49,5 +49,5 @@ def print_line(text: str, *, style: str = "", stderr: bool = False) -> None:
 
 
 def print_error(message: str, *, label: str = "error") -> None:
-    """Print a red label and a message on stderr, as one line."""
+    """Print a red label and a message on stderr, without line breaks of its own."""
     Console(stderr=True).print(Text.assemble((f"{label}:", "bold red"), f" {message}"), soft_wrap=True)

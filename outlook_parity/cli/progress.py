@@ -50,7 +50,7 @@ def steps(description: str, *, quiet: bool = False) -> Iterator[Callable[[str, i
     started = time.monotonic()
 
     def line(what: str, done: int, total: int) -> None:
-        _log(f"[{done:>{len(str(total))}}/{total}] {time.monotonic() - started:6.1f} s  {what}")
+        _log(f"[{done:>{len(str(total))}}/{total}] {time.monotonic() - started:6.1f} s  {what or 'done'}")
 
     _log(description)
     yield line

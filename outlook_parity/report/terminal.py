@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from outlook_common.text import printable
-from outlook_parity.core.check import Check, Noise
+from outlook_parity.core.check import Check, Noise, RowVerdict
 from outlook_parity.diagnose.advice import advice
 from outlook_parity.report.report import Report, sentence
 from outlook_parity.report.summary import differing, lines, share_of_bound
@@ -23,6 +23,14 @@ _VIEWS = {"torch": "on torch's input", "jax": "on jax's input"}
 _STYLES = {"pass": "green", "zero": "yellow", "skipped": "yellow", "mismatch": "bold red", "not-run": "yellow"}
 
 _WORDS = {"mismatch": "MISMATCH", "not-run": "NOT RUN"}
+
+_COUNTED: dict[RowVerdict, str] = {
+    "pass": "pass",
+    "mismatch": "differ",
+    "not-run": "not run",
+    "skipped": "skipped",
+    "zero": "zero in both",
+}
 
 _HEADS = ("level", "dtype", "verdict", "rows", "of bound", "worst row")
 
@@ -227,13 +235,13 @@ def _every_row(report: Report, width: int) -> Iterator[Styled]:
     for (level, dtype), rows in groupby(report.checks, key=lambda check: (check.level, check.dtype)):
         yield f"{level}, {dtype}", "bold"
         for check in rows:
-            view = f", {_VIEWS[check.view]}" if check.view in _VIEWS else ""
-            name, style = f"  {printable(check.name)}{view}", _STYLES[check.verdict] if check.verdict != "pass" else ""
-            if len(name) <= names:
-                yield f"{name:<{names}}  {_numbers(check)}".rstrip(), style
-            else:
+            name, view = f"  {printable(check.name)}", _VIEWS.get(check.view, "")
+            style = _STYLES[check.verdict] if check.verdict != "pass" else ""
+            whole = f"{name}, {view}" if view else name
+            if len(whole) > names:
                 yield name, style
-                yield f"{'':<{names}}  {_numbers(check)}".rstrip(), style
+                whole = f"    {view}"
+            yield f"{whole:<{names}}  {_numbers(check)}".rstrip(), style
             for text in filter(None, (check.note, _metrics(check.metrics))):
                 yield from ((line, style) for line in wrapped(shortened(text), width, first="    ", rest="    "))
     for text in _LEGEND:
