@@ -17,6 +17,9 @@ from outlook_parity.report.text import shortened
 
 JSON_VERSION = 4
 
+# What a note begins with that a level was left out; its name follows in quotes.
+LEVEL_LEFT_OUT = "the level '"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -57,7 +60,9 @@ class Report:
             OSError: the file cannot be written.
         """
         tried = advice(self.cause, self.first_divergence) if self.verdict == "mismatch" else None
-        page = render({"title": title, "sentence": findings(self), "advice": tried, **self._as_json()})
+        page = render(
+            {"title": title, "sentence": findings(self) + omissions(self), "advice": tried, **self._as_json()}
+        )
         Path(path).write_text(page, encoding="utf-8")
 
     def to_junit(self, path: str | PathLike[str]) -> None:
@@ -79,7 +84,15 @@ def sentence(report: Report) -> str:
     """Return the verdict, the findings and the cause in words: at most 2,000 characters."""
     label = {"pass": "PASS", "mismatch": "MISMATCH", "not-run": "NOT RUN"}[report.verdict]
     cause = f"; {report.cause}" if report.verdict == "mismatch" and report.cause else ""
-    return shortened(f"{label}: {findings(report)}{cause}")
+    return shortened(f"{label}: {findings(report)}{omissions(report)}{cause}")
+
+
+def omissions(report: Report) -> str:
+    """Return in brackets which levels were left out, and how many rows are no plain pass and no mismatch; or ""."""
+    levels = [note.split("'")[1] for note in report.notes if note.startswith(LEVEL_LEFT_OUT)]
+    parts = [f"{' and '.join(levels)} left out"] if levels else []
+    parts += [f"{count} rows {what}" for what, count in counts(report.checks).items()]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def findings(report: Report) -> str:
@@ -88,7 +101,7 @@ def findings(report: Report) -> str:
         return shortened(str(report.reason))
     if report.verdict == "mismatch":
         mismatches = sum(check.verdict == "mismatch" for check in report.checks)
-        return f"{mismatches} of {len(report.checks)} checks differ{_counted(report)}"
+        return f"{mismatches} of {len(report.checks)} checks differ"
     errors: list[float] = []
     factors: list[float] = []
     dtypes: dict[str, None] = {}  # an ordered set
@@ -104,13 +117,7 @@ def findings(report: Report) -> str:
         parts.append(f"equal to rounding in float64 (largest relative error {max(errors):.1e})")
     if factors:
         parts.append(f"equally exact in {', '.join(dtypes)} (rounding errors within a factor of {max(factors):.2f})")
-    return f"the twins are {' and '.join(parts)}{_counted(report)}"
-
-
-def _counted(report: Report) -> str:
-    """Return in brackets how many rows are no plain pass and no mismatch; "" if there are none."""
-    found = counts(report.checks)
-    return f" ({', '.join(f'{count} {what}' for what, count in found.items())})" if found else ""
+    return f"the twins are {' and '.join(parts)}"
 
 
 def _finite(value: Any) -> Any:

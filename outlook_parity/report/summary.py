@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from outlook_parity.core.check import PROPAGATED, Check, RowVerdict
 
-# What a note of a row begins with that somebody has waived.
-WAIVED = "waived"
+# What the note of a row begins with that is skipped for a reason: by the user, or with evidence that it is no fault.
+_REASONS = ("ignored", "unused", "frozen")
 
 # The verdict of several rows is the first of these that one of them has.
 _BY_WEIGHT: tuple[RowVerdict, ...] = ("mismatch", "not-run", "pass", "zero", "skipped")
@@ -79,14 +79,10 @@ def differing(checks: Sequence[Check], path: str | None, cause: str | None) -> l
 
 def counts(checks: Sequence[Check]) -> dict[str, int]:
     """Return what the rows that are no plain pass and no mismatch are -> how many, of those that there are."""
-    found = {
-        "waived": sum(_waived(check) for check in checks),
-        "skipped": sum(check.verdict == "skipped" and not _waived(check) for check in checks),
-        "zero in both": sum(check.verdict == "zero" for check in checks),
-        "noted": sum(check.verdict == "pass" and bool(check.note) for check in checks),
-    }
+    found = dict.fromkeys((*_REASONS, "skipped", "zero in both", "noted"), 0)
+    for check in checks:
+        if check.verdict == "skipped":
+            found[next((word for word in _REASONS if check.note.startswith(f"{word}: ")), "skipped")] += 1
+        found["zero in both"] += check.verdict == "zero"
+        found["noted"] += check.verdict == "pass" and bool(check.note)
     return {what: count for what, count in found.items() if count}
-
-
-def _waived(check: Check) -> bool:
-    return check.verdict == "skipped" and check.note.startswith(WAIVED)

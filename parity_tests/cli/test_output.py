@@ -45,7 +45,7 @@ def made(differ: int = 0, rows: int = 300) -> Report:
             )
     checks += [
         Check("layers", "float64", "drop", "skipped", 0.0, note="called 0 times in torch"),
-        Check("gradients", "float64", "mask_token", "skipped", 0.0, note="waived: frozen in the port"),
+        Check("gradients", "float64", "mask_token", "skipped", 0.0, note="ignored: not in the port"),
         Check("gradients", "float64", "key.bias", "pass", 1e-10, 1.0, note="the true value is zero", excused=True),
     ]
     if not differ:
@@ -87,9 +87,12 @@ def test_a_line_names_the_row_that_is_nearest_to_its_bound_and_not_one_that_roun
 
 
 def test_the_verdict_counts_what_was_waived_skipped_and_noted() -> None:
-    assert "1 waived, 1 skipped, 1 noted" in str(made())
-    assert "1 waived, 1 skipped, 1 noted" in str(made(2))
-    assert "waived" not in str(Report("pass", made().checks[:100]))
+    counted = "(1 rows ignored; 1 rows skipped; 1 rows noted)"
+    assert str(made()).endswith(counted)
+    assert f"checks differ {counted}; GELU" in str(made(2))
+    left_out = Report("pass", notes=("the level 'training' was left out: dropout cannot be shared",))
+    assert "(training left out)" in str(left_out)
+    assert "rows" not in str(Report("pass", made().checks[:100]))
 
 
 def test_the_first_difference_says_what_where_why_and_what_to_try() -> None:
@@ -141,7 +144,7 @@ def test_verbose_has_every_row_under_its_whole_name() -> None:
     text = "\n".join(printed(report, verbose=True))
     for check in report.checks:
         assert re.search(rf"^  {re.escape(check.name)}(,| |$)", text, flags=re.MULTILINE), check.name
-    assert "waived: frozen in the port" in text
+    assert "ignored: not in the port" in text
     assert len(printed(report)) < 30 < len(printed(report, verbose=True))
 
 
