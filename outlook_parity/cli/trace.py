@@ -13,14 +13,12 @@ from outlook_parity.cli.options import (
     InputOptions,
     LayerOptions,
     ModelOptions,
-    Quiet,
     Seed,
     grouped,
     name_map_from_options,
     refuse_without,
 )
 from outlook_parity.cli.output import print_line
-from outlook_parity.cli.progress import steps
 from outlook_parity.core.precision import IN_WORDS
 
 if TYPE_CHECKING:
@@ -67,7 +65,6 @@ class RunOptions:
     seed: Seed = 0
     gradients: Annotated[bool, typer.Option(help="Write gradients too.")] = True
     layers: Annotated[bool, typer.Option(help="Write inputs and outputs of every module.")] = True
-    quiet: Quiet = False
 
 
 @grouped
@@ -95,9 +92,7 @@ def trace(file: FileOptions, model: ModelOptions, own: OwnModelOptions, inputs: 
         gradients=run.gradients,
         modules=run.layers,
     )
-    source = _source(model, own, inputs, run.seed)
-    with steps(f"{file.framework}, {run.dtype}: running and writing", quiet=run.quiet):
-        reason = record(request, source, file.out, lambda note: _warn(f"note: {note}"))
+    reason = record(request, _source(model, own, inputs, run.seed), file.out, lambda note: _warn(f"note: {note}"))
     if reason is not None:
         _warn(f"NOT RUN: {reason}")
         raise typer.Exit(NOT_RUN)

@@ -9,6 +9,8 @@ from outlook_parity.core.check import PROPAGATED, Check, RowVerdict
 # What the note of a row begins with that is skipped for a reason: by the user, or with evidence that it is no fault.
 _REASONS = ("ignored", "unused", "frozen")
 
+_LEVELS = ("weights", "forward", "layers", "gradients", "training", "again", "self-check")
+
 # The verdict of several rows is the first of these that one of them has.
 _BY_WEIGHT: tuple[RowVerdict, ...] = ("mismatch", "not-run", "pass", "zero", "skipped")
 
@@ -35,11 +37,13 @@ class Line:
 
 
 def lines(checks: Sequence[Check]) -> list[Line]:
-    """Return a line per level and precision, in the order in which they first appear."""
+    """Return a line per level and precision, in the order of `_LEVELS`; precisions as they first appear."""
     groups: dict[tuple[str, str], list[Check]] = {}
     for check in checks:
         groups.setdefault((check.level, check.dtype), []).append(check)
-    return [_line(level, dtype, rows) for (level, dtype), rows in groups.items()]
+    dtypes = list(dict.fromkeys(check.dtype for check in checks))
+    in_order = sorted(groups, key=lambda group: (dtypes.index(group[1]), _LEVELS.index(group[0])))
+    return [_line(level, dtype, groups[level, dtype]) for level, dtype in in_order]
 
 
 def _line(level: str, dtype: str, rows: Sequence[Check]) -> Line:

@@ -42,7 +42,7 @@ _LEGEND = (
 
 _LOOK_CLOSER = "-v shows every row and its metrics"
 
-_LABEL = "  {:<7}"  # of a line of the first difference
+_LABEL = "  {:<8}"  # of a line of the first difference
 
 
 def print_report(report: Report, console: Console, *, title: str = "", verbose: bool = False) -> None:
@@ -171,9 +171,7 @@ def _what_differs(report: Report, width: int) -> Iterator[Styled]:
     if left := Counter(f"{row.level}, {row.dtype}" for row in others[MAX_DIFFERENCES:]):
         groups = "; ".join(f"{count} {group}" for group, count in left.items())
         more = f"… and {left.total()} more: {groups}"
-        yield from (
-            (line, "") for line in wrapped(f"… and {left.total()} more: {more}", width, first="  ", rest="    ")
-        )
+        yield from ((line, "") for line in wrapped(more, width, first="  ", rest="    "))
 
 
 def _effect(checks: Iterable[Check], first: Check) -> str:

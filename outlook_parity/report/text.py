@@ -1,5 +1,6 @@
 """Messages of bounded length, and lines whose names are never broken. Imports no framework."""
 
+import re
 from collections.abc import Iterator
 
 from outlook_parity.core.check import Check
@@ -40,15 +41,16 @@ def finding(check: Check) -> str:
 
 
 def shortened_name(name: str, width: int) -> str:
-    """Return a name of at most `width` characters; of a longer one the middle is left out, between two dots if it can.
+    """Return a name of at most `width` characters; of a longer one the middle is left out, between two parts if it can.
 
-    For example "encoder.….output.dense".
+    For example "encoder.….output.dense", or "SGD: ….0.norm.weight".
     """
     if len(name) <= width:
         return name
-    first, *rest = name.split(".")
-    for count in range(len(rest) - 1, 0, -1):
-        short = f"{first}.….{'.'.join(rest[-count:])}"
+    first, *rest = re.findall(r"[^. ]*[. ]*", name.rstrip(". "))[:-1] or [name]
+    for start in range(1, len(rest)):
+        before = rest[start - 1][-1:]  # what lies between the parts: a dot or a space
+        short = f"{first}…{before}{''.join(rest[start:])}"
         if len(short) <= width:
             return short
     kept = max(width - 1, 2)

@@ -98,12 +98,12 @@ def test_the_verdict_counts_what_was_waived_skipped_and_noted() -> None:
 def test_the_first_difference_says_what_where_why_and_what_to_try() -> None:
     report = made(4)
     text = "\n".join(printed(report, width=300))
-    assert f"what   layers, float64: {report.first_divergence}, on torch's input: found 0.001, at most 1e-12" in text
-    assert f"where  {report.first_divergence}\n" in text
-    assert f"why    {report.cause}\n" in text
-    assert "try    jax.nn.gelu(x, approximate=False)" in text
+    assert f"what    layers, float64: {report.first_divergence}, on torch's input: found 0.001, at most 1e-12" in text
+    assert f"where   {report.first_divergence}\n" in text
+    assert f"why     {report.cause}\n" in text
+    assert "try     jax.nn.gelu(x, approximate=False)" in text
     assert "first of 8 rows that differ" in text
-    assert "… and 2 more: 2 layers, float64" in text
+    assert "\n  … and 2 more: 2 layers, float64\n" in text
     assert differing(report.checks, report.first_divergence, report.cause)[0].view == "torch"
 
 
@@ -152,6 +152,7 @@ def test_a_name_that_no_line_holds_is_shortened_in_the_middle_and_keeps_whole_pa
     assert shortened_name(PLACE, 200) == PLACE
     assert shortened_name(PLACE, 40) == "model.….output_projection.dense"
     assert shortened_name(PLACE, 14) == "model.….dense"
+    assert shortened_name("SGD: momentum of blocks.0.norm.weight", 20) == "SGD: ….0.norm.weight"
     assert len(shortened_name("x" * 100, 20)) == 20
     assert list(wrapped(f"weight {PLACE}: wrong", 30)) == ["weight model.….dense: wrong"]
 
