@@ -202,7 +202,7 @@ def _briefly(rows: Sequence[Check], width: int) -> Iterator[str]:
     """Yield a line for each row; notes are cut, names shortened."""
     for row in rows:
         head = f"  {row.level}, {row.dtype}: "
-        found = f"  {row.measured:.1e}" if row.measured is not None and not row.note else ""
+        found = f"  {_size(row, row.measured)}" if row.measured is not None and not row.note else ""
         yield f"{head}{_named(row, width - len(head) - len(found))}{found}"
 
 
