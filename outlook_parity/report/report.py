@@ -18,7 +18,7 @@ from outlook_parity.report.text import shortened
 JSON_VERSION = 4
 
 # What a note begins with that a level was left out; its name follows in quotes.
-LEVEL_LEFT_OUT = "the level '"
+LEVEL_LEFT_OUT = "the level "
 
 
 @dataclass(frozen=True)
