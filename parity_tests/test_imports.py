@@ -48,7 +48,7 @@ ROOMS = {
         "diagnose": {"core", "compare"},
         "models": {"core", "mapping", "compare", "diagnose"},
         "backends": {"core", "mapping", "models"},
-        "report": {"core"},
+        "report": {"core", "diagnose"},
         "": {"core", "mapping", "compare", "diagnose", "models", "backends", "report"},
         "trace": {"core", "mapping", "compare", "diagnose", "models", "backends", "report", ""},
         "cli": {"core", "mapping", "compare", "diagnose", "models", "backends", "report", "", "trace"},

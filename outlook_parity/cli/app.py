@@ -4,6 +4,7 @@ Exit codes: see `outlook_parity.cli.exit_codes`.
 """
 
 import sys
+import traceback
 from io import TextIOWrapper
 
 import typer
@@ -13,7 +14,7 @@ from outlook_parity.cli.exit_codes import ERROR
 from outlook_parity.cli.output import print_error
 from outlook_parity.report.text import shortened
 
-# What a user can get wrong; anything else is a bug of ours, and shows its traceback.
+# What a user can get wrong, told in one line; anything else shows its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -34,7 +35,7 @@ def outlook() -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's error ends in one line on stderr and exit code 2."""
+    """Run the command line; an error ends in exit code 2 and one line on stderr, behind its traceback if it is ours."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
@@ -42,6 +43,10 @@ def main() -> None:
         app()
     except USER_ERRORS as error:
         print_error(shortened(_message(error)))
+        raise SystemExit(ERROR) from error
+    except Exception as error:  # else Python ends with exit code 1, which means that the twins differ
+        traceback.print_exc()
+        print_error(shortened(f"{type(error).__name__}: {error}"))
         raise SystemExit(ERROR) from error
 
 

@@ -27,6 +27,7 @@ Manifest = Annotated[
     bool, typer.Option("--manifest", help="Print the SHA-256 of every tensor, in PyTorch's name and layout.")
 ]
 UseEma = Annotated[bool, typer.Option("--use-ema", help="Take the averaged (EMA) weights of a checkpoint.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell on stderr what is running.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random: weights, cotangents, targets.")]
 
 
@@ -115,9 +116,11 @@ class ReportOptions:
     junit: Annotated[
         Path | None, typer.Option(help="Write the report as JUnit XML, for CI.", rich_help_panel=REPORT)
     ] = None
-    show_all: Annotated[
+    verbose: Annotated[
         bool,
-        typer.Option("--all", help="Print every tensor, not the worst of each part.", rich_help_panel=REPORT),
+        typer.Option(
+            "--verbose", "-v", help="Print every row with its metrics, not a summary.", rich_help_panel=REPORT
+        ),
     ] = False
     as_json: Annotated[
         bool,

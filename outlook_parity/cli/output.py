@@ -14,16 +14,13 @@ if TYPE_CHECKING:
     from outlook_parity.report.report import Report
 
 
-def finish(
-    report: "Report", options: ReportOptions, *, title: str, every_row: bool = False, picture: Path | None = None
-) -> None:
+def finish(report: "Report", options: ReportOptions, *, title: str, picture: Path | None = None) -> None:
     """Write and print a report, and end the command with the exit code of its verdict.
 
     Args:
         report: what was found.
         options: where it goes.
         title: what was compared.
-        every_row: print every tensor, as `--all` does.
         picture: a file that was written already, to be named too.
 
     Raises:
@@ -39,7 +36,7 @@ def finish(
     if options.as_json:
         typer.echo(report.to_json())
     else:
-        print_report(report, Console(), title=title, every_row=every_row or options.show_all)
+        print_report(report, Console(), title=title, verbose=options.verbose)
         for kind, path in (("page", options.html), ("JUnit", options.junit), ("picture", picture)):
             if path is not None:
                 print_line(f"{kind}: {path}")
@@ -52,5 +49,5 @@ def print_line(text: str, *, style: str = "", stderr: bool = False) -> None:
 
 
 def print_error(message: str, *, label: str = "error") -> None:
-    """Print a red label and a message on stderr, as one line."""
+    """Print a red label and a message on stderr, without line breaks of its own."""
     Console(stderr=True).print(Text.assemble((f"{label}:", "bold red"), f" {message}"), soft_wrap=True)

@@ -1,5 +1,7 @@
-"""The progress bar of every command."""
+"""Progress of a command on stderr: a bar on a terminal; where there is none, a line per step or nothing."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,3 +29,32 @@ def progress_bar(
     shown = (TextColumn("{task.description}"), BarColumn(), *(columns or (TimeElapsedColumn(),)))
     with Progress(*shown, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
         yield partial(bar.update, bar.add_task(description, total=total))
+
+
+@contextmanager
+def steps(description: str, *, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on stderr if that is a terminal, else a line per step, with the seconds so far.
+
+    Args:
+        description: what is done before the first step.
+        quiet: show nothing.
+
+    Yields:
+        A function to call before each step, and once after the last: with what it is, how many are done, and how many
+        there are; see `outlook_parity.core.plan.Progress`.
+    """
+    if quiet or Console(stderr=True).is_terminal:
+        with progress_bar(description, hidden=quiet) as update:
+            yield lambda what, done, total: update(description=what, completed=done, total=total)
+        return
+    started = time.monotonic()
+
+    def line(what: str, done: int, total: int) -> None:
+        _log(f"[{done:>{len(str(total))}}/{total}] {time.monotonic() - started:6.1f} s  {what or 'done'}")
+
+    _log(description)
+    yield line
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from outlook_parity.cli.options import (
     InputOptions,
     LayerOptions,
     ModelOptions,
+    Quiet,
     ReportOptions,
     Seed,
     grouped,
@@ -21,9 +22,9 @@ from outlook_parity.cli.options import (
     refuse_without,
 )
 from outlook_parity.cli.output import finish
-from outlook_parity.cli.progress import progress_bar
+from outlook_parity.cli.progress import steps
 from outlook_parity.core.precision import IN_WORDS
-from outlook_parity.models.builtin import LAYER, Model, make
+from outlook_parity.models.builtin import Model, make
 from outlook_parity.models.user import load_factory, read_inputs
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class RunOptions:
     ] = None
     steps: Annotated[int, typer.Option(help="Training steps, with SGD and with AdamW.", min=1)] = 2
     seed: Seed = 0
+    quiet: Quiet = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def verify(
     _check(twins, inputs, picture)
     name_map = name_map_from_options(inputs.map_file, inputs.torch_axes)
     dtypes = run.dtype or ["float64", "float32"]
-    with progress_bar("loading the frameworks") as update:
+    with steps("loading the frameworks", quiet=run.quiet) as step:
         from outlook_parity.api import verify as verify_models
 
         pair = _user_models(twins, inputs) or make(model.builtin(run.seed, layer))
@@ -125,14 +127,14 @@ def verify(
             device=run.device,
             seed=run.seed,
             steps=run.steps,
-            progress=lambda what, done, total: update(description=what, completed=done, total=total),
+            progress=step,
             levels=run.level,
             names=name_map,
         )
     plot = picture.plot if found.verdict != "not-run" else None
     if plot is not None:
         _save_picture(plot, pair, found, run)
-    finish(found, report, title=pair.title, every_row=model.model == LAYER, picture=plot)
+    finish(found, report, title=pair.title, picture=plot)
 
 
 def _check(twins: TwinOptions, inputs: InputOptions, picture: PictureOptions) -> None:

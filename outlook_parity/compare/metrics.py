@@ -10,20 +10,22 @@ from outlook_parity.core.precision import Precision
 TOP = 5
 
 
-def measure(torch: np.ndarray, jax: np.ndarray, precision: Precision) -> dict[str, float]:
+def measure(torch: np.ndarray, jax: np.ndarray, precision: Precision, *, logits: bool = False) -> dict[str, float]:
     """Return measures of the difference between arrays of one shape, those of distances over finite entries.
 
     Args:
         torch: in float64.
         jax: likewise.
         precision: that both were computed in, for units in the last place.
+        logits: whether they may be logits: then their last axis, if it has two entries or more, counts as the classes.
 
     Returns:
         "max", "rms": of |torch - jax|. "ulp median", "ulp 99 %", "ulp max": in units in the last place of jax's.
         "cosine": 1 minus the cosine of the angle between them. "tolerance": the smallest t with
         |torch - jax| <= t + t * |jax| everywhere, which assert_allclose would have passed with. "not finite torch",
         "not finite jax": how many. "not finite apart": at how many entries only one is finite, or both differ in kind.
-        "top 1 flips", "top 5 flips": in how many rows the largest entries differ.
+        "top 1 flips", "top 5 flips": in how many rows the largest entries differ. Of logits also those of
+        `compare_logits`.
     """
     finite = np.isfinite(torch) & np.isfinite(jax)
     measures = {
@@ -51,7 +53,38 @@ def measure(torch: np.ndarray, jax: np.ndarray, precision: Precision) -> dict[st
         for k in (1, min(TOP, torch.shape[-1] - 1)):
             largest = [np.sort(np.argsort(-array, axis=-1, kind="stable")[..., :k]) for array in (torch, jax)]
             measures[f"top {k} flips"] = float((largest[0] != largest[1]).any(axis=-1).sum())
+        if logits:
+            measures |= compare_logits(torch, jax)
     return measures
+
+
+def compare_logits(torch: np.ndarray, jax: np.ndarray) -> dict[str, float]:
+    """Return measures of the difference between the predictions of two arrays of logits, over their finite rows.
+
+    Args:
+        torch: in float64; the last axis holds two classes or more.
+        jax: likewise.
+
+    Returns:
+        "KL mean", "KL max": the divergence of softmax(jax) from softmax(torch), in nats, over rows. "top 1 agreement",
+        "top 5 agreement": which share of the k most probable classes both have; k is less where there are fewer.
+    """
+    rows = (np.isfinite(torch) & np.isfinite(jax)).all(axis=-1)
+    one, other = torch[rows], jax[rows]
+    if not len(one):
+        return {}
+    log_p, log_q = _log_softmax(one), _log_softmax(other)
+    divergence = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0.0)  # rounding makes it less than zero
+    measures = {"KL mean": float(divergence.mean()), "KL max": float(divergence.max())}
+    for k in sorted({1, min(TOP, one.shape[-1] - 1)}):
+        best, theirs = (np.argsort(-array, axis=-1, kind="stable")[..., :k] for array in (one, other))
+        measures[f"top {k} agreement"] = float((best[..., :, None] == theirs[..., None, :]).any(axis=-1).mean())
+    return measures
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def unit_in_the_last_place(array: np.ndarray, precision: Precision) -> np.ndarray:

@@ -238,7 +238,8 @@ def compare_pair(
         return row(verdict="not-run", note=f"empty: shape {pair.torch.shape}")
     check = _judged(row, pair.torch, pair.jax, dtype, bound, truth, least or uniform_noise(LEAST_NOISE))
     if dtype in PRECISIONS and (level == "forward" or check.verdict == "mismatch"):
-        check = replace(check, metrics=measure(pair.torch, pair.jax, PRECISIONS[dtype]))
+        logits = level == "forward" and bound > 0  # integers have no bound
+        check = replace(check, metrics=measure(pair.torch, pair.jax, PRECISIONS[dtype], logits=logits))
     return check
 
 

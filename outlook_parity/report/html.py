@@ -12,7 +12,7 @@ def render(report: dict[str, Any]) -> str:
     """Return the page of a report.
 
     Args:
-        report: `Report.to_json` as a mapping, with "title" and "sentence" beside it.
+        report: `Report.to_json` as a mapping, with "title", "sentence" and "advice" beside it.
     """
     # A script element takes its text as it is: "</script>" in a name would end it.
     data = json.dumps(report, allow_nan=False).replace("<", "\\u003c")

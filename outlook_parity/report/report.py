@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from outlook_parity.core.check import Check, SelfNoise, Verdict
+from outlook_parity.diagnose.advice import advice
 from outlook_parity.report.html import render
 from outlook_parity.report.junit import to_junit
+from outlook_parity.report.summary import counts
 from outlook_parity.report.text import shortened
 
 JSON_VERSION = 4
+
+# What a note begins with that a level was left out; its name follows in quotes.
+LEVEL_LEFT_OUT = "the level "
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,10 @@ class Report:
         Raises:
             OSError: the file cannot be written.
         """
-        page = render({"title": title, "sentence": findings(self), **self._as_json()})
+        tried = advice(self.cause, self.first_divergence) if self.verdict == "mismatch" else None
+        page = render(
+            {"title": title, "sentence": findings(self) + omissions(self), "advice": tried, **self._as_json()}
+        )
         Path(path).write_text(page, encoding="utf-8")
 
     def to_junit(self, path: str | PathLike[str]) -> None:
@@ -76,7 +84,15 @@ def sentence(report: Report) -> str:
     """Return the verdict, the findings and the cause in words: at most 2,000 characters."""
     label = {"pass": "PASS", "mismatch": "MISMATCH", "not-run": "NOT RUN"}[report.verdict]
     cause = f"; {report.cause}" if report.verdict == "mismatch" and report.cause else ""
-    return shortened(f"{label}: {findings(report)}{cause}")
+    return shortened(f"{label}: {findings(report)}{omissions(report)}{cause}")
+
+
+def omissions(report: Report) -> str:
+    """Return in brackets which levels were left out, and how many rows are no plain pass and no mismatch; or ""."""
+    levels = [note.split("'")[1] for note in report.notes if note.startswith(LEVEL_LEFT_OUT)]
+    parts = [f"{' and '.join(levels)} left out"] if levels else []
+    parts += [f"{count} rows {what}" for what, count in counts(report.checks).items()]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def findings(report: Report) -> str:

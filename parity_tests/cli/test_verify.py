@@ -45,7 +45,17 @@ def test_the_layer_of_volo_d1_passes_on_the_photo_in_float64_and_float32(tmp_pat
 def test_a_weight_file_decides_the_sizes_and_the_last_line_is_the_verdict(tmp_path: Path) -> None:
     file = write_layer(tmp_path / "block.safetensors", prefix="network.0.0.attn.")
     result = outlook_verify(
-        "--weights", file, "--prefix", "network.0.0.attn", "--dtype", "float64", "--stride", 1, "--level", "forward"
+        "--weights",
+        file,
+        "--prefix",
+        "network.0.0.attn",
+        "--dtype",
+        "float64",
+        "--stride",
+        1,
+        "--level",
+        "forward",
+        "-v",
     )
     assert result.exit_code == 0, result.output
     assert "8 channels, 2 heads, kernel 3, stride 1" in result.output

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from outlook_parity.compare import tensors as compare
-from outlook_parity.compare.metrics import measure, unit_in_the_last_place
+from outlook_parity.compare.metrics import compare_logits, measure, unit_in_the_last_place
 from outlook_parity.compare.patterns import how_they_differ, weight_difference
 from outlook_parity.core.precision import PRECISIONS
 
@@ -82,6 +82,38 @@ def test_measures_of_a_known_difference() -> None:
     np.testing.assert_allclose(DRAWN, other, rtol=tolerance * 1.001, atol=tolerance * 1.001)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(DRAWN, other, rtol=tolerance * 0.999, atol=tolerance * 0.999)
+
+
+def test_logits_are_compared_by_their_predictions() -> None:
+    one, other = np.log([[0.5, 0.25, 0.25], [0.7, 0.2, 0.1]]), np.log([[0.25, 0.5, 0.25], [0.7, 0.2, 0.1]])
+    shifted = other + np.array([[1e3], [-1e3]])  # a softmax does not see it
+    for logits in (other, shifted):
+        measured = compare_logits(one, logits)
+        assert measured["KL max"] == pytest.approx(0.5 * np.log(2) + 0.25 * np.log(0.5), abs=1e-12)
+        assert measured["KL mean"] == pytest.approx(measured["KL max"] / 2)
+        assert measured["top 1 agreement"] == 0.5
+        assert measured["top 2 agreement"] == 1.0
+    assert compare_logits(one, one) == {"KL mean": 0, "KL max": 0, "top 1 agreement": 1, "top 2 agreement": 1}
+
+
+def test_logits_that_are_not_finite_are_left_out_and_never_raise() -> None:
+    nan = DRAWN.copy()
+    nan[1, 1], nan[2, 2] = np.nan, np.inf
+    assert compare_logits(nan, DRAWN)["top 1 agreement"] == 1.0
+    assert compare_logits(np.full((2, 3), np.nan), np.ones((2, 3))) == {}
+
+
+def test_only_floating_outputs_count_as_logits() -> None:
+    def metrics(level: str, integers: tuple[str, ...] = (), array: np.ndarray = DRAWN) -> dict[str, float]:
+        traced = {twin: {"output": array * factor} for twin, factor in (("torch", 1), ("jax", 2))}
+        (row,) = compare.compare_level(level, "float64", traced, (6, 36), integers)
+        return dict(row.metrics)
+
+    assert "KL mean" in metrics("forward")
+    assert "KL mean" not in metrics("gradients")
+    assert "KL mean" not in metrics("forward", ("output",))
+    assert "KL mean" not in metrics("forward", array=DRAWN[:, :1])
+    assert "KL mean" not in metrics("forward", array=DRAWN[0])
 
 
 def test_nan_and_infinity_are_counted_and_told_apart() -> None:

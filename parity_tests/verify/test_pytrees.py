@@ -192,7 +192,7 @@ def test_several_inputs_of_one_file_go_through_the_command_line(tmp_path: Path) 
     (tmp_path / "map.toml").write_text("torch_axes = [0, 3, 1, 2]\n")
     twins = ["--torch", f"{THEIRS}:torch_reader", "--jax", f"{THEIRS}:nnx_reader"]
     given = ["--inputs", str(tmp_path / "inputs.safetensors"), "--map", str(tmp_path / "map.toml")]
-    levels = ["--level", "forward", "--dtype", "float64", "--all"]
+    levels = ["--level", "forward", "--dtype", "float64", "--verbose"]
     result = CliRunner().invoke(app, ["verify", *twins, *given, *levels])
     assert result.exit_code == 0, result.output
     assert all(leaf in result.output for leaf in LEAVES)
