@@ -15,6 +15,9 @@ RowVerdict = Literal["pass", "zero", "skipped", "mismatch", "not-run"]
 # The note of a row that is excused.
 EXCUSED = "as large as rounding makes it: the true value is zero"
 
+# What the notes of rows begin with that are skipped for a reason: by the user, or with evidence that it is no fault.
+IGNORED, UNUSED, FROZEN = "ignored: ", "unused: ", "frozen: "
+
 TWINS = ("torch", "jax")
 
 # The view of a row of a module: each twin on its own input. Else the view is the twin whose input both were given.
@@ -42,7 +45,7 @@ class Check:
         dtype: the precision that the twins computed in; "as given" for weights.
         name: the tensor under its torch name; of layers the module's path.
         verdict: "zero" if it is exactly zero in both twins, which is no evidence; "skipped" if only one twin has such
-            a module, or has another shape there that leads to the same results.
+            a module, or has another shape there that leads to the same results, or for the reason in `note`.
         bound: the largest `measured` that passes.
         measured: in float64 and for weights the relative error max|torch - jax| / max|jax|; in lower precisions the
             factor between the twins' noises. None if it could not be measured: then `note` says why.

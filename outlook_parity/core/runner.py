@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from outlook_common.arrays import is_floating
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.check import REVERSED, TWICE, Tensors
 from outlook_parity.core.dropout import Draw
+from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import Inputs, Request, batch_of, batch_reversed, scattered
 
@@ -27,12 +29,14 @@ class Run:
             requested.
         repeated: what the same copy of the model gave when it was called again: by how, see `repeat_inputs`, the
             outputs, or why there are none.
+        unused: parameters that no output depends on, where the framework can tell.
     """
 
     outputs: Tensors
     dtypes: Mapping[str, str]
     gradients: Tensors = field(default_factory=dict)
     repeated: Mapping[str, Tensors | str] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
 
 
 # How a model is called again, besides `TWICE` and `REVERSED`.
@@ -60,7 +64,8 @@ def repeat_calls(request: Request, call: Callable[[Inputs], Tensors]) -> dict[st
                 raise
             results[how] = str(error).partition("\n")[0]
             continue
-        results[how] = batch_reversed(outputs, batch_of(request.inputs)) if how == REVERSED else outputs
+        in_order = batch_reversed(outputs, batch_of(request.inputs)) if how == REVERSED else outputs
+        results[how] = request.masked(in_order)
     return results
 
 
@@ -72,10 +77,28 @@ class Training:
     draws: Sequence[Draw] = ()
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def guarded(method: Method) -> Method:
+    """Let a method of a runner re-raise what goes wrong in a user's model with model, module, shapes and line."""
+
+    @wraps(method)
+    def run(self: "Runner", request: Request, *args: Any, **kwargs: Any) -> Any:
+        with user_code_errors({"jax": "JAX"}.get(self.name, self.name), self.shapes(request)):
+            return method(self, request, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
 class Runner(ABC):
     """A model of either framework that can be run; all results are in float64 under torch names."""
 
     name: str  # "torch" or "jax"
+
+    def shapes(self, request: Request) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the inputs as the model takes them, for messages."""
+        return {name: array.shape for name, array in request.inputs.items()}
 
     @abstractmethod
     def weights(self) -> dict[str, np.ndarray]:
