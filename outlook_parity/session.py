@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from outlook_parity.compare import excused
+from outlook_parity.compare import residue as residues
 from outlook_parity.compare import tensors as compare
 from outlook_parity.compare.determinism import compare_repeated, compare_self, self_noise
 from outlook_parity.compare.modules import Suspect, shown_path, verify_modules
@@ -20,6 +21,7 @@ from outlook_parity.core.request import Inputs, Request, positions_and_size
 from outlook_parity.core.runner import Run, Runner
 from outlook_parity.diagnose import causes
 from outlook_parity.diagnose.precision import unrounded
+from outlook_parity.diagnose.program.facts import Programs, programs_of
 from outlook_parity.models.registry import wrong_step
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Session:
         self_noise: how far each twin is from itself.
         curves: optimizer -> twin -> losses, in the first precision that was trained in.
         weights: of each twin, as given.
+        notes: on differences that are excused, and on truths that are none.
     """
 
     def __init__(self, pair: "Pair", inputs: Inputs, plan: Plan, progress: Progress | None = None) -> None:
@@ -55,6 +58,7 @@ class Session:
         self._unused: frozenset[str] = frozenset()
         self._stopped: frozenset[str] | None = None  # JAX's gradients that are exactly zero, None before any
         self._keep_all = False
+        self._traced: Programs | None = None
         self.notes: list[str] = list(pair.notes)
 
     def run(self) -> None:
@@ -64,6 +68,10 @@ class Session:
         for name, dtype in self._plan.passes:
             methods[name](dtype)
         self._step("")
+        truths = {twin: self._runner(twin).truth for twin in TWINS}
+        residue = residues.excuse(self.checks, self._suspects, truths)
+        self.checks, self._suspects = residue.checks, residue.suspects
+        self.notes += residue.notes
 
     def _evaluate(self, dtype: str) -> None:
         """Compare outputs and gradients in eval mode."""
@@ -241,8 +249,33 @@ class Session:
                 unrounded=unrounded(self.checks),
                 wrong_step=self._wrong_step,
                 hint=self._pair.names.hint,
+                programs=self._programs,
+                kinds=self._pair.torch.kinds(),
             )
         )
+
+    def _programs(self, suspect: Suspect | None) -> Programs | None:
+        """Return what both twins compute; None, with a note, where a trace fails.
+
+        Args:
+            suspect: in whose precision; None for that of the first pass, and all modules.
+        """
+        if self._traced is None:
+            dtype = self._plan.passes[0][1] if suspect is None else suspect.dtype
+            request = self._request(dtype, dtype, device="cpu")
+            within = "" if suspect is None else suspect.path
+
+            def keep(path: str) -> bool:
+                return not within or path == within or path.startswith(f"{within}.")
+
+            self._step("programs: torch and jax", extra=True)
+            try:
+                torch, jax = (self._runner(twin).program(request, keep) for twin in TWINS)
+            except Exception as error:  # the verdict stands without
+                self.notes.append(f"the operations of the twins could not be traced: {error}")
+                return None
+            self._traced = programs_of(torch, jax)
+        return self._traced
 
     def _wrong_step(self, suspect: Suspect) -> str | None:
         """Return the step inside a suspect of this package that is wrong."""

@@ -14,9 +14,10 @@ import numpy as np
 from outlook_parity.compare.event_axes import event_axes, has_axes, in_jax_layout, in_torch_layout
 from outlook_parity.compare.noise import sum_noise
 from outlook_parity.compare.patterns import how_they_differ
-from outlook_parity.compare.tensors import FACTOR_BOUND, RELATIVE_BOUNDS, TensorPair, compare_pair
+from outlook_parity.compare.ranking import MOST_MEASURED, ranked
+from outlook_parity.compare.tensors import FACTOR_BOUND, RELATIVE_BOUNDS, TensorPair, compare_pair, relative_error
 from outlook_parity.core.check import PROPAGATED, TWINS, Check, RowVerdict, Tensors
-from outlook_parity.core.precision import TRUTH
+from outlook_parity.core.precision import PRECISIONS, TRUTH
 from outlook_parity.core.recorder import ROOT, Arrays, Events, Key, Recorder
 from outlook_parity.core.request import Request
 from outlook_parity.core.runner import Runner
@@ -37,6 +38,8 @@ class Suspect:
         view: the twin whose input both were given, or "propagated".
         before: the module inside that it calls with wrong arguments, None if its own results are wrong.
         how: in words, how the numbers differ.
+        error: the size of the difference, relative to the largest of the numbers.
+        key: the event that shows it.
     """
 
     path: str
@@ -45,6 +48,8 @@ class Suspect:
     view: str
     before: str | None = None
     how: str = ""
+    error: float = 1.0
+    key: Key | None = None
 
 
 @dataclass
@@ -53,9 +58,9 @@ class ModuleResults:
 
     Attributes:
         checks: the rows.
-        suspects: wrong modules, in the order of events.
+        suspects: wrong modules, ranked.
         outputs: of each twin and perhaps the "truth", computed module by module.
-        inputs: of the first suspect by its path, as JAX takes it.
+        inputs: of the first suspects by path, as JAX takes them.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -65,7 +70,7 @@ class ModuleResults:
 
 
 def verify_modules(
-    torch: Runner, jax: Runner, request: Callable[[str], Request], dtype: str, step: Callable[[str], None]
+    torch: Runner, jax: Runner, request: Callable[[str], Request], dtype: str, step: Callable[..., None]
 ) -> ModuleResults:
     """Compare every module of the twins in one precision.
 
@@ -107,11 +112,12 @@ class _Comparison:
         runners: Mapping[str, Runner],
         request: Callable[[str], Request],
         dtype: str,
-        step: Callable[[str], None],
+        step: Callable[..., None],
     ) -> None:
         self._runners, self._dtype, self._step = runners, dtype, step
         self._request, self._truth_request = request(dtype), request(TRUTH)
         self._outputs: dict[str, Tensors] = {}
+        self._answers: Events = {}  # of JAX's modules on the numbers of torch
         events = {twin: self._record(twin) for twin in TWINS}
         self._events = events
         self._shared = _shared(events["torch"], events["jax"])
@@ -130,10 +136,11 @@ class _Comparison:
             "jax": {key: arrays for key, arrays in self._events["jax"].items() if has_axes(key, arrays, self._axes)},
         }
         suspects = [suspect for giver in TWINS for suspect in self._replay(giver, replayable[giver], rows)]
+        suspects = ranked(suspects, self._effect)
         inputs: dict[str, np.ndarray] = {}
-        for suspect in suspects[:1]:
-            arrays = torch_events.get(Key(suspect.path, 0, "in"), [])
-            inputs.update(zip([suspect.path], arrays, strict=False))
+        for path in list(dict.fromkeys(suspect.path for suspect in suspects))[:MOST_MEASURED]:
+            arrays = torch_events.get(Key(path, 0, "in"), [])
+            inputs.update(zip([path], arrays, strict=False))
         checks = [*rows.rows(), *_unshared(self._events, self._shared, self._dtype)]
         return ModuleResults(checks, suspects, self._outputs, inputs)
 
@@ -160,7 +167,25 @@ class _Comparison:
         truth = None
         if self._dtype != TRUTH:
             truth, _ = self._replay_to("torch", recorded, self._truth_request)
+        if giver == "torch":
+            self._answers = replayed
         return rows.compare(giver, {giver: recorded, other: replayed, "truth": truth}, owners)
+
+    def _effect(self, suspects: Sequence[Suspect]) -> float | None:
+        """Return by how much torch's outputs change if one module gives what JAX's gives on the same numbers.
+
+        None if it cannot be told. `suspects` are all of that module.
+        """
+        keys = {suspect.key for suspect in suspects}
+        answers = {key: arrays for key, arrays in self._answers.items() if key in keys}
+        if not answers:
+            return None
+        self._step(f"layers: torch in {self._dtype} with {shown_path(suspects[0].path)} of jax", extra=True)
+        recorder = Recorder(in_torch_layout(answers, self._axes), self._shared)
+        changed, given = self._runners["torch"].watch(self._request, recorder), self._outputs["torch"]
+        return max(
+            (relative_error(array, given[name]) for name, array in changed.items() if name in given), default=0.0
+        )
 
     def _replay_to(self, twin: str, recorded: Events, request: Request) -> tuple[Events, Mapping[Key, str]]:
         """Return what a twin computes from a recording, in JAX's layout, and whose own code computed it."""
@@ -215,7 +240,8 @@ class _Rows:
             if check.verdict == "mismatch":
                 before = key.path if key.side == "in" else None
                 how = _how(key, events) if not suspects else ""
-                suspects.append(Suspect(path, check.note, self._dtype, view, before, how))
+                error = _relative(check, self._dtype)
+                suspects.append(Suspect(path, check.note, self._dtype, view, before, how, error, key))
 
         for key, path in owners.items():
             if path not in self._members or key.path not in self._members:
@@ -267,6 +293,14 @@ class _Rows:
             pair = TensorPair(shown_path(path), self._counting(one), self._counting(other))
             exact = None if exact is None else self._counting(exact)
             yield compare_pair("layers", self._dtype, pair, bound=bound, truth=exact, least=least)
+
+
+def _relative(check: Check, dtype: str) -> float:
+    """Return the size of a difference relative to the numbers, 1 where it was not measured."""
+    if check.measured is None:
+        return 1.0
+    noises = [noise.rms for noise in (check.torch_noise, check.jax_noise) if noise is not None]
+    return max(noises) * PRECISIONS[dtype].epsilon if noises else check.measured
 
 
 def _decided(key: Key, path: str, check: Check, *, agree: bool) -> tuple[Key, str, Check]:

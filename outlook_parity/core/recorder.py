@@ -57,6 +57,11 @@ class Recorder:
         """The module whose code runs, None outside of all."""
         return self._stack[-1][0] if self._stack else None
 
+    def forget(self) -> None:
+        """Begin anew, for a model that is run again."""
+        for record in (self.events, self.owners, self._calls, self._stack):
+            record.clear()
+
     def enter(self, path: str, arrays: Arrays) -> Arrays | None:
         """Record a call; return what to call the module with instead, None for what it is."""
         parent = self.inside

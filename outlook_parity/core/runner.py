@@ -14,8 +14,10 @@ from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.check import REVERSED, TWICE, Tensors
 from outlook_parity.core.dropout import Draw
 from outlook_parity.core.errors import user_code_errors
+from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import Inputs, Request, batch_of, batch_reversed, scattered
+from outlook_parity.core.truth import Truth
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Runner(ABC):
     """A model of either framework that can be run; all results are in float64 under torch names."""
 
     name: str  # "torch" or "jax"
+    truth: Truth  # what its runs in float64 showed
 
     def shapes(self, request: Request) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the inputs as the model takes them, for messages."""
@@ -126,6 +129,10 @@ class Runner(ABC):
     @abstractmethod
     def attributes(self, request: Request) -> Attributes:
         """Return the attributes of the modules."""
+
+    @abstractmethod
+    def program(self, request: Request, keep: Callable[[str], bool]) -> Program:
+        """Return the operations of one run in eval mode; with results of modules that `keep` names, or more."""
 
     @abstractmethod
     def module(self, request: Request, path: str) -> AbstractContextManager[Any]:

@@ -11,6 +11,7 @@ from outlook_parity.core.attributes import NO_EFFECT_IN_FLOAT64, Difference
 from outlook_parity.core.check import TWINS, Check, Tensors
 from outlook_parity.core.dropout import Draw
 from outlook_parity.diagnose.precision import as_coarse_as, as_float32_rounds, finer_products
+from outlook_parity.diagnose.program.facts import Programs
 
 
 class Explanation(NamedTuple):
@@ -32,6 +33,8 @@ class Evidence:
         draws: of each twin's last training step.
         trained: of each twin, the tensors after training in float64, if it ran.
         unrounded: precision in which products may round -> the twins that show no such rounding.
+        programs: for a suspect, what both twins compute, None if that cannot be had.
+        kinds: of modules, as PyTorch calls them.
         hint: for a weight without counterpart, what to do about it, in brackets.
         wrong_step: for a suspect, the step inside outlook attention that is wrong, None if unknown.
     """
@@ -44,6 +47,8 @@ class Evidence:
     trained: Mapping[str, Tensors] = field(default_factory=dict)
     unrounded: Mapping[str, list[str]] = field(default_factory=dict)
     wrong_step: Callable[[Suspect], str | None] = lambda suspect: None
+    programs: Callable[[Suspect | None], Programs | None] = lambda suspect: None
+    kinds: Mapping[str, str] = field(default_factory=dict)
     hint: Callable[[str], str] = lambda name: ""
 
 
@@ -87,12 +92,35 @@ def _isolated(evidence: Evidence) -> Explanation | None:
     if reported := [d for d in evidence.differences if d.path == first.path and d.attribute not in no_effect]:
         return Explanation(shown_path(first.path), "; ".join(map(str, reported)))
     step = evidence.wrong_step(first)
+    programs = None if step else evidence.programs(first)
+    if programs is not None and (integers := _integers(programs, first.path)):
+        return Explanation(shown_path(first.path), integers)
+    if programs is not None and (facts := _facts(programs, first, evidence.kinds)):
+        return Explanation(shown_path(first.path), "; ".join(filter(None, [*map(str, facts), first.how])))
     own = next((check for check in evidence.wrong if _is_of(first, check)), None)
-    coarse = "" if own is None else as_coarse_as(own) or as_float32_rounds(own)
-    reasons = [f"the step {step} of outlook attention" if step else first.where, first.how, coarse]
+    operation = (programs and programs.step(first.path)) or ""
+    coarse = "" if own is None or operation else as_coarse_as(own) or as_float32_rounds(own)
+    reasons = [f"the step {step} of outlook attention" if step else first.where, first.how, operation, coarse]
     where = "; ".join(filter(None, reasons)) or "its own code computes something else"
     precision = "" if first.dtype == "float64" else f", in {first.dtype} alone"
     return Explanation(shown_path(first.path), f"{shown_path(first.path)}{precision}: {where}")
+
+
+def _facts(programs: Programs, suspect: Suspect, kinds: Mapping[str, str]) -> list[Difference]:
+    """Return how the operations of a suspect differ, by attribute."""
+    found = programs.differences(suspect.path, kinds.get(suspect.path, "module"))
+    # In float64 casts inside of models are lifted.
+    return [one for one in found if one.attribute != "softmax dtype" or suspect.dtype != "float64"]
+
+
+def _integers(programs: Programs, path: str) -> str | None:
+    """Return how the integers differ that a module, or one that it calls, reads its table at."""
+    prefix = f"{path}." if path else ""
+    for inner in programs.torch:
+        if inner == path or (inner.startswith(prefix) and "." not in inner[len(prefix) :]):
+            if how := programs.integers(inner):
+                return f"{shown_path(path)} reads {shown_path(inner)} at other integers: {how}"
+    return None
 
 
 def _is_of(suspect: Suspect, check: Check) -> bool:
@@ -115,6 +143,24 @@ def _attributes(evidence: Evidence) -> Explanation | None:
     no_effect = (*NO_EFFECT_IN_FLOAT64, *(() if training else IN_TRAINING))
     reported = [difference for difference in evidence.differences if difference.attribute not in no_effect]
     return Explanation(shown_path(reported[0].path), listed(reported, 3, between="; ")) if reported else None
+
+
+def _operations(evidence: Evidence) -> Explanation | None:
+    """Return the first module whose operations differ, where outputs are wrong and no module was compared."""
+    dtypes = [check.dtype for check in evidence.wrong if check.level == "forward" and not check.note]
+    programs = evidence.programs(None) if dtypes else None
+    if programs is None:
+        return None
+    for path in programs.torch:
+        suspect = Suspect(path, "", dtypes[0], "")
+        facts = _facts(programs, suspect, evidence.kinds)
+        words = _integers(programs, path) or "; ".join(map(str, facts))
+        if words:
+            return Explanation(shown_path(path), words)
+    for path in programs.torch:
+        if path in programs.jax and (step := programs.step(path)):
+            return Explanation(shown_path(path), f"{shown_path(path)}: {step}")
+    return None
 
 
 def _output(evidence: Evidence) -> Explanation | None:
@@ -209,6 +255,7 @@ RULES: tuple[Callable[[Evidence], Explanation | None], ...] = (
     _isolated,
     _draws,
     _attributes,
+    _operations,
     _output,
     _rounding,
     _repeated,

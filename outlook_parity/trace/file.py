@@ -1,7 +1,7 @@
 """Trace files: what one twin computes, to be compared on another machine. Imports no framework.
 
 A trace is a safetensors file. Tensors: outputs, gradients and the inputs and outputs of modules, in float64; those of
-modules in the layout of the framework. Metadata: hashes of inputs and weights, and the environment.
+modules in the layout of the framework; in float64 also how far rounding can change the gradients. Metadata: hashes of inputs and weights, and the environment.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from outlook_parity.mapping.names import is_counter
 Leaves = dict[str, tuple[str, tuple[int, ...]]]
 
 FORMAT = "outlook-parity-trace"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,22 @@ class Header:
 
 @dataclass(frozen=True)
 class TraceFile:
-    """A trace: metadata, outputs, gradients, and inputs and outputs of every module call."""
+    """A trace.
+
+    Attributes:
+        header: metadata.
+        outputs: by name.
+        gradients: likewise.
+        events: inputs and outputs of every module call.
+        jumps: of a trace in float64, by name of a gradient: what it is with inputs and weights perturbed by rounding,
+            less what it is with the opposite perturbation.
+    """
 
     header: Header
     outputs: dict[str, np.ndarray]
     gradients: dict[str, np.ndarray]
     events: dict[Key, Arrays]
+    jumps: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def digest(array: np.ndarray) -> str:
@@ -84,6 +94,7 @@ def write(path: Path, trace: TraceFile) -> None:
     """
     tensors = {f"output/{name}": array for name, array in trace.outputs.items()}
     tensors |= {f"gradient/{name}": array for name, array in trace.gradients.items()}
+    tensors |= {f"jump/{name}": array for name, array in trace.jumps.items()}
     for number, (key, arrays) in enumerate(trace.events.items()):
         if key.side == "whole":
             continue
@@ -112,7 +123,8 @@ def read(path: Path) -> TraceFile:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path}: no trace, or a damaged one: {error}; `outlook trace` writes traces") from error
-    return TraceFile(header, _named(tensors, "output/"), _named(tensors, "gradient/"), _events(tensors))
+    named = (_named(tensors, f"{kind}/") for kind in ("output", "gradient"))
+    return TraceFile(header, *named, _events(tensors), _named(tensors, "jump/"))
 
 
 def _header(fields: dict[str, Any]) -> Header:

@@ -76,7 +76,9 @@ def hugging_face(
     torch_model.eval()
     with tempfile.TemporaryDirectory() as folder:
         torch_model.save_pretrained(folder)
-        jax_model = getattr(transformers, f"Flax{kind}{head}").from_pretrained(folder, from_pt=True, config=jax_settings)
+        jax_model = getattr(transformers, f"Flax{kind}{head}").from_pretrained(
+            folder, from_pt=True, config=jax_settings
+        )
     return Made(torch_model, jax_model, inputs())
 
 
@@ -177,7 +179,9 @@ def llama(**config: Any) -> Made:
 
 def gemma(**config: Any) -> Made:
     """Gemma: RMSNorm with 1 + weight, scaled embeddings."""
-    return hugging_face("Gemma", _tokens, **DECODER | {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"} | config)
+    return hugging_face(
+        "Gemma", _tokens, **DECODER | {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"} | config
+    )
 
 
 def mistral(**config: Any) -> Made:

@@ -54,10 +54,7 @@ def program_of(closed: Any, kinds: Sequence[str], arguments: Sequence[Any]) -> P
         arguments: their values.
     """
     reader = _Reader()
-    values = [
-        Node(kind, "", (), tuple(np.shape(value)), str(value.dtype), compute=lambda value=value: value)
-        for kind, value in zip(kinds, arguments, strict=True)
-    ]
+    values = [_leaf(kind, value) for kind, value in zip(kinds, arguments, strict=True)]
     reader.read(closed.jaxpr, [*map(_constant, closed.consts)], values, "")
     return reader.program
 
@@ -67,8 +64,12 @@ def leaf_kinds(parameters: Mapping[str, Any], buffers: Mapping[str, Any], inputs
     return [PARAMETER] * len(parameters) + [PARAMETER] * len(buffers) + [INPUT] * len(inputs)
 
 
+def _leaf(kind: str, value: Any) -> Node:
+    return Node(kind, "", (), tuple(np.shape(value)), str(getattr(value, "dtype", "")), compute=lambda: value)
+
+
 def _constant(value: Any) -> Node:
-    return Node(CONSTANT, "", (), tuple(np.shape(value)), str(np.asarray(value).dtype), compute=lambda: value)
+    return _leaf(CONSTANT, value)
 
 
 class _Reader:

@@ -4,7 +4,7 @@ Models run as recast copies with every global setting pinned; the user's model a
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,17 +17,21 @@ from outlook_common.arrays import to_numpy
 from outlook_parity.backends.jax.attributes import add_operations, attributes_of, mark
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.model import weights_of
+from outlook_parity.backends.jax.program import leaf_kinds, program_of
 from outlook_parity.backends.jax.random import shared_bernoulli
 from outlook_parity.backends.jax.settings import jax_device, pinned
+from outlook_parity.backends.jax.truth import lifted
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.optimizers import OPTIMIZERS
 from outlook_parity.core.outputs import OutputMatch, output_leaves
 from outlook_parity.core.precision import PRECISIONS
+from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.runner import Run, Runner, Training, guarded, prefixed, repeat_calls
 from outlook_parity.core.task import NamedOutputs, Task
+from outlook_parity.core.truth import Truth, or_unlifted
 from outlook_parity.mapping.names import Names
 from outlook_parity.models.jax_layers import losses as own_losses
 
@@ -59,6 +63,7 @@ class JaxRunner(Runner):
         self._task = task
         self._matched = outputs
         self._weightless = weightless
+        self.truth = Truth()
 
     def weights(self) -> dict[str, np.ndarray]:
         """See `Runner`."""
@@ -69,10 +74,11 @@ class JaxRunner(Runner):
         return {self._names.module(path): type(module).__name__ for path, module in self.model.modules().items()}
 
     @guarded
+    @or_unlifted
     def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
         place = jax_device(request.device)
-        with pinned(request.dtype, place):
+        with pinned(request.dtype, place), self._lifted(request):
             model, parameters, buffers, inputs = self._placed(request, place)
             forward = partial(_forward, model, request, self._outputs)
             floating, others = jax.eval_shape(forward, parameters, {}, buffers, inputs)[0:2]
@@ -100,10 +106,11 @@ class JaxRunner(Runner):
         )
 
     @guarded
+    @or_unlifted
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
         place = jax_device(request.device)
-        with pinned(request.dtype, place):
+        with pinned(request.dtype, place), self._lifted(request, recorder):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
             watching = {} if recorder is None else {"recorder": recorder, "module_name": self._names.module}
             output = model.call(parameters, buffers, request.arguments(inputs), **watching)[0]
@@ -111,12 +118,13 @@ class JaxRunner(Runner):
             return request.masked(found)
 
     @guarded
+    @or_unlifted
     def train(self, request: Request) -> Training:
         """See `Runner`."""
         place = jax_device(request.device)
         trained: dict[str, np.ndarray] = {}
         draws = Draws(request.seed, keep_all=request.keep_all)
-        with pinned(request.dtype, place):
+        with pinned(request.dtype, place), self._lifted(request):
             model, *start, inputs = self._placed(request, place, training=True)
             task = self._task(request)
             targets = {name: jax.device_put(request.fixed(target), place) for name, target in task.targets.items()}
@@ -142,6 +150,16 @@ class JaxRunner(Runner):
                 slots = self._slots(state, optimizer.jax_state)
                 trained |= prefixed(name, {"losses": np.stack(losses), **weights, **slots})
         return Training(trained, list(draws.drawn))
+
+    def _lifted(self, request: Request, recorder: Recorder | None = None) -> AbstractContextManager[None]:
+        """Return a context in which casts of the model to float32 are lifted, in the truth run."""
+        if not self.truth.lifts(request):
+            return nullcontext()
+        for name, value in self.model.buffers.items():
+            if name not in (*self.model.statistics, *self.model.rates):
+                path, _, leaf = name.rpartition(".")
+                self.truth.saw_constant(self._names.module(path), to_numpy(value), leaf)
+        return lifted(self.truth, lambda: None if recorder is None else recorder.inside)
 
     def _slots(self, state: Any, names: Mapping[str, str]) -> dict[str, np.ndarray]:
         """Return an optimizer's state as "momentum of head.weight"."""
@@ -174,6 +192,21 @@ class JaxRunner(Runner):
         if self.model.mode is not None:
             found.setdefault(ROOT, {})["mode"] = self.model.mode
         return found
+
+    @guarded
+    def program(self, request: Request, keep: Callable[[str], bool]) -> Program:
+        """See `Runner`."""
+        place = jax_device("cpu")
+        with pinned(request.dtype, place):
+            model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
+
+            def call(parameters: Values, buffers: Values, inputs: Values) -> Any:
+                watching = {"around": lambda path, module: mark(path), "module_name": self._names.module}
+                return self._outputs(model.call(parameters, buffers, request.arguments(inputs), **watching)[0])
+
+            traced = jax.make_jaxpr(call)(parameters, buffers, inputs)
+            leaves = jax.tree.leaves((parameters, buffers, inputs))
+            return program_of(traced, leaf_kinds(parameters, buffers, inputs), leaves)
 
     @contextmanager
     def module(self, request: Request, path: str) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """Trace the operations that a PyTorch model computes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,11 +74,11 @@ _EPS = {
 }
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Turns each operation into a node."""
 
     def __init__(self, path: Callable[[], str], keep: Callable[[str], bool]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.program = Program()
         self._path, self._keep = path, keep
         self._nodes: Any = WeakTensorKeyDictionary()
@@ -101,7 +101,9 @@ class _Tracer(TorchDispatchMode):
             return
         operands = [self._node(one) for one in _flat(args) if isinstance(one, torch.Tensor | int | float)]
         kept = [operand for operand in operands if self._keep(self._path())]
-        for operand, one in zip(kept, (o for o in _flat(args) if isinstance(o, torch.Tensor | int | float)), strict=False):
+        for operand, one in zip(
+            kept, (o for o in _flat(args) if isinstance(o, torch.Tensor | int | float)), strict=False
+        ):
             _keep_value(operand, one)
         if name == "addmm":
             product = self._made("dot", operands[1:3], tensors[0], {}, known=False)
@@ -117,7 +119,10 @@ class _Tracer(TorchDispatchMode):
         elif name == "rsub":
             kind, operands = "sub", [operands[1], operands[0]]
         elif name == "clamp":
-            kind, settings = "clamp", {"low": _argument(args, kwargs, 1, "min"), "high": _argument(args, kwargs, 2, "max")}
+            kind, settings = (
+                "clamp",
+                {"low": _argument(args, kwargs, 1, "min"), "high": _argument(args, kwargs, 2, "max")},
+            )
             operands = operands[:1]
         elif name == "gelu":
             settings = {"approximate": kwargs.get("approximate", "none")}
@@ -192,7 +197,7 @@ def _settings(name: str, args: Any, kwargs: Any, result: torch.Tensor) -> dict[s
 
 
 @contextmanager
-def traced(model: torch.nn.Module, inputs: Iterator[Any], keep: Callable[[str], bool]) -> Iterator[Program]:
+def traced(model: torch.nn.Module, inputs: Iterable[torch.Tensor], keep: Callable[[str], bool]) -> Iterator[Program]:
     """Trace what the model computes meanwhile.
 
     Args:

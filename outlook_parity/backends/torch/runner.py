@@ -4,7 +4,7 @@ Models run as recast copies with every global setting pinned; the user's model a
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,21 @@ from outlook_parity.backends.torch.attributes import attributes_of, listening
 from outlook_parity.backends.torch.dropout import shared_masks
 from outlook_parity.backends.torch.hooks import watched
 from outlook_parity.backends.torch.model import copied, dtype_of, kinds_of, to_float64, weights_of
+from outlook_parity.backends.torch.program import traced
 from outlook_parity.backends.torch.settings import pinned, torch_device
+from outlook_parity.backends.torch.truth import find_constants, lifted
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.calls import called
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.optimizers import OPTIMIZERS
 from outlook_parity.core.outputs import OutputMatch, output_leaves
 from outlook_parity.core.precision import PRECISIONS
+from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.runner import Run, Runner, Training, guarded, prefixed, repeat_calls
 from outlook_parity.core.task import MASK, NamedOutputs, Task
+from outlook_parity.core.truth import Truth, or_unlifted
 from outlook_parity.models.torch_layers import losses as own_losses
 from outlook_parity.models.torch_layers import round_rates
 
@@ -60,6 +64,8 @@ class TorchRunner(Runner):
         self._compared = None if compared is None else frozenset(compared)
         self._matched = outputs
         self.opaque: list[str] = []  # what the outputs hold besides arrays
+        self.truth = Truth()
+        self._searched = False  # for float32 constants
 
     def weights(self) -> dict[str, np.ndarray]:
         """See `Runner`."""
@@ -76,11 +82,13 @@ class TorchRunner(Runner):
         return {name: tuple(array.shape[i] for i in self._axes[name]) for name, array in request.inputs.items()}
 
     @guarded
+    @or_unlifted
     def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
         place = torch_device(request.device)
-        with pinned(request.dtype, place):
+        with pinned(request.dtype, place), ExitStack() as lifting:
             model = self._recast(request, place).eval()
+            lifting.enter_context(self._lifted(request, model))
             parameters = {
                 name: parameter.requires_grad_()
                 for name, parameter in model.named_parameters()
@@ -112,16 +120,18 @@ class TorchRunner(Runner):
             )
 
     @guarded
+    @or_unlifted
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
         place = torch_device(request.device)
         with pinned(request.dtype, place), torch.no_grad():
             model = self._recast(request, place).eval()
-            with watched(model, recorder or Recorder(modules=())):
+            with self._lifted(request, model), watched(model, recorder or Recorder(modules=())):
                 outputs = self._outputs(called(model, request.arguments(self._inputs(request, place))))
                 return request.masked(_all_float64(outputs))
 
     @guarded
+    @or_unlifted
     def train(self, request: Request) -> Training:
         """See `Runner`."""
         place = torch_device(request.device)
@@ -140,9 +150,10 @@ class TorchRunner(Runner):
                     inputs = request.arguments(self._inputs(request, place))  # anew: a model may change them in place
                     stepper.zero_grad()
                     draws.begin()
-                    with shared_masks(model, draws):
-                        loss = task.loss(self._for_loss(model), inputs, targets, own_losses)
-                    loss.backward()
+                    with self._lifted(request, model):
+                        with shared_masks(model, draws):
+                            loss = task.loss(self._for_loss(model), inputs, targets, own_losses)
+                        loss.backward()
                     for path, parameter in model.named_parameters():
                         # JAX has zeros where nothing depends on a parameter, and its weights decay all the same.
                         if parameter.grad is None or path in request.frozen:
@@ -169,12 +180,34 @@ class TorchRunner(Runner):
         found[ROOT]["mode"] = "training" if self.model.training else "eval"
         return found
 
+    @guarded
+    def program(self, request: Request, keep: Callable[[str], bool]) -> Program:
+        """See `Runner`."""
+        place = torch_device("cpu")
+        with pinned(request.dtype, place):
+            model = self._recast(request, place).eval()
+            inputs = self._inputs(request, place)
+            with traced(model, inputs.values(), keep) as program:
+                called(model, request.arguments(inputs))
+        return program
+
     @contextmanager
     def module(self, request: Request, path: str) -> Iterator[Any]:
         """See `Runner`."""
         place = torch_device(request.device)
         with pinned(request.dtype, place):
             yield dict(self._recast(request, place).eval().named_modules()).get(path)
+
+    def _lifted(self, request: Request, model: torch.nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which casts of the model to float32 are lifted, in the truth run."""
+        if not self.truth.lifts(request):
+            return nullcontext()
+        if not self._searched:
+            find_constants(
+                self.model, set(weights_of(self.model) if self._compared is None else self._compared), self.truth
+            )
+            self._searched = True
+        return lifted(model, self.truth)
 
     def _weights_of(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
         compared = self._compared

@@ -122,7 +122,7 @@ def _function(node: Node) -> Callable[..., np.ndarray] | None:
         slope = numbers[0] if numbers else 0.01
         return lambda x: np.where(x > 0, x, slope * x)
     if node.kind == "elu":
-        alpha, scale, inner = (*numbers, *(1.0, 1.0, 1.0)[len(numbers) :])
+        alpha, scale, inner = [*numbers, 1.0, 1.0, 1.0][:3]
         return lambda x: scale * np.where(x > 0, x, alpha * np.expm1(np.minimum(inner * x, 0)))
     if node.kind == "softplus":
         beta = numbers[0] if numbers else 1.0
@@ -170,9 +170,7 @@ class Regions:
             if one not in results:
                 number = one.number if one.constant else None
                 function = None if number is not None else _function(one)
-                results[one] = (
-                    np.asarray(number) if function is None else np.asarray(function(*map(of, one.operands)))
-                )
+                results[one] = np.asarray(number) if function is None else np.asarray(function(*map(of, one.operands)))
             return results[one]
 
         with np.errstate(all="ignore"):
@@ -229,8 +227,10 @@ def _is_power_or_step(regions: Regions, node: Node) -> bool:
             continue
         kinds.add(one.kind)
         pending += one.operands
-    return bool(kinds & _ALONE) and kinds <= _ALONE | {"add", "sub", "mul", "div", "neg", CAST, "max", "min", "clamp"} and (
-        "exp" not in kinds or kinds <= {"exp", CAST, "mul", "neg", "max"}
+    return (
+        bool(kinds & _ALONE)
+        and kinds <= _ALONE | {"add", "sub", "mul", "div", "neg", CAST, "max", "min", "clamp"}
+        and ("exp" not in kinds or kinds <= {"exp", CAST, "mul", "neg", "max"})
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from outlook_parity.core.program import CAST, LAYOUT, PARAMETER, Node, through
+from outlook_parity.core.program import PARAMETER, Node, through
 from outlook_parity.diagnose.program.activations import GRID, Regions, activations, linear
 from outlook_parity.diagnose.program.attention import softmaxes
 
@@ -37,9 +37,6 @@ _VERBS = {
     "cumsum": "sums up along an axis",
     "reduce max": "takes the largest along an axis",
 }
-
-# What a softmax, a norm or an average consists of, in either way that they are written.
-_WHOLE = ("softmax",)
 
 
 def steps_of(nodes: Sequence[Node]) -> list[Step]:
@@ -75,7 +72,7 @@ def steps_of(nodes: Sequence[Node]) -> list[Step]:
 
 def _parameter(node: Node) -> str:
     """Return the shape of the parameter that is added or multiplied by, "" if none is."""
-    for operand in map(lambda one: through(one, (LAYOUT, CAST)), node.operands):
+    for operand in map(through, node.operands):
         if operand.kind == PARAMETER:
             return str(tuple(sorted(length for length in operand.shape if length != 1)))
     return ""
