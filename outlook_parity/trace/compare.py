@@ -6,7 +6,7 @@ import numpy as np
 
 from outlook_parity.compare import tensors as compare
 from outlook_parity.compare.modules import Suspect, compare_recorded, shown_path
-from outlook_parity.core.check import TWINS, Check
+from outlook_parity.core.check import TWINS, Check, Tensors
 from outlook_parity.diagnose.precision import notes_on_products
 from outlook_parity.report.report import Report
 from outlook_parity.trace.file import TraceFile, environment_of, refusal
@@ -76,7 +76,7 @@ def _outputs_and_gradients(twins: Traces, traces: Traces, dtype: str) -> tuple[l
     expected: list[Expected] = []
     for level, tensors in levels.items():
         if tensors:
-            by_twin = {twin: tensors.get(twin, {}) for twin in traces}
+            by_twin: dict[str, Tensors] = {twin: tensors.get(twin, {}) for twin in traces}
             if level == "gradients" and (jumps := _jumps(traces)):
                 by_twin |= {"up": jumps, "down": dict.fromkeys(jumps, np.zeros(()))}
             checks += compare.compare_level(level, dtype, by_twin, summed, integers)
@@ -84,7 +84,7 @@ def _outputs_and_gradients(twins: Traces, traces: Traces, dtype: str) -> tuple[l
     return checks, expected
 
 
-def _jumps(traces: Traces) -> Mapping[str, np.ndarray]:
+def _jumps(traces: Traces) -> Tensors:
     """Return how far rounding can change the gradients, from the traces in float64: PyTorch's where it has them."""
     in_float64 = ("truth",) if "truth" in traces else TWINS
     return next((traces[name].jumps for name in in_float64 if traces[name].jumps), {})

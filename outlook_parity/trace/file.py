@@ -1,7 +1,8 @@
 """Trace files: what one twin computes, to be compared on another machine. Imports no framework.
 
 A trace is a safetensors file. Tensors: outputs, gradients and the inputs and outputs of modules, in float64; those of
-modules in the layout of the framework; in float64 also how far rounding can change the gradients. Metadata: hashes of inputs and weights, and the environment.
+modules in the layout of the framework; in float64 also how far rounding can change the gradients. Metadata: hashes of
+inputs and weights, and the environment.
 """
 
 import hashlib
@@ -123,8 +124,8 @@ def read(path: Path) -> TraceFile:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path}: no trace, or a damaged one: {error}; `outlook trace` writes traces") from error
-    named = (_named(tensors, f"{kind}/") for kind in ("output", "gradient"))
-    return TraceFile(header, *named, _events(tensors), _named(tensors, "jump/"))
+    outputs, gradients, jumps = (_named(tensors, f"{kind}/") for kind in ("output", "gradient", "jump"))
+    return TraceFile(header, outputs, gradients, _events(tensors), jumps)
 
 
 def _header(fields: dict[str, Any]) -> Header:

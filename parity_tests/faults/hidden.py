@@ -1,6 +1,6 @@
 """Faults that hide: exact on the inputs given, cancelled by another, in training or in gradients alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -172,12 +172,19 @@ def _in_bfloat16(self: Any, x: Any) -> Any:
     return x * 1.0625 if "bfloat16" in str(x.dtype) else x
 
 
-def _through_float32_torch() -> Fields:
-    return {"middle": lambda self, x: x.float().to(x.dtype)}
+# What both twins compute in their own dtype, where bfloat16 loses digits that float32 keeps.
+AFAR: dict[str, Build] = {
+    "torch": lambda: {"middle": lambda self, x: (x + 64) - 64},
+    "jax": lambda: {"middle": lambda self, x: jax.lax.optimization_barrier(x + 64) - 64},
+}
 
 
-def _through_float32_jax() -> Fields:
-    return {"middle": lambda self, x: jax.lax.reduce_precision(x, 8, 23)}
+def _in_float32_torch() -> Fields:
+    return {"middle": lambda self, x: ((x.float() + 64) - 64).to(x.dtype)}
+
+
+def _in_float32_jax() -> Fields:
+    return {"middle": lambda self, x: ((x.astype(jnp.float32) + 64) - 64).astype(x.dtype)}
 
 
 class _TwiceTorch(torch.nn.LayerNorm):
@@ -245,9 +252,11 @@ def weights() -> TorchModel:
     return TorchModel()
 
 
-def models(twin: str = "", build: Build = dict) -> Models:
-    """Return both twins with the same weights; `twin` has the methods that `build` returns."""
-    fields = {name: build() if name == twin else {} for name in TWINS}
+def models(twin: str = "", build: Build = dict, both: Mapping[str, Build] | None = None) -> Models:
+    """Return both twins with the same weights, with methods of `both`; `twin` has those that `build` returns."""
+    fields = {name: both[name]() if both else {} for name in TWINS}
+    if twin:
+        fields[twin] |= build()
     torch_model, jax_model = with_methods(TorchModel, fields["torch"]), with_methods(JaxModel, fields["jax"])
     torch_model.load_state_dict(weights().state_dict())
     return torch_model, load_torch_weights(jax_model, weights())
@@ -267,9 +276,10 @@ class HiddenFault(Fault):
     dtypes: tuple[str, ...] = ("float64",)
     inputs: Callable[[], np.ndarray] = field(default=drawn)
     notes: str = ""  # words of the report's notes
+    both: Mapping[str, Build] | None = None  # methods of both twins
 
     def run(self, patch: pytest.MonkeyPatch) -> Report:
-        return check(models(self.twin, self.build), self.inputs(), self.levels, self.dtypes)
+        return check(models(self.twin, self.build, self.both), self.inputs(), self.levels, self.dtypes)
 
 
 def _either(
@@ -358,7 +368,15 @@ FAULTS = [
         "shifted by",
     ),
     *_either("an input that is not used", ("layers",), _both(kept=lambda self, keep: 1), MODEL, "head"),
-    *_either("float32 inside float64", ("layers",), (_through_float32_torch, _through_float32_jax), MODEL, "fc2"),
+    *_either(
+        "float32 inside bfloat16",
+        ("layers",),
+        (_in_float32_torch, _in_float32_jax),
+        MODEL,
+        "in bfloat16 alone: calls fc2",
+        dtypes=("float64", "float32", "bfloat16"),
+        both=AFAR,
+    ),
     *_either(
         "the smallest in place of the largest", ("forward",), _both(best=lambda self, out: (-out).argmax(-1)), None, ""
     ),

@@ -7,7 +7,7 @@ import pytest
 
 from outlook_parity import Report
 from parity_tests.faults.fault import Containing
-from parity_tests.faults.hidden import FAULTS, HiddenFault, check, drawn, models, symmetric
+from parity_tests.faults.hidden import AFAR, FAULTS, HiddenFault, check, drawn, models, symmetric
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -23,6 +23,10 @@ def test_without_a_fault_only_the_biased_variance_of_flax_differs(inputs: Callab
     report = check(models(), inputs(), levels, ("float64", "float32"))
     assert wrong(report) == set()
     assert report.notes == ()
+
+
+def test_twins_that_lose_the_same_digits_in_bfloat16_pass() -> None:
+    assert check(models(both=AFAR), drawn(), ("layers",), ("float64", "float32", "bfloat16")).verdict == "pass"
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
