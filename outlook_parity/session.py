@@ -19,6 +19,7 @@ from outlook_parity.core.plan import Plan, Progress, run_counter
 from outlook_parity.core.precision import PRECISIONS, TRUTH
 from outlook_parity.core.request import Inputs, Request, positions_and_size
 from outlook_parity.core.runner import Run, Runner
+from outlook_parity.core.sizes import resized
 from outlook_parity.diagnose import causes
 from outlook_parity.diagnose.precision import unrounded
 from outlook_parity.diagnose.program.facts import Programs, programs_of
@@ -250,6 +251,7 @@ class Session:
                 wrong_step=self._wrong_step,
                 hint=self._pair.names.hint,
                 programs=self._programs,
+                programs_at=self._programs_at,
                 kinds=self._pair.torch.kinds(),
             )
         )
@@ -262,20 +264,28 @@ class Session:
         """
         if self._traced is None:
             dtype = self._plan.passes[0][1] if suspect is None else suspect.dtype
-            request = self._request(dtype, dtype, device="cpu")
             within = "" if suspect is None else suspect.path
-
-            def keep(path: str) -> bool:
-                return not within or path == within or path.startswith(f"{within}.")
-
-            self._step("programs: torch and jax", extra=True)
-            try:
-                torch, jax = (self._runner(twin).program(request, keep) for twin in TWINS)
-            except Exception as error:  # the verdict stands without
-                self.notes.append(f"the operations of the twins could not be traced: {error}")
-                return None
-            self._traced = programs_of(torch, jax)
+            self._traced = self._trace(self._request(dtype, dtype, device="cpu"), within)
         return self._traced
+
+    def _programs_at(self, how: str) -> Programs | None:
+        """Return what both twins compute of inputs of another size."""
+        inputs = resized(self._inputs).get(how)
+        if inputs is None:
+            return None
+        return self._trace(replace(self._request(TRUTH, TRUTH), inputs=inputs), "")
+
+    def _trace(self, request: Request, within: str) -> Programs | None:
+        def keep(path: str) -> bool:
+            return not within or path == within or path.startswith(f"{within}.")
+
+        self._step("operations: torch and jax", extra=True)
+        try:
+            torch, jax = (self._runner(twin).program(request, keep) for twin in TWINS)
+        except Exception as error:  # the verdict stands without
+            self.notes.append(f"the operations of the twins could not be traced: {error}")
+            return None
+        return programs_of(torch, jax)
 
     def _wrong_step(self, suspect: Suspect) -> str | None:
         """Return the step inside a suspect of this package that is wrong."""

@@ -17,6 +17,7 @@ from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import Inputs, Request, batch_of, batch_reversed, scattered
+from outlook_parity.core.sizes import SIZES, resized
 from outlook_parity.core.truth import Truth
 
 
@@ -52,6 +53,8 @@ def repeat_inputs(request: Request) -> dict[str, Inputs]:
         inputs[REVERSED] = batch_reversed(request.inputs, batch)
     if request.dtype == "float64" and any(map(is_floating, request.inputs.values())):
         inputs[SCATTERED] = scattered(request.inputs, request.seed)
+    if request.dtype == "float64" and not request.masks and request.positions is None:
+        inputs |= resized(request.inputs)
     return inputs
 
 
@@ -61,8 +64,8 @@ def repeat_calls(request: Request, call: Callable[[Inputs], Tensors]) -> dict[st
     for how, inputs in repeat_inputs(request).items():
         try:
             outputs = call(inputs)
-        except (ValueError, RuntimeError, TypeError, IndexError, ArithmeticError) as error:
-            if how != SCATTERED:  # numbers of the verifier's own, which a model may refuse
+        except Exception as error:
+            if how != SCATTERED and how not in SIZES:  # inputs of the verifier's own, which a model may refuse
                 raise
             results[how] = str(error).partition("\n")[0]
             continue

@@ -10,6 +10,7 @@ from outlook_parity.compare.patterns import weight_difference
 from outlook_parity.core.attributes import NO_EFFECT_IN_FLOAT64, Difference
 from outlook_parity.core.check import TWINS, Check, Tensors
 from outlook_parity.core.dropout import Draw
+from outlook_parity.core.sizes import SIZES
 from outlook_parity.diagnose.precision import as_coarse_as, as_float32_rounds, finer_products
 from outlook_parity.diagnose.program.facts import Programs
 
@@ -34,6 +35,7 @@ class Evidence:
         trained: of each twin, the tensors after training in float64, if it ran.
         unrounded: precision in which products may round -> the twins that show no such rounding.
         programs: for a suspect, what both twins compute, None if that cannot be had.
+        programs_at: the same for inputs of another size, by how.
         kinds: of modules, as PyTorch calls them.
         hint: for a weight without counterpart, what to do about it, in brackets.
         wrong_step: for a suspect, the step inside outlook attention that is wrong, None if unknown.
@@ -48,6 +50,7 @@ class Evidence:
     unrounded: Mapping[str, list[str]] = field(default_factory=dict)
     wrong_step: Callable[[Suspect], str | None] = lambda suspect: None
     programs: Callable[[Suspect | None], Programs | None] = lambda suspect: None
+    programs_at: Callable[[str], Programs | None] = lambda how: None
     kinds: Mapping[str, str] = field(default_factory=dict)
     hint: Callable[[str], str] = lambda name: ""
 
@@ -94,7 +97,7 @@ def _isolated(evidence: Evidence) -> Explanation | None:
     step = evidence.wrong_step(first)
     programs = None if step else evidence.programs(first)
     if programs is not None and (integers := _integers(programs, first.path)):
-        return Explanation(shown_path(first.path), integers)
+        return integers
     if programs is not None and (facts := _facts(programs, first, evidence.kinds)):
         return Explanation(shown_path(first.path), "; ".join(filter(None, [*map(str, facts), first.how])))
     own = next((check for check in evidence.wrong if _is_of(first, check)), None)
@@ -113,13 +116,14 @@ def _facts(programs: Programs, suspect: Suspect, kinds: Mapping[str, str]) -> li
     return [one for one in found if one.attribute != "softmax dtype" or suspect.dtype != "float64"]
 
 
-def _integers(programs: Programs, path: str) -> str | None:
-    """Return how the integers differ that a module, or one that it calls, reads its table at."""
+def _integers(programs: Programs, path: str) -> Explanation | None:
+    """Return which caller gives a table, of a module or of one that it calls, other integers to be read at."""
     prefix = f"{path}." if path else ""
     for inner in programs.torch:
-        if inner == path or (inner.startswith(prefix) and "." not in inner[len(prefix) :]):
-            if how := programs.integers(inner):
-                return f"{shown_path(path)} reads {shown_path(inner)} at other integers: {how}"
+        near = inner == path or (inner.startswith(prefix) and "." not in inner[len(prefix) :])
+        if near and (how := programs.integers(inner)):
+            caller = shown_path(inner.rpartition(".")[0])
+            return Explanation(caller, f"{caller} calls {shown_path(inner)} with other integers: {how}")
     return None
 
 
@@ -149,14 +153,15 @@ def _operations(evidence: Evidence) -> Explanation | None:
     """Return the first module whose operations differ, where outputs are wrong and no module was compared."""
     dtypes = [check.dtype for check in evidence.wrong if check.level == "forward" and not check.note]
     programs = evidence.programs(None) if dtypes else None
-    if programs is None:
-        return None
+    return None if programs is None else _by_operations(programs, dtypes[0], evidence.kinds)
+
+
+def _by_operations(programs: Programs, dtype: str, kinds: Mapping[str, str]) -> Explanation | None:
     for path in programs.torch:
-        suspect = Suspect(path, "", dtypes[0], "")
-        facts = _facts(programs, suspect, evidence.kinds)
-        words = _integers(programs, path) or "; ".join(map(str, facts))
-        if words:
-            return Explanation(shown_path(path), words)
+        if integers := _integers(programs, path):
+            return integers
+        if facts := _facts(programs, Suspect(path, "", dtype, ""), kinds):
+            return Explanation(shown_path(path), "; ".join(map(str, facts)))
     for path in programs.torch:
         if path in programs.jax and (step := programs.step(path)):
             return Explanation(shown_path(path), f"{shown_path(path)}: {step}")
@@ -186,9 +191,10 @@ def _repeated(evidence: Evidence) -> Explanation | None:
     for check in evidence.wrong:
         if check.level == "again":
             how = check.name.partition(":")[0]
-            return Explanation(
-                None, f"the outputs agree at first, and no more when the models are called again ({how})"
-            )
+            words = f"the outputs agree at first, and no more when the models are called again ({how})"
+            programs = evidence.programs_at(how) if how in SIZES else None
+            found = None if programs is None else _by_operations(programs, check.dtype, evidence.kinds)
+            return Explanation(found and found.path, f"{words}: {found.cause}" if found else words)
     return None
 
 

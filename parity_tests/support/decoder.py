@@ -25,7 +25,7 @@ HONEST: Choices = {
     "layout": "halves",
     "first": 0,
     "scale": HEAD**-0.5,
-    "window": LENGTH,
+    "window": 4 * LENGTH,
     "repeat": "repeat",
     "axis": -1,
     "activation": "silu",
@@ -137,7 +137,7 @@ class TorchDecoder(torch.nn.Module):
         super().__init__()
         self.choices = choices
         self.embed, self.positions = torch.nn.Embedding(VOCABULARY, WIDTH), torch.nn.Embedding(2 * LENGTH, WIDTH)
-        self.blocks = torch.nn.ModuleList(TorchBlock(choices) for _ in range(2))
+        self.blocks = torch.nn.ModuleList(TorchBlock(choices) for _ in range(1))
         self.norm = TorchRMSNorm(choices)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -231,7 +231,7 @@ class JaxDecoder(nnx.Module):
         self.choices = choices
         self.embed = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
         self.positions = nnx.Embed(2 * LENGTH, WIDTH, rngs=rngs)
-        self.blocks = nnx.List([JaxBlock(choices, rngs) for _ in range(2)])
+        self.blocks = nnx.List([JaxBlock(choices, rngs) for _ in range(1)])
         self.norm = JaxRMSNorm(choices)
 
     def __call__(self, ids: jax.Array) -> jax.Array:

@@ -1,7 +1,9 @@
 """Causes told from the operations of both twins: on a decoder that is written by hand."""
 
+import itertools
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from outlook_parity import verify
@@ -22,12 +24,19 @@ FAULTS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "ReLU": ({"activation": "relu"}, "blocks.0.mlp", ("activation", "ReLU", "SiLU")),
     "an unknown activation": ({"activation": "own"}, "blocks.0.mlp", ("activation", "f(-1)", "SiLU")),
     "a factor": ({"factor": 0.25}, "blocks.0", ("multiplies by 0.25", "by nothing")),
-    "positions": ({"types": 1}, "(model)", ("positions", "1, 2, … 6", "0, 1, … 5")),
+    "positions": ({"types": 1}, "(model)", ("positions begin at", "1, 2, … 6", "0, 1, … 5")),
 }
 
 
-@pytest.mark.parametrize("twin", ["torch", "jax"])
-@pytest.mark.parametrize("fault", FAULTS)
+# Each in one twin, and in the other one too among the slow tests.
+CASES = [
+    pytest.param(fault, twin, marks=() if twin == quick else pytest.mark.slow(reason="a verification for each fault"))
+    for fault, quick in zip(FAULTS, itertools.cycle(("jax", "torch")), strict=False)
+    for twin in ("jax", "torch")
+]
+
+
+@pytest.mark.parametrize(("fault", "twin"), CASES)
 def test_what_one_twin_computes_otherwise_is_named(fault: str, twin: Literal["torch", "jax"]) -> None:
     choices, path, words = FAULTS[fault]
     report = verify(*twins(twin, **choices), ids(), levels=("forward", "layers"), dtypes=("float64",))
@@ -35,6 +44,23 @@ def test_what_one_twin_computes_otherwise_is_named(fault: str, twin: Literal["to
     assert report.first_divergence == path, report.cause
     for word in words:
         assert word in str(report.cause)
+
+
+def test_what_shows_in_longer_sequences_alone_is_found_and_named() -> None:
+    report = verify(*twins(window=LENGTH + 2), ids(), levels=("forward",), dtypes=("float64",))
+    assert report.verdict == "mismatch"
+    assert {row.name for row in report.checks if row.verdict == "mismatch"} == {"twice as long: output"}
+    assert report.first_divergence == "blocks.0.attn"
+    for word in ("twice as long", "attention mask", f"window of {LENGTH + 2}"):
+        assert word in str(report.cause)
+
+
+def test_a_size_that_a_model_refuses_is_skipped_with_its_words() -> None:
+    report = verify(*twins(), np.tile(ids(), (1, 2)), levels=("forward",), dtypes=("float64",))
+    assert report.verdict == "pass", str(report)
+    (row,) = [row for row in report.checks if row.name.startswith("twice as long")]
+    assert row.verdict == "skipped"
+    assert "torch refuses" in row.note
 
 
 def test_a_decoder_that_is_written_alike_passes() -> None:

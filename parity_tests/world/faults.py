@@ -1,8 +1,8 @@
 """Historical faults of ports, planted into the honest pairs, and faults that released ports have."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from contextlib import AbstractContextManager as Context
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -29,7 +29,10 @@ class Fault:
     place: tuple[str, ...]
     cause: tuple[str, ...]
     during: Callable[[], Context[Any]] = nullcontext
-    levels: tuple[str, ...] = ("forward", "layers", "gradients")
+    levels: tuple[str, ...] = ("forward", "layers")
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def _jax(make: Callable[..., Made], **config: Any) -> Callable[[], Made]:

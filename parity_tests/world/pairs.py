@@ -67,7 +67,8 @@ def hugging_face(
     settings, jax_settings = (getattr(transformers, f"{kind}Config")(**c) for c in (config, config | (jax or {})))
     torch_model = getattr(transformers, f"{kind}{head}")(settings)
     with torch.no_grad():
-        # As initialised, matrices are so small that a model is nearly linear, and vectors are 0 and 1: that hides faults.
+        # As initialised, matrices are so small that a model is nearly linear, and vectors are 0 and 1:
+        # that hides faults.
         for parameter in torch_model.parameters():
             if parameter.ndim == 1:
                 parameter += 0.1 * torch.randn_like(parameter)

@@ -93,6 +93,10 @@ class JaxRunner(Runner):
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
                 nonlocal buffers
                 placed = {name: jax.device_put(x, place) for name, x in request.rounded_inputs(inputs).items()}
+                if any(inputs[name].shape != array.shape for name, array in request.inputs.items()):
+                    # Cotangents are of the given size; and a state that a model keeps must not be of another.
+                    outputs, *_ = jax.jit(partial(_evaluate, forward, False))(parameters, buffers, placed, {})
+                    return {name: to_float64(outputs[name]) for name in order}
                 outputs, buffers, *_ = evaluate(parameters, buffers, placed, cotangents)
                 return {name: to_float64(outputs[name]) for name in order}
 

@@ -47,7 +47,11 @@ class Programs:
         torch, jax = (integers.read_at(nodes.get(path, ())) for nodes in (self.torch, self.jax))
         for one, other in zip(torch, jax, strict=False):
             if one.shape != other.shape or not np.array_equal(one, other):
-                return f"{integers.in_words(other)} in jax, {integers.in_words(one)} in torch"
+                numbers = f"{integers.in_words(other)} in jax, {integers.in_words(one)} in torch"
+                starts = [integers.begins_at(indices) for indices in (other, one)]
+                if None in starts:
+                    return numbers
+                return f"positions begin at {starts[0]} in jax, {starts[1]} in torch ({numbers})"
         return None
 
     def step(self, path: str) -> str | None:

@@ -32,3 +32,9 @@ def in_words(indices: np.ndarray) -> str:
     if flat.size > 1 and (np.diff(flat) == 1).all():
         return f"{flat[0]}, {flat[1]}, … {flat[-1]}"
     return ", ".join(map(str, flat[:6])) + (", …" if flat.size > 6 else "")
+
+
+def begins_at(indices: np.ndarray) -> int | None:
+    """Return where integers begin that count up by one, as positions do; None for others."""
+    flat = indices.ravel()
+    return int(flat[0]) if flat.size > 1 and bool((np.diff(flat) == 1).all()) else None
