@@ -108,7 +108,7 @@ class TorchRunner(Runner):
                 dtypes={name: dtype_of(tensor) for name, tensor in outputs.items()},
                 gradients=found,
                 repeated=repeat_calls(request, call) if repeat else {},
-                unused=frozenset(unused) & parameters.keys(),
+                unused=frozenset(unused).intersection(parameters),
             )
 
     @guarded
