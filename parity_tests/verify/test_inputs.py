@@ -121,7 +121,8 @@ def test_a_mapping_here_and_a_tuple_there_are_matched_by_position() -> None:
 
     report = check(theirs, lambda x: (jnp.sin(x), jnp.cos(x)), X)
     assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
-    assert "output.states of torch and output.0 of JAX were matched by position" in report.notes
+    matched = "output.states of torch and output.0 of JAX, output.features of torch and output.1 of JAX"
+    assert f"outputs were matched by position: {matched}" in report.notes
     assert check(theirs, lambda x: (jnp.cos(x), jnp.sin(x)), X).verdict == "mismatch"
 
 
@@ -153,13 +154,15 @@ def test_training_reaches_outputs_that_are_matched_and_masked() -> None:
             super().__init__()
             self.scale = torch.nn.Parameter(torch.arange(1.0, 6.0))
 
-        def forward(self, x: torch.Tensor) -> Any:
-            return {"states": x.sin() * self.scale, "cache": object()}
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> Any:
+            return {"states": x.sin() * self.scale * mask[..., None], "cache": object()}
 
-    def ours(weights: Any, x: Any) -> Any:
-        return (jnp.where(MASK[..., None] > 0, jnp.sin(x) * weights["scale"], 7.0),)
+    def ours(weights: Any, x: Any, mask: Any) -> Any:
+        return (jnp.where(mask[..., None] > 0, jnp.sin(x) * weights["scale"], 7.0),)
 
     weights = {"scale": jnp.arange(1.0, 6.0)}
     options: dict[str, Any] = {"levels": ("forward", "training"), "dtypes": ("float64",)}
-    assert verify(Theirs(), (ours, weights), X, **options, output_mask=MASK).verdict == "pass"
-    assert verify(Theirs(), (ours, weights), X, **options).verdict == "mismatch"
+    inputs = {"x": X, "mask": MASK}
+    report = verify(Theirs(), (ours, weights), inputs, **options, output_mask=MASK)
+    assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
+    assert verify(Theirs(), (ours, weights), inputs, **options).verdict == "mismatch"

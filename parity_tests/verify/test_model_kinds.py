@@ -80,30 +80,29 @@ def test_apply_and_variables_are_the_linen_module_with_its_layers() -> None:
     assert {"first", "last"} <= {row.name for row in report.checks if row.level == "layers"}
 
 
+def closed_over(module: nn.Module) -> Any:
+    """Return the weights as NumPy arrays in float32, for a function to hold."""
+    state = {name: value.detach().numpy() for name, value in module.state_dict().items()}
+    names = ("first", "last")
+    return {name: {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]} for name in names}
+
+
 def test_a_function_without_weights_is_compared_with_a_module_and_what_is_left_out_is_said() -> None:
     theirs = MLP()
-    weights = load_torch_weights((mlp, zeros()), theirs)[1]
-    report = verify(theirs, lambda x: mlp(weights, x), X)
-    assert report.verdict == "mismatch", "the weights are closed over in float32: float64 shows their rounding"
-    report = verify(theirs.double(), lambda x: mlp(jax.tree.map(jnp.asarray, exact(theirs)), x), X, dtypes=("float64",))
+    report = verify(theirs, lambda x: mlp(closed_over(theirs), x), X, dtypes=("float64",))
     assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
     assert {row.level for row in report.checks} == {"forward", "again", "gradients"}
     assert {row.name for row in report.checks if row.level == "gradients"} == {"input"}
     assert any("a function without weights: the 4 parameters of torch and their gradients" in n for n in report.notes)
     assert "layers and training left out" in str(report)
-    wrong = verify(theirs, lambda x: 1.01 * mlp(exact(theirs), x), X, dtypes=("float64",))
+    wrong = verify(theirs, lambda x: 1.01 * mlp(closed_over(theirs), x), X, dtypes=("float64",))
     assert wrong.verdict == "mismatch"
-
-
-def exact(module: nn.Module) -> Any:
-    state = {name: value.detach().double().numpy() for name, value in module.state_dict().items()}
-    names = ("first", "last")
-    return {name: {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]} for name in names}
 
 
 def test_a_function_of_torch_is_compared_with_a_module_of_jax() -> None:
     theirs = MLP().double().eval()
-    report = verify(lambda x: theirs(x.double()), (mlp, exact(theirs)), X, dtypes=("float64",))
+    weights = closed_over(MLP())
+    report = verify(lambda x: theirs(x.double()).to(x.dtype), (mlp, weights), X, dtypes=("float64",))
     assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
     assert {row.name for row in report.checks if row.level == "gradients"} == {"input"}
     assert any("the torch model is a function without weights: the 4 parameters of JAX" in n for n in report.notes)

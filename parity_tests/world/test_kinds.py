@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.torchvision_stub import declare_missing_torchvision_operators
 from outlook_parity import Report, load_torch_weights, verify
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of other packages
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -139,6 +142,7 @@ def test_a_dropout_of_keras_is_shared() -> None:
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
 def test_a_hugging_face_model_agrees_as_it_comes_with_inputs_by_keyword(name: str) -> None:
+    declare_missing_torchvision_operators()
     pytest.importorskip("transformers.modeling_flax_utils")
     from parity_tests.world import pairs
 
