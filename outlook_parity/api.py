@@ -20,7 +20,7 @@ from outlook_parity.core.request import DEVICES, Inputs, Request, inputs_of, key
 from outlook_parity.diagnose.causes import Explanation
 from outlook_parity.diagnose.precision import notes_on_products
 from outlook_parity.mapping.user import NameMap
-from outlook_parity.report.report import Report
+from outlook_parity.report.report import LEVEL_LEFT_OUT, Report
 from outlook_parity.session import Session
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _report(
     verdict, reason = judge(checks, [*([("weights", "as given")] if has_weights else []), *plan.requested])
     differing = session.differences()
     explained = session.explanation(differing) if verdict == "mismatch" else Explanation(None, None)
-    omitted = [f"the level {level!r} was left out: {why}" for level, why in left_out.items()]
+    omitted = [f"{LEVEL_LEFT_OUT}{level!r} was left out: {why}" for level, why in left_out.items()]
     return Report(
         verdict,
         checks=tuple(checks),

@@ -78,13 +78,3 @@ def with_waivers(checks: Sequence[Check], ignore: Mapping[str, str]) -> list[Che
         hint = f"; the nearest name is {near!r}" if near else ""
         raise ValueError(f"ignore matches none of the {len(checks)} rows: {listed(map(repr, unused))}{hint}")
     return waived
-
-
-def left_out(checks: Iterable[Check]) -> dict[str, int]:
-    """Return how many rows were left out for a reason, by the word for it."""
-    words = {IGNORED: "ignored", UNUSED: "unused", FROZEN: "frozen"}
-    counts = dict.fromkeys(words.values(), 0)
-    for check in checks:
-        for start, word in words.items():
-            counts[word] += check.verdict == "skipped" and check.note.startswith(start)
-    return {word: count for word, count in counts.items() if count}

@@ -1,6 +1,6 @@
 """Rows of a report: one tensor compared, and one twin compared with itself. Imports no framework."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,3 +88,13 @@ class SelfNoise:
     how: str
     measured: float
     units: float
+
+
+def left_out(checks: Iterable[Check]) -> dict[str, int]:
+    """Return how many rows were left out for a reason, by the word for it."""
+    words = {IGNORED: "ignored", UNUSED: "unused", FROZEN: "frozen"}
+    counts = dict.fromkeys(words.values(), 0)
+    for check in checks:
+        for start, word in words.items():
+            counts[word] += check.verdict == "skipped" and check.note.startswith(start)
+    return {word: count for word, count in counts.items() if count}

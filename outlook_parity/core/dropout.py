@@ -55,8 +55,11 @@ def cannot_be_shared(torch: Sequence[Draw], jax: Sequence[Draw]) -> str:
     for one, other in zip(torch, jax, strict=True):
         if one.shape == other.shape:
             continue
-        broadcast = len(one.given) == len(other.given) and all(
-            size in (1, full) for full, size in zip(one.given, other.given, strict=True)
+        pairs = list(zip(one.given, other.given, strict=False))
+        together = next((axis for axis, (full, size) in enumerate(pairs) if full == size != 1), len(pairs))
+        # Samples and heads are the leading axes; those of the positions are whole in both.
+        broadcast = len(one.given) == len(other.given) > together > 0 and all(
+            size == 1 if axis < together else size == full for axis, (full, size) in enumerate(pairs)
         )
         if other.where != FUNCTIONAL or not broadcast:
             return ""

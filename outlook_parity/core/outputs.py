@@ -97,7 +97,8 @@ def match_outputs(
         if not found:
             found, how = _by_shape(ours, theirs, torch, jax, fits), "shape"
         names |= dict(found)
-        notes += [f"{ours} of torch and {theirs} of JAX were matched by {how}" for theirs, ours in found]
+        pairs = listed([f"{ours} of torch and {theirs} of JAX" for theirs, ours in found])
+        notes += [f"outputs were matched by {how}: {pairs}"] if found else []
     if not names and not torch.keys() & jax.keys():
         return OutputMatch()
     alone = {

@@ -8,12 +8,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from outlook_parity.core.check import Check, SelfNoise, Verdict
+from outlook_parity.core.check import Check, SelfNoise, Verdict, left_out
 from outlook_parity.report.html import render
 from outlook_parity.report.junit import to_junit
 from outlook_parity.report.text import shortened
 
 JSON_VERSION = 4
+
+# What a note begins with that a level was left out; its name follows in quotes.
+LEVEL_LEFT_OUT = "the level "
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,15 @@ def sentence(report: Report) -> str:
     """Return the verdict, the findings and the cause in words: at most 2,000 characters."""
     label = {"pass": "PASS", "mismatch": "MISMATCH", "not-run": "NOT RUN"}[report.verdict]
     cause = f"; {report.cause}" if report.verdict == "mismatch" and report.cause else ""
-    return shortened(f"{label}: {findings(report)}{cause}")
+    return shortened(f"{label}: {findings(report)}{omissions(report)}{cause}")
+
+
+def omissions(report: Report) -> str:
+    """Return in brackets which levels and how many rows were left out for a reason that the report gives, or ""."""
+    levels = [note.split("'")[1] for note in report.notes if note.startswith(LEVEL_LEFT_OUT)]
+    counts = [f"{count} rows {word}" for word, count in left_out(report.checks).items()]
+    parts = [*([f"{' and '.join(levels)} left out"] if levels else []), *counts]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def findings(report: Report) -> str:

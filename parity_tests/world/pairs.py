@@ -70,7 +70,7 @@ def hugging_face(
         # As initialised, matrices are so small that a model is nearly linear, and vectors are 0 and 1:
         # that hides faults.
         for parameter in torch_model.parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim < 2:
                 parameter += 0.1 * torch.randn_like(parameter)
             else:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)

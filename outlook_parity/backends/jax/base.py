@@ -72,11 +72,6 @@ class JaxModel(ABC):
         """Whether a module may drop anything in training."""
         return True
 
-    @property
-    def own_dropout(self) -> str | None:
-        """The path of a module with dropout inside its own code, None if none is known."""
-        return None
-
     @abstractmethod
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
         """Return the user's model with these parameters and statistics; an NNX module is changed."""

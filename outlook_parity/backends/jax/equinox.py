@@ -1,7 +1,7 @@
 """Equinox modules."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,13 +21,19 @@ def is_equinox(model: Any) -> bool:
 
 
 class EquinoxModel(JaxModel):
-    """An `equinox.Module`, called as it is: whoever wants a batch gives a function that calls it under `jax.vmap`.
+    """An `equinox.Module`, called as it is, or by a function, as under `jax.vmap` for a batch.
 
     Its floating-point arrays are the parameters, in PyTorch's layout; biases of convolutions have one axis.
+
+    Args:
+        module: the module.
+        function: called as `function(module, *inputs)`, None to call the module itself.
     """
 
-    def __init__(self, module: Any, mode: Mapping[str, bool] | None = None) -> None:
-        self.module, self._mode = module, mode or {}
+    def __init__(
+        self, module: Any, function: Callable[..., Any] | None = None, mode: Mapping[str, bool] | None = None
+    ) -> None:
+        self.module, self.function, self._mode = module, function, mode or {}
         parameters, self.buffers = split_leaves(module)
         self._shapes = {name: value.shape for name, value in parameters.items()}
         self.parameters = {name: _squeezed(name, value) for name, value in parameters.items()}
@@ -38,7 +44,7 @@ class EquinoxModel(JaxModel):
         import equinox  # type: ignore[import-not-found]
 
         module = equinox.nn.inference_mode(self.module, value=not training)
-        return EquinoxModel(module, modes_of(self.argument_names, training=training))
+        return EquinoxModel(module, self.function, modes_of(self.argument_names, training=training))
 
     def call(self, parameters: Values, buffers: Values, inputs: Arguments, **watching: Any) -> tuple[Any, Values]:
         """See `JaxModel`."""
@@ -48,6 +54,8 @@ class EquinoxModel(JaxModel):
         if "key" in (self.argument_names or ()):
             options["key"] = jax.random.PRNGKey(0)
         watching.pop("draws", None)
+        if self.function is not None:
+            return called(self.function, inputs, module, **options), buffers
         parts = dict(_modules(module, ""))
         paths = {id(part): path for path, part in reversed(parts.items())}
         with watched_classes(paths, {type(part) for part in parts.values()}, **watching):
@@ -58,9 +66,14 @@ class EquinoxModel(JaxModel):
         return dict(_modules(self.module, ""))
 
     @property
+    def has_modules(self) -> bool:
+        """See `JaxModel`: under a transformation calls of modules cannot be seen."""
+        return self.function is None
+
+    @property
     def argument_names(self) -> frozenset[str] | None:
         """See `JaxModel`."""
-        return argument_names(type(self.module).__call__)
+        return argument_names(type(self.module).__call__ if self.function is None else self.function)
 
     def axes(self) -> dict[str, tuple[int, ...]]:
         """See `JaxModel`: as in PyTorch."""
@@ -69,7 +82,8 @@ class EquinoxModel(JaxModel):
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
         """See `JaxModel`."""
         new = {name: value.reshape(self._shapes[name]) for name, value in as_jax_arrays(weights).items()}
-        return with_leaves(self.module, new)
+        module = with_leaves(self.module, new)
+        return module if self.function is None else (self.function, module)
 
 
 def _squeezed(name: str, value: Any) -> Any:

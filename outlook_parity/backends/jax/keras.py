@@ -59,7 +59,7 @@ class KerasModel(JaxModel):
         """See `JaxModel`."""
         watching.pop("draws", None)
         layers = dict(self._layers())
-        paths = {id(layer): path for path, layer in layers.items()}
+        paths = {id(layer): path for path, layer in layers.items() if not _fused(layer)}
         own = "training" in (self.argument_names or ())
         variables = [*self._trainable.values(), *self._others.values()]
         kinds = {type(layer) for layer in layers.values()}
@@ -98,6 +98,12 @@ class KerasModel(JaxModel):
         for layer in self.model._flatten_layers(include_self=False):
             steps = str(layer.path or layer.name).split("/")
             yield ".".join(steps[1:] if steps[:1] == [self._root] else steps), layer
+
+
+def _fused(layer: Any) -> bool:
+    """Whether a layer with weights applies an activation itself, for which PyTorch has a function or another module."""
+    activation = getattr(layer, "activation", None)
+    return bool(layer.weights) and getattr(activation, "__name__", "linear") != "linear"
 
 
 @contextmanager

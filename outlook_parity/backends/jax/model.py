@@ -46,6 +46,8 @@ def as_jax_model(model: Any) -> JaxModel:
             owner = getattr(function, "__self__", None)  # of the bound method in (module.apply, variables)
             if isinstance(owner, linen.Module) and isinstance(weights, Mapping) and owner.scope is None:
                 return LinenModel(owner, weights)
+            if is_equinox(weights):
+                return EquinoxModel(weights, function)
             return FunctionModel(function, weights)
         case _ if callable(model) and not isinstance(model, linen.Module):
             return FunctionModel(model)

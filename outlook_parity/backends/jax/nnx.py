@@ -79,12 +79,8 @@ class NNXModel(JaxModel):
     def drops(self) -> bool:
         """See `JaxModel`."""
         kinds = (nnx.Dropout, DropPath)
-        return any(isinstance(part, kinds) and not never_drops(part) for part in self.modules().values())
-
-    @property
-    def own_dropout(self) -> str | None:
-        """See `JaxModel`."""
-        return next((path for path, part in self.modules().items() if drops_by_itself(part)), None)
+        parts = self.modules().values()
+        return any(drops_by_itself(part) or (isinstance(part, kinds) and not never_drops(part)) for part in parts)
 
     def model_for_loss(self, parameters: Values, buffers: Values, draws: Draws) -> Any:
         """Return the module with shared masks: losses call other methods of it too."""
