@@ -160,7 +160,7 @@ class JaxRunner(Runner):
         if not self.truth.lifts(request):
             return nullcontext()
         for name, value in self.model.buffers.items():
-            if name not in (*self.model.statistics, *self.model.rates):
+            if name not in (*self.model.statistics, *self.model.rates) and _is_floating(value):
                 path, _, leaf = name.rpartition(".")
                 self.truth.saw_constant(self._names.module(path), to_numpy(value), leaf)
         return lifted(self.truth, lambda: None if recorder is None else recorder.inside)

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import jax
 import jax._src.lax.lax as lax_internal
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 
@@ -75,6 +76,13 @@ def lifted(truth: Truth, where: Callable[[], str | None] = lambda: None) -> Iter
             count()
         return convert(operand, _LIFTED.get(new_dtype, new_dtype), *args, **options)
 
+    def lifting_array(make: Callable[..., Any]) -> Callable[..., Any]:
+        def call(value: Any, dtype: Any = None, *args: Any, **options: Any) -> Any:
+            # Python numbers would be rounded before anything is bound.
+            return make(value, _lifted_dtype(dtype), *args, **options)
+
+        return call
+
     def _widened(arg: Any) -> Any:
         if getattr(arg, "dtype", None) not in _LIFTED:
             return arg
@@ -86,8 +94,19 @@ def lifted(truth: Truth, where: Callable[[], str | None] = lambda: None) -> Iter
         stack.enter_context(_context(True))
         stack.enter_context(patch.object(Primitive, "bind", lifting_bind))
         stack.enter_context(patch.object(lax_internal, "_convert_element_type", lifting_convert))
+        for make in (jnp.array, jnp.asarray):
+            stack.enter_context(patch.object(jnp, make.__name__, lifting_array(make)))
         stack.enter_context(patch.object(jax, "eval_shape", lifting_eval_shape))
         yield
+
+
+def _lifted_dtype(dtype: Any) -> Any:
+    if dtype is None:
+        return None
+    try:
+        return _LIFTED.get(np.dtype(dtype), dtype)
+    except TypeError:  # none of NumPy's
+        return dtype
 
 
 def _lifted_params(params: Mapping[str, Any]) -> dict[str, Any]:
