@@ -61,5 +61,14 @@ class Programs:
 
 def programs_of(torch: Program, jax: Program) -> Programs:
     """Return the operations of both twins by the modules that both have."""
-    shared = {node.path for node in torch.nodes} & {node.path for node in jax.nodes}
+    shared = _with_outer(torch) & _with_outer(jax)
     return Programs(torch.by_module(shared), jax.by_module(shared))
+
+
+def _with_outer(program: Program) -> set[str]:
+    """Return the modules that operations are of, and those around them."""
+    paths = set()
+    for path in {node.path for node in program.nodes}:
+        parts = path.split(".") if path else []
+        paths |= {".".join(parts[:count]) for count in range(len(parts) + 1)}
+    return paths
