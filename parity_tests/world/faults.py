@@ -89,12 +89,13 @@ def _unscaled(honest: Any) -> Any:
 def _without_weight_offset(honest: Any) -> Any:
     import jax
     import jax.numpy as jnp
+    from flax.linen.module import wrap_method_once  # as Linen does with a class's own methods
 
     def call(self: Any, x: Any) -> Any:
         variance = jnp.square(jnp.asarray(x, jnp.float32)).mean(-1, keepdims=True)
         return self.weight * jnp.asarray(x * jax.lax.rsqrt(variance + self.epsilon), self.dtype)
 
-    return call
+    return wrap_method_once(call)
 
 
 def _later(honest: Any) -> Any:

@@ -4,11 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from outlook_parity.core.program import PARAMETER, Node, through
-from outlook_parity.diagnose.program.activations import GRID, Regions, activations, linear
-from outlook_parity.diagnose.program.attention import softmaxes
+from outlook_parity.diagnose.program.activations import Regions, activations, linear
+from outlook_parity.diagnose.program.attention import scale_of, softmaxes
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ def steps_of(nodes: Sequence[Node]) -> list[Step]:
     regions = Regions(nodes)
     named, ends = activations(regions), set(regions.ends())
     closed = {end: logits for logits, end, _ in softmaxes(nodes)}
+    # PyTorch's attention multiplies queries and keys by the root of the scale: attributes compare the whole.
+    scaled = any(scale_of(logits) is not None for logits in closed.values())
     found: list[Step] = []
     for node in nodes:
         if node.constant:
@@ -55,11 +55,11 @@ def steps_of(nodes: Sequence[Node]) -> list[Step]:
         elif node in ends:
             values = regions.evaluate(node)
             line = linear(values)
-            if line is not None and np.isfinite(GRID).all():
+            if line is not None:
                 found += [
                     Step(verb, float(f"{number:.5g}"))
                     for verb, number, neutral in ((MULTIPLY, abs(line[0]), 1.0), (ADD, line[1], 0.0))
-                    if abs(number - neutral) > 1e-6
+                    if abs(number - neutral) > 1e-6 and not (scaled and verb == MULTIPLY)
                 ]
         elif node in regions.roots:
             continue
