@@ -14,6 +14,7 @@ from parity_tests.support.arithmetic import make_exact, quick_compilation
 from parity_tests.world.faults import FAULTS, Fault
 from parity_tests.world.pairs import PAIRS
 from parity_tests.world.run import found, largest_difference, verify_fault, verify_pair
+from parity_tests.world.small import SMALL_PAIRS
 
 VISIBLE = 1e-5  # of the largest output: faults that change less are not counted as planted
 
@@ -24,7 +25,7 @@ def _chosen(name: str) -> bool:
 
 def honest() -> None:
     """Print a line for each honest pair, and how many pass."""
-    pairs, passed = [pair for pair in PAIRS if _chosen(pair.name)], 0
+    pairs, passed = [pair for pair in (*PAIRS, *SMALL_PAIRS) if _chosen(pair.name)], 0
     for pair in pairs:
         begun = time.perf_counter()
         try:

@@ -33,7 +33,6 @@ _VERBS = {
     "norm": "normalises",
     "sort": "sorts",
     "cumsum": "sums up along an axis",
-    "reduce max": "takes the largest along an axis",
 }
 
 
