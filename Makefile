@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+WORLD := .venv-world
 
-.PHONY: verify test test-all fuzz lint format bench clean help
+.PHONY: verify test test-all test-world fuzz lint format bench clean help
 
 verify: $(STAMP)  ## both twins of VOLO-D1 on real photos, with a verdict
 	$(BIN)/outlook verify
@@ -14,6 +15,9 @@ test: $(STAMP)  ## every test but the slow ones
 
 test-all: $(STAMP)  ## the slow tests too
 	$(BIN)/pytest -n 2 --dist worksteal
+
+test-world: $(WORLD)/.installed  ## models of other packages: honest pairs and faults, in a .venv-world of their own
+	$(WORLD)/bin/pytest parity_tests/world
 
 fuzz: $(STAMP)  ## hostile files of weights, conversions killed at random moments
 	$(BIN)/python -m parity_tests.weights.fuzz
@@ -31,8 +35,8 @@ format: $(STAMP)  ## ruff: fix and format
 bench: $(STAMP)  ## timings against peers, into benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-clean:  ## remove .venv
-	rm -rf .venv
+clean:  ## remove .venv and .venv-world
+	rm -rf .venv $(WORLD)
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,4 +48,12 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm torchvision
+	touch $@
+
+# Other packages' models, in a place of their own: transformers 4.57 is the last with models in Flax.
+$(WORLD)/.installed: pyproject.toml constraints.txt constraints-world.txt Makefile
+	$(PYTHON) -m venv --clear $(WORLD)
+	$(WORLD)/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(WORLD)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(WORLD)/bin/pip install --quiet --no-deps --requirement constraints-world.txt
 	touch $@

@@ -7,19 +7,20 @@ import numpy as np
 
 from outlook_common.extras import require
 from outlook_parity.compare.determinism import notes_on
+from outlook_parity.compare.excused import check_waivers
 from outlook_parity.compare.modules import MODEL
 from outlook_parity.compare.noise import rounding_units
-from outlook_parity.compare.tensors import judge, refusal
+from outlook_parity.compare.tensors import judge, notes_on_inputs, refusal
 from outlook_parity.core.attributes import ONLY_AS_CAUSE
 from outlook_parity.core.check import Check
 from outlook_parity.core.environment import versions
 from outlook_parity.core.plan import LEVELS, Plan, Progress
 from outlook_parity.core.precision import PRECISIONS, TRUTH
-from outlook_parity.core.request import DEVICES, Inputs, Request, inputs_of
+from outlook_parity.core.request import DEVICES, Inputs, Request, inputs_of, keywords_of
 from outlook_parity.diagnose.causes import Explanation
 from outlook_parity.diagnose.precision import notes_on_products
 from outlook_parity.mapping.user import NameMap
-from outlook_parity.report.report import Report
+from outlook_parity.report.report import LEVEL_LEFT_OUT, Report
 from outlook_parity.session import Session
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def verify(
     seed: int = 0,
     steps: int = STEPS,
     names: NameMap | None = None,
+    ignore: Mapping[str, str] | None = None,
+    output_mask: Any = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare two twins that hold the same weights.
@@ -52,9 +55,12 @@ def verify(
 
     Args:
         torch_model: a `torch.nn.Module`, or a function.
-        jax_model: its twin: an `nnx.Module`, a pair of a Linen module and its variables, or a function.
+        jax_model: its twin: an `nnx.Module`, a pair of a Linen module and its variables, a pair of a function and the
+            pytree of weights that it takes first, a pair of what `haiku.transform` returns and its parameters, an
+            `equinox.Module`, a `keras.Model` on JAX, a `FlaxPreTrainedModel`, or a function of the inputs alone.
         inputs: what both are called with, as JAX takes it (maps channels last): an array (NumPy, or anything it reads),
-            a sequence of them, or a mapping from names, which are the report's, both in the order of the arguments.
+            a sequence of them, or a mapping from names, which are the report's: passed by keyword if both models have
+            arguments of all these names, else in the order given.
             Floating-point numbers must vary along each of their axes; integers and booleans (ids, masks) are neither
             rounded nor differentiated. Images for a VOLO go to PyTorch with the channels first, as it takes them.
         levels: "forward" (the outputs: of tuples, lists, mappings and dataclasses each leaf by its path), "layers"
@@ -70,6 +76,10 @@ def verify(
         steps: of training, with each optimizer.
         names: what corresponds to what in models that are not of this package, where Flax's usual names do not say it,
             and in which order PyTorch takes the axes of the inputs.
+        ignore: patterns of names of rows, as in "*.mask_token", and why each is ignored: such rows are skipped.
+        output_mask: not 0 at the positions of the outputs that count, those of no padding say: an array for the leading
+            axes of every output that has them, or a mapping from outputs to such arrays. A sample for which an integer
+            input with "mask" in its name is 0 everywhere never counts.
         progress: called before each run and once after the last, with what runs next, how many runs are done, and
             how many there are.
 
@@ -79,21 +89,26 @@ def verify(
 
     Raises:
         ValueError: a level, dtype or device is unknown, or none is given, or a level cannot be had of plain functions;
-            or there are no training steps.
+            or there are no training steps; a model fails, with the module that ran, shapes and line; or a pattern of
+            `ignore` matches nothing.
         TypeError: the inputs are no numbers, or a model is none, or returns something that holds no arrays.
         ImportError: PyTorch or JAX is not installed.
     """
     _check_arguments(levels, dtypes, training_dtypes, device, steps)
+    check_waivers(ignore or {})
     arrays = inputs_of(inputs)
     available = _availability(device, dtypes)
     if reason := refusal(arrays) or available.absence:
         return Report("not-run", reason=reason, environment=versions())
-    pair = _pair(torch_model, jax_model, arrays, names)
+    pair = _pair(torch_model, jax_model, arrays, names, keywords_of(inputs), output_mask)
     chosen = _levels(levels, pair.refused)
     trained = dtypes if training_dtypes is None else training_dtypes
     plan = Plan(chosen, dtypes, trained, device, seed, steps, available.missing_products)
     session = Session(pair, arrays, plan, progress)
     session.run()
+    session.notes += notes_on_inputs(arrays)
+    if ignore:
+        session.waive(ignore)
     left_out = {} if levels is not None else pair.refused
     return _report(session, plan, left_out, has_weights=bool(pair.names.expected), environment=available.environment)
 
@@ -129,10 +144,17 @@ def _availability(device: str, dtypes: Sequence[str]) -> "Availability":
     return availability(device, dtypes)
 
 
-def _pair(torch_model: Any, jax_model: Any, inputs: Inputs, names: NameMap | None = None) -> "Pair":
+def _pair(
+    torch_model: Any,
+    jax_model: Any,
+    inputs: Inputs,
+    names: NameMap | None = None,
+    keywords: tuple[str, ...] = (),
+    output_mask: Any = None,
+) -> "Pair":
     from outlook_parity.pair import make_pair
 
-    return make_pair(torch_model, jax_model, inputs, names or NameMap())
+    return make_pair(torch_model, jax_model, inputs, names or NameMap(), keywords, output_mask)
 
 
 def _levels(levels: Sequence[str] | None, refused: Mapping[str, str]) -> Sequence[str]:
@@ -161,7 +183,7 @@ def _report(
     verdict, reason = judge(checks, [*([("weights", "as given")] if has_weights else []), *plan.requested])
     differing = session.differences()
     explained = session.explanation(differing) if verdict == "mismatch" else Explanation(None, None)
-    omitted = [f"the level {level!r} was left out: {why}" for level, why in left_out.items()]
+    omitted = [f"{LEVEL_LEFT_OUT}{level!r} was left out: {why}" for level, why in left_out.items()]
     return Report(
         verdict,
         checks=tuple(checks),
@@ -197,8 +219,8 @@ def difference_map(
         ValueError: a model fails on these inputs.
     """
     arrays = inputs_of(inputs)
-    request = Request(arrays, dtype, device, seed, rounded_to=dtype)
-    pair = _pair(torch_model, jax_model, arrays)
+    pair = _pair(torch_model, jax_model, arrays, None, keywords_of(inputs))
+    request = Request(arrays, dtype, device, seed, rounded_to=dtype, keywords=pair.keywords)
     torch, jax = (runner.run(request, gradients=False).outputs for runner in (pair.torch, pair.jax))
     output = next(iter(torch))
     return rounding_units(torch[output][0], jax[output][0], dtype)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from outlook_common.arrays import to_numpy
+from outlook_common.text import listed
 from outlook_parity.mapping.names import Names
 from outlook_parity.mapping.user import NameMap
 
@@ -13,19 +14,23 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_LISTED = 6  # weights in an error
+
+
 def load_torch_weights(jax_model: Any, torch_model: "torch.nn.Module", names: NameMap | None = None) -> Any:
     """Copy the parameters and running statistics of a PyTorch model into its JAX twin.
 
     Args:
-        jax_model: an NNX module, which is changed; or a pair of a Linen module and its variables.
+        jax_model: an NNX module, Keras or Hugging Face model, which is changed; an Equinox module; or a pair of a
+            Linen module and its variables, of a function and its weights, or of Haiku's `transform` and its parameters.
         torch_model: its twin.
         names: what corresponds to what, where Flax's usual names do not say it.
 
     Returns:
-        The NNX module, or the pair with new variables.
+        The model that was changed, the new Equinox module, or the pair with new weights.
 
     Raises:
-        ValueError: weights without counterpart, or of another shape; all of them are named.
+        ValueError: weights without counterpart, or of another shape; the first of them are named.
     """
     from outlook_parity.backends.jax.model import as_jax_model, weights_of
     from outlook_parity.backends.names import names_of_models
@@ -35,7 +40,8 @@ def load_torch_weights(jax_model: Any, torch_model: "torch.nn.Module", names: Na
     torch_weights = torch_model.state_dict()
     weights, errors = _in_flax_layout(found, torch_weights, weights_of(model))
     if errors := [*errors, *_unused(found, torch_weights, weights)]:
-        raise ValueError("weights that do not correspond: " + "; ".join(dict.fromkeys(errors)))
+        every = listed(dict.fromkeys(errors), MOST_LISTED, between="; ")
+        raise ValueError(f"weights that do not correspond: {every}")
     return model.with_weights(weights)
 
 

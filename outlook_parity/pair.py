@@ -1,7 +1,7 @@
 """Two models as a pair of twins: a runner for each, the names that correspond, and the levels that can be compared."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -11,16 +11,21 @@ import torch
 from flax import linen, nnx
 
 from outlook_common.arrays import is_floating
+from outlook_common.text import listed
 from outlook_parity.backends.jax.base import JaxModel
-from outlook_parity.backends.jax.model import FunctionModel, as_jax_model, output_shapes
+from outlook_parity.backends.jax.functions import FunctionModel
+from outlook_parity.backends.jax.model import as_jax_model, output_shapes
 from outlook_parity.backends.jax.runner import JaxRunner
 from outlook_parity.backends.names import names_of_models
-from outlook_parity.backends.torch.model import FunctionModule, as_torch_module, compared_weights
+from outlook_parity.backends.torch.model import FunctionModule, argument_names_of, as_torch_module, compared_weights
 from outlook_parity.backends.torch.runner import TorchRunner
+from outlook_parity.core.calls import accept_keywords
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.layout import Axes, fitting_axes
+from outlook_parity.core.masks import OutputMasks, output_masks
+from outlook_parity.core.outputs import Output, match_outputs
 from outlook_parity.core.request import Inputs, Request
-from outlook_parity.core.task import Task, mean_square, no_task
+from outlook_parity.core.task import MASK, Task, mean_square, no_task
 from outlook_parity.mapping.names import Names
 from outlook_parity.mapping.user import NameMap, torch_axes_of
 from outlook_parity.models.registry import KnownModel, known_model
@@ -35,16 +40,37 @@ class Pair:
         jax: JAX's.
         names: what corresponds.
         refused: level -> why it cannot be compared.
+        keywords: of the inputs, in their order, where the models are called by keyword.
+        masks: which positions of the outputs count.
+        notes: what else to know of the pair.
     """
 
     torch: TorchRunner
     jax: JaxRunner
     names: Names
     refused: dict[str, str]
+    keywords: tuple[str, ...] = ()
+    masks: OutputMasks = field(default_factory=OutputMasks)
+    notes: tuple[str, ...] = ()
 
 
-def make_pair(torch_model: Any, jax_model: Any, inputs: Inputs, name_map: NameMap) -> Pair:
+def make_pair(
+    torch_model: Any,
+    jax_model: Any,
+    inputs: Inputs,
+    name_map: NameMap,
+    keywords: tuple[str, ...] = (),
+    output_mask: Any = None,
+) -> Pair:
     """Return two models as a pair of twins.
+
+    Args:
+        torch_model: a module or a function.
+        jax_model: its twin, see `as_jax_model`.
+        inputs: by name, as JAX takes them.
+        name_map: the user's map.
+        keywords: of the inputs, in their order: by which they are passed if both models have arguments of these names.
+        output_mask: see `output_masks`.
 
     Raises:
         TypeError: a model is no module, no function, and no pair of a Linen module and its variables.
@@ -53,7 +79,9 @@ def make_pair(torch_model: Any, jax_model: Any, inputs: Inputs, name_map: NameMa
     module, model = _models(torch_model, jax_model)
     known = _known_pair(module, model, inputs, name_map)
     if known is None:
-        return _user_pair(module, model, inputs, name_map)
+        return _user_pair(module, model, inputs, name_map, keywords, output_mask)
+    if output_mask is not None:
+        raise ValueError("output_mask is for models of your own: every position of a VOLO counts")
     return _own_pair(module, model, inputs, name_map, known)
 
 
@@ -88,21 +116,58 @@ def _own_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map
     return Pair(TorchRunner(module, axes, task), JaxRunner(model, names, task), names, _refused(module, model))
 
 
-def _user_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map: NameMap) -> Pair:
-    names = names_of_models(module, model, name_map)
+def _user_pair(
+    module: torch.nn.Module,
+    model: JaxModel,
+    inputs: Inputs,
+    name_map: NameMap,
+    given: tuple[str, ...],
+    output_mask: Any,
+) -> Pair:
+    keywords = given if accept_keywords(given, argument_names_of(module), model.argument_names) else ()
+    alone = _alone_with_weights(module, model)
+    names = Names([], {}) if alone else names_of_models(module, model, name_map)
     axes = torch_axes_of(name_map, inputs, None)
-    out_axes = _output_axes(module, model, inputs, axes, name_map)
-    task = _per_seed(lambda rng: _mean_square(output_shapes(model, inputs), rng))
+    torch_outputs, jax_outputs, opaque = _outputs(module, model, inputs, axes, keywords)
+    matched = match_outputs(torch_outputs, jax_outputs, lambda one, other: bool(fitting_axes(one, other)))
+    torch_shapes = {name: output.shape for name, output in matched.of_torch(torch_outputs).items()}
+    jax_shapes = {name: output.shape for name, output in matched.of_jax(jax_outputs).items()}
+    out_axes = _output_axes(torch_shapes, jax_shapes, name_map)
+    masks = output_masks(output_mask, inputs, jax_shapes)
+    floating = {name: output.shape for name, output in matched.of_jax(jax_outputs).items() if output.floating}
+    task = _per_seed(lambda rng: _mean_square(floating, masks.by_output, rng))
     compared = [name for name in compared_weights(module) if name in set(names.expected)]
-    runner = TorchRunner(module, axes, task, out_axes, compared)
-    return Pair(runner, JaxRunner(model, names, task), names, _refused(module, model))
+    return Pair(
+        TorchRunner(module, axes, task, out_axes, compared, matched),
+        JaxRunner(model, names, task, matched, weightless=bool(alone)),
+        names,
+        _refused(module, model),
+        keywords,
+        masks,
+        (*alone, *matched.notes, *opaque, *masks.notes),
+    )
+
+
+def _alone_with_weights(module: torch.nn.Module, model: JaxModel) -> list[str]:
+    """Return as a note that one twin is a function without weights, and the other has some; none if neither or both."""
+    torch_count, jax_count = len(list(module.parameters())), len(model.parameters)
+    if isinstance(module, FunctionModule) and jax_count:
+        twin, other, count = "torch", "JAX", jax_count
+    elif isinstance(model, FunctionModel) and model.weights is None and torch_count:
+        twin, other, count = "JAX", "torch", torch_count
+    else:
+        return []
+    return [
+        f"the {twin} model is a function without weights: the {count} parameters of {other} and their gradients were "
+        "not compared"
+    ]
 
 
 def _refused(module: torch.nn.Module, model: JaxModel) -> dict[str, str]:
-    if isinstance(module, FunctionModule) or isinstance(model, FunctionModel):
+    if isinstance(module, FunctionModule) or (isinstance(model, FunctionModel) and model.weights is None):
         return dict.fromkeys(("layers", "training"), "a plain function has no modules and no weights")
-    if model.own_dropout:
-        return {"training": f"{model.own_dropout} draws dropout of its own, which the twins cannot share"}
+    if not model.has_modules:
+        return {"layers": "a function of weights and inputs has no modules"}
     return {}
 
 
@@ -116,41 +181,49 @@ def _per_seed(make: Callable[[np.random.Generator], Task]) -> Callable[[Request]
     return lambda request: task(request.seed)
 
 
-def _mean_square(shapes: Mapping[str, Any], rng: np.random.Generator) -> Task:
-    """Return the mean square of all floating-point outputs from random targets."""
-    floating = {name: output.shape for name, output in shapes.items() if jnp.issubdtype(output.dtype, jnp.floating)}
-    return mean_square({name: rng.standard_normal(shape) for name, shape in floating.items()})
+def _mean_square(
+    shapes: Mapping[str, tuple[int, ...]], masks: Mapping[str, np.ndarray], rng: np.random.Generator
+) -> Task:
+    """Return the mean square of all floating-point outputs from random targets, where they count."""
+    targets = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    return mean_square(targets | {f"{name}{MASK}": masks[name].astype(float) for name in shapes if name in masks})
+
+
+def _outputs(
+    module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes], keywords: tuple[str, ...]
+) -> tuple[dict[str, Output], dict[str, Output], list[str]]:
+    """Return the outputs of both models, each in its own layout, and notes on what is no array in them."""
+    request = Request(inputs, "float32", "cpu", 0, "float32", keywords=keywords)
+    runner = TorchRunner(module, axes, no_task)
+    run = runner.run(request, gradients=False)
+    torch_outputs = {name: Output(array.shape, "float" in run.dtypes[name]) for name, array in run.outputs.items()}
+    with user_code_errors("JAX", {name: array.shape for name, array in inputs.items()}):
+        shapes = output_shapes(model, inputs, keywords)
+    if not torch_outputs and not shapes:
+        raise TypeError("both models return nothing that could be compared")
+    jax_outputs = {n: Output(tuple(o.shape), bool(jnp.issubdtype(o.dtype, jnp.floating))) for n, o in shapes.items()}
+    notes = [f"not compared, as it holds no arrays: {listed(runner.opaque)} of torch"] if runner.opaque else []
+    return torch_outputs, jax_outputs, notes
 
 
 def _output_axes(
-    module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes], name_map: NameMap
+    torch_shapes: Mapping[str, tuple[int, ...]], jax_shapes: Mapping[str, tuple[int, ...]], name_map: NameMap
 ) -> dict[str, Axes]:
     """Return the order in which JAX has the axes of each output, where it is another one than PyTorch's.
 
     As the map says, else by shapes where they do not fit as they are; never by numbers: a twin that exchanges axes is
     wrong.
     """
-    torch_outputs = _torch_outputs(module, inputs, axes)
-    with user_code_errors("JAX", {name: list(array.shape) for name, array in inputs.items()}):
-        jax_shapes = {name: output.shape for name, output in output_shapes(model, inputs).items()}
-    if not torch_outputs and not jax_shapes:
-        raise TypeError("both models return nothing that could be compared")
-    if unknown := name_map.out_axes.keys() - torch_outputs.keys():
+    if unknown := name_map.out_axes.keys() - torch_shapes.keys():
         raise ValueError(
-            f"out_axes names {', '.join(sorted(unknown))}; the torch model gives {', '.join(torch_outputs)}"
+            f"out_axes names {', '.join(sorted(unknown))}; the torch model gives {', '.join(torch_shapes)}"
         )
     orders: dict[str, Axes] = {}
-    for name, output in torch_outputs.items():
-        fitting = fitting_axes(output.shape, jax_shapes.get(name, ()))
+    for name, shape in torch_shapes.items():
+        fitting = fitting_axes(shape, jax_shapes.get(name, ()))
         order = name_map.out_axes.get(name, fitting[0] if fitting else None)
-        if order is not None and sorted(order) != list(range(output.ndim)):
-            raise ValueError(f"out_axes of {name}, in torch of shape {output.shape}, must not be {list(order)}")
-        if order is not None and order != tuple(range(output.ndim)):
+        if order is not None and sorted(order) != list(range(len(shape))):
+            raise ValueError(f"out_axes of {name}, in torch of shape {shape}, must not be {list(order)}")
+        if order is not None and order != tuple(range(len(shape))):
             orders[name] = order
     return orders
-
-
-def _torch_outputs(module: torch.nn.Module, inputs: Inputs, axes: Mapping[str, Axes]) -> Mapping[str, np.ndarray]:
-    request = Request(inputs, "float32", "cpu", 0, "float32")
-    with user_code_errors("torch", {name: [inputs[name].shape[i] for i in axes[name]] for name in inputs}):
-        return TorchRunner(module, axes, no_task).run(request, gradients=False).outputs

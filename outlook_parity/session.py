@@ -1,25 +1,28 @@
 """All runs of one pair of twins: what runs, in which precision, and the rows that it gives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from outlook_parity.compare import excused
 from outlook_parity.compare import residue as residues
 from outlook_parity.compare import tensors as compare
 from outlook_parity.compare.determinism import compare_repeated, compare_self, self_noise
-from outlook_parity.compare.modules import Suspect, verify_modules
+from outlook_parity.compare.modules import Suspect, shown_path, verify_modules
 from outlook_parity.core.attributes import Difference, differences
 from outlook_parity.core.check import TWINS, Check, SelfNoise, Tensors
-from outlook_parity.core.dropout import Draw
+from outlook_parity.core.dropout import Draw, cannot_be_shared
 from outlook_parity.core.optimizers import OPTIMIZERS
 from outlook_parity.core.plan import Plan, Progress, run_counter
 from outlook_parity.core.precision import PRECISIONS, TRUTH
 from outlook_parity.core.request import Inputs, Request, positions_and_size
 from outlook_parity.core.runner import Run, Runner
+from outlook_parity.core.sizes import resized
 from outlook_parity.diagnose import causes
 from outlook_parity.diagnose.precision import unrounded
+from outlook_parity.diagnose.program.facts import Programs, programs_of
 from outlook_parity.models.registry import wrong_step
 
 if TYPE_CHECKING:
@@ -53,7 +56,11 @@ class Session:
         self._module_inputs: dict[tuple[str, str], np.ndarray] = {}  # by precision and suspect's path, in JAX's layout
         self._draws: dict[str, Sequence[Draw]] = {}
         self._trained: dict[str, Tensors] = {}
-        self.notes: list[str] = []
+        self._unused: frozenset[str] = frozenset()
+        self._stopped: frozenset[str] | None = None  # JAX's gradients that are exactly zero, None before any
+        self._keep_all = False
+        self._traced: Programs | None = None
+        self.notes: list[str] = list(pair.notes)
 
     def run(self) -> None:
         """Compare the weights, and run all passes of the plan."""
@@ -64,7 +71,8 @@ class Session:
         self._step("")
         truths = {twin: self._runner(twin).truth for twin in TWINS}
         residue = residues.excuse(self.checks, self._suspects, truths)
-        self.checks, self._suspects, self.notes = residue.checks, residue.suspects, residue.notes
+        self.checks, self._suspects = residue.checks, residue.suspects
+        self.notes += residue.notes
 
     def _evaluate(self, dtype: str) -> None:
         """Compare outputs and gradients in eval mode."""
@@ -73,6 +81,7 @@ class Session:
         def compute(label: str, request: Request) -> dict[str, Tensors]:
             if label in TWINS:
                 run = self._run_and_repeat(label, request, gradients="gradients" in levels)
+                self._note_gradients(label, run)
                 self.checks += self._dtype_rows(label, request.dtype, run)
             else:
                 run = self._runner(label).run(request, gradients="gradients" in levels)
@@ -81,13 +90,27 @@ class Session:
         rows = self._compare("evaluation", levels, dtype, compute)
         if dtype == TRUTH and "forward" in levels:
             self.checks += compare_repeated(dtype, {twin: run.repeated for twin, run in self._jitted[dtype].items()})
-        self.checks += rows
+        self.checks = excused.with_unused([*self.checks, *rows], self._unused)
+
+    def _note_gradients(self, twin: str, run: Run) -> None:
+        """Keep which parameters PyTorch's outputs do not depend on, and which gradients are exactly zero in JAX."""
+        self._unused |= run.unused
+        if twin == "jax" and run.gradients and self._stopped is None:
+            self._stopped = frozenset(name for name, gradient in run.gradients.items() if not gradient.any())
+
+    def _frozen(self) -> frozenset[str]:
+        """Return the parameters that are frozen in PyTorch, and through which no gradient flows in JAX."""
+        frozen = self._pair.torch.frozen
+        if frozen and self._stopped is None:
+            self._step("gradients: jax, for what is frozen in torch", extra=True)
+            self._note_gradients("jax", self._runner("jax").run(self._request(TRUTH, TRUTH), gradients=True))
+        return frozen & (self._stopped or frozenset())
 
     def _train(self, dtype: str) -> None:
         """Compare losses, weights and optimizer state after training steps."""
 
         def compute(label: str, request: Request) -> dict[str, Tensors]:
-            result = self._runner(label).train(request)
+            result = self._runner(label).train(replace(request, frozen=self._frozen()))
             if label in TWINS:
                 self._draws[label] = result.draws
                 if request.dtype == TRUTH:
@@ -97,7 +120,17 @@ class Session:
                     self.curves.setdefault(optimizer, {}).setdefault(label, losses.tolist())
             return {"training": result.tensors}
 
-        self.checks += self._compare("training", self._plan.levels_of("training"), dtype, compute)
+        levels = self._plan.levels_of("training")
+        rows = self._compare("training", levels, dtype, compute)
+        reason = cannot_be_shared(self._draws["torch"], self._draws["jax"])
+        if reason and not self._keep_all:
+            self._keep_all = True
+            self.notes.append(
+                f"nothing was dropped in training, whose masks the twins cannot share: {reason}; what dropout keeps "
+                "was multiplied by 1/(1-rate) in both"
+            )
+            rows = self._compare("training", levels, dtype, compute, extra=True)
+        self.checks = excused.with_unused([*self.checks, *rows], self._unused)
 
     def _compare_modules(self, dtype: str) -> None:
         """Compare every module, and each twin run module by module with itself as a user runs it."""
@@ -116,7 +149,9 @@ class Session:
         self._suspects += found.suspects
         self._module_inputs |= {(dtype, path): array for path, array in found.inputs.items()}
 
-    def _compare(self, name: str, levels: Sequence[str], dtype: str, compute: Compute) -> list[Check]:
+    def _compare(
+        self, name: str, levels: Sequence[str], dtype: str, compute: Compute, *, extra: bool = False
+    ) -> list[Check]:
         """Return the rows of both twins and, in a lower precision, of the truth.
 
         Where a mismatch may be a jump of the gradients, the truth is computed twice more, perturbed by rounding.
@@ -133,11 +168,12 @@ class Session:
             compared = (
                 compare.compare_level(level, dtype, results[level], size, self._integer_outputs) for level in levels
             )
-            return [check for checks in compared for check in checks]
+            found = [check for checks in compared for check in checks]
+            return excused.with_frozen(found, self._frozen()) if "gradients" in levels else found
 
         labels = dict.fromkeys(TWINS, dtype) | ({} if dtype == TRUTH else {"truth": TRUTH})
         for label, run_dtype in labels.items():
-            self._step(f"{name}: {label} in {run_dtype}")
+            self._step(f"{name}: {label} in {run_dtype}", extra=extra)
             add(label, self._request(dtype, run_dtype))
         checks = rows()
         if any(map(compare.may_be_a_jump, checks)):
@@ -165,7 +201,18 @@ class Session:
         """Return a request for a run in `run_dtype` on numbers rounded to `dtype`; float64 runs on the CPU."""
         plan = self._plan
         place = device or ("cpu" if run_dtype == TRUTH else plan.device)
-        return Request(self._inputs, run_dtype, place, plan.seed, rounded_to=dtype, steps=plan.steps)
+        return Request(
+            self._inputs,
+            run_dtype,
+            place,
+            plan.seed,
+            rounded_to=dtype,
+            steps=plan.steps,
+            keywords=self._pair.keywords,
+            keep_all=self._keep_all,
+            masks=self._pair.masks.by_output,
+            positions=self._pair.masks.positions,
+        )
 
     def _runner(self, label: str) -> Runner:
         """Return the runner for a label; "truth", "up" and "down" are PyTorch's."""
@@ -173,6 +220,11 @@ class Session:
 
     def _floating(self, outputs: Tensors) -> Tensors:
         return {name: array for name, array in outputs.items() if name not in self._integer_outputs}
+
+    def waive(self, ignore: Mapping[str, str]) -> None:
+        """Skip the rows that match a pattern, with its reason; see `with_waivers`."""
+        self.checks = excused.with_waivers(self.checks, ignore)
+        self._suspects = [one for one in self._suspects if excused.is_ignored(shown_path(one.path), ignore) is None]
 
     def differences(self) -> list[Difference]:
         """Return the attributes that differ between the models."""
@@ -193,13 +245,47 @@ class Session:
                 suspects=sorted(self._suspects, key=lambda suspect: suspect.dtype != TRUTH),
                 differences=differing,
                 weights=self.weights,
-                draws=self._draws,
+                draws={} if self._keep_all else self._draws,
                 trained=self._trained,
                 unrounded=unrounded(self.checks),
                 wrong_step=self._wrong_step,
                 hint=self._pair.names.hint,
+                programs=self._programs,
+                programs_at=self._programs_at,
+                kinds=self._pair.torch.kinds(),
             )
         )
+
+    def _programs(self, suspect: Suspect | None) -> Programs | None:
+        """Return what both twins compute; None, with a note, where a trace fails.
+
+        Args:
+            suspect: in whose precision; None for that of the first pass, and all modules.
+        """
+        if self._traced is None:
+            dtype = self._plan.passes[0][1] if suspect is None else suspect.dtype
+            within = "" if suspect is None else suspect.path
+            self._traced = self._trace(self._request(dtype, dtype, device="cpu"), within)
+        return self._traced
+
+    def _programs_at(self, how: str) -> Programs | None:
+        """Return what both twins compute of inputs of another size."""
+        inputs = resized(self._inputs).get(how)
+        if inputs is None:
+            return None
+        return self._trace(replace(self._request(TRUTH, TRUTH), inputs=inputs), "")
+
+    def _trace(self, request: Request, within: str) -> Programs | None:
+        def keep(path: str) -> bool:
+            return not within or path == within or path.startswith(f"{within}.")
+
+        self._step("operations: torch and jax", extra=True)
+        try:
+            torch, jax = (self._runner(twin).program(request, keep) for twin in TWINS)
+        except Exception as error:  # the verdict stands without
+            self.notes.append(f"the operations of the twins could not be traced: {error}")
+            return None
+        return programs_of(torch, jax)
 
     def _wrong_step(self, suspect: Suspect) -> str | None:
         """Return the step inside a suspect of this package that is wrong."""

@@ -1,5 +1,7 @@
 """Names that correspond in two models of the user."""
 
+from dataclasses import replace
+
 import torch
 
 from outlook_parity.backends.jax.base import JaxModel
@@ -23,6 +25,8 @@ def names_of_models(torch_model: torch.nn.Module, model: JaxModel, name_map: Nam
                 raise TypeError(
                     f"{name} of the {framework} model is complex; store its real and imaginary parts as two parameters"
                 )
+    if usual := model.axes():
+        name_map = replace(name_map, axes=usual | dict(name_map.axes))
     return derive_names(
         torch_leaves(torch_model),
         {path for path, _ in torch_model.named_modules()},

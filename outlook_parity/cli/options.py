@@ -189,6 +189,21 @@ def name_map_from_options(map_file: Path | None, torch_axes: str | None) -> Name
     return replace(name_map, torch_axes=permutation(_integers(torch_axes), "--torch-axes"))
 
 
+def waivers_from_options(ignore: Sequence[str]) -> dict[str, str]:
+    """Return the waivers of `--ignore`, "PATTERN=REASON" each, as reasons by pattern.
+
+    Raises:
+        ValueError: one has no pattern or no reason.
+    """
+    waivers = {}
+    for text in ignore:
+        pattern, _, reason = (part.strip() for part in text.partition("="))
+        if not (pattern and reason):
+            raise ValueError(f"--ignore must be PATTERN=REASON, as in '*.mask_token=unused', got {text!r}")
+        waivers[pattern] = reason
+    return waivers
+
+
 def _integers(text: str) -> list[int | str]:
     """Split "0,3,1,2" at its commas; what is no integer stays a string, for the error message."""
     parts = map(str.strip, text.split(","))

@@ -20,6 +20,7 @@ from outlook_parity.cli.options import (
     grouped,
     name_map_from_options,
     refuse_without,
+    waivers_from_options,
 )
 from outlook_parity.cli.output import finish
 from outlook_parity.cli.progress import steps
@@ -48,6 +49,13 @@ class RunOptions:
     level: Annotated[
         list[str] | None,
         typer.Option(help="forward, layers, gradients or training; repeatable.", show_default="all"),
+    ] = None
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PATTERN=REASON: skip rows whose names match, as in '*.mask_token=unused'; repeatable.",
+            show_default=False,
+        ),
     ] = None
     training_dtype: Annotated[
         list[str] | None,
@@ -130,6 +138,7 @@ def verify(
             progress=step,
             levels=run.level,
             names=name_map,
+            ignore=waivers_from_options(run.ignore or []),
         )
     plot = picture.plot if found.verdict != "not-run" else None
     if plot is not None:

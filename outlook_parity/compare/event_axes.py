@@ -40,8 +40,9 @@ def in_jax_layout(events: Events, axes: EventAxes) -> Events:
 
 
 def in_torch_layout(events: Events, axes: EventAxes) -> Events:
-    """Return events in JAX's layout with PyTorch's order of axes, which must be known of each."""
+    """Return events in JAX's layout with PyTorch's order of axes, without those of which it is not known."""
     return {
         key: [array.transpose(np.argsort(axes[key, index])) for index, array in enumerate(arrays)]
         for key, arrays in events.items()
+        if has_axes(key, arrays, axes)
     }

@@ -124,7 +124,7 @@ class _Comparison:
         self._axes = event_axes(events["torch"], events["jax"], self._shared)
 
     def results(self) -> ModuleResults:
-        rows = _Rows(self._dtype, self._shared)
+        rows = _Rows(self._dtype, self._shared, self._request.positions)
         torch_events = self._in_jax_layout("torch", self._events["torch"])
         rows.compare(
             PROPAGATED,
@@ -211,8 +211,9 @@ def _callees(events: Events) -> dict[Key, str]:
 class _Rows:
     """One row per module and view: the worst of its calls and arrays."""
 
-    def __init__(self, dtype: str, shared: Sequence[str]) -> None:
+    def __init__(self, dtype: str, shared: Sequence[str], positions: np.ndarray | None = None) -> None:
         self._dtype, self._shared, self._members = dtype, shared, set(shared)
+        self._positions = positions  # that count, of the leading axes of arrays; None for all
         self._worst: dict[tuple[str, str], Check] = {}
 
     def rows(self) -> list[Check]:
@@ -266,6 +267,13 @@ class _Rows:
     def _shape_row(self, path: str, shapes: str) -> Check:
         return Check("layers", self._dtype, shown_path(path), "mismatch", 0.0, note=shapes)
 
+    def _counting(self, array: np.ndarray) -> np.ndarray:
+        """Return an array in float64, zero at positions that do not count."""
+        array, kept = array.astype(np.float64), self._positions
+        if kept is None or array.shape[: kept.ndim] != kept.shape:
+            return array
+        return np.where(kept.reshape(kept.shape + (1,) * (array.ndim - kept.ndim)), array, 0.0)
+
     def _checks(self, key: Key, path: str, events: Mapping[str, Events | None]) -> Iterator[Check]:
         """Compare the arrays of one event."""
         torch, jax, truth = events["torch"] or {}, events["jax"] or {}, events["truth"]
@@ -282,8 +290,8 @@ class _Rows:
                 continue
             # A sum over n numbers may be added up in any order: here over those that make one of the results.
             least = sum_noise(sum(array.size for array in inputs) / one.size, self._dtype)
-            pair = TensorPair(shown_path(path), one.astype(np.float64), other.astype(np.float64))
-            exact = None if exact is None else exact.astype(np.float64)
+            pair = TensorPair(shown_path(path), self._counting(one), self._counting(other))
+            exact = None if exact is None else self._counting(exact)
             yield compare_pair("layers", self._dtype, pair, bound=bound, truth=exact, least=least)
 
 

@@ -178,19 +178,36 @@ def output_suffix(output: str) -> str:
 
 def refusal(inputs: Mapping[str, np.ndarray]) -> str | None:
     """Return why a comparison on these inputs would show nothing, or None if it can show something."""
+    constant = constant_inputs(inputs)
     for name, array in inputs.items():
         what = f"the {name}" if len(inputs) == 1 else name
-        if reason := _refusal(what, array):
+        if name in constant:
+            if len(constant) == len(inputs):
+                return f"{what} is {array.flat[0]} everywhere: no fault could be seen in what it decides"
+        elif reason := _refusal(what, array):
             return reason
     return None
+
+
+def constant_inputs(inputs: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the names of integers and booleans that are the same everywhere, as an attention mask of ones is."""
+    integers = {name: array for name, array in inputs.items() if array.dtype.kind in "iub" and array.size > 1}
+    return [name for name, array in integers.items() if not (array != array.flat[0]).any()]
+
+
+def notes_on_inputs(inputs: Mapping[str, np.ndarray]) -> list[str]:
+    """Return notes on inputs that tell nothing of what they decide."""
+    return [
+        f"{name} is {inputs[name].flat[0]} everywhere: no fault could be seen in what it decides"
+        for name in constant_inputs(inputs)
+    ]
 
 
 def _refusal(what: str, array: np.ndarray) -> str | None:
     if array.size == 0:
         return f"{what} of shape {array.shape} is empty"
     if array.dtype.kind in "iub":  # ids and masks may be alike for all samples
-        same = array.size > 1 and not (array != array.flat[0]).any()
-        return f"{what} is {array.flat[0]} everywhere: no fault could be seen in what it decides" if same else None
+        return None
     if bad := int((~np.isfinite(array)).sum()):
         return f"{what} has {bad} NaN or Inf among {array.size} numbers"
     for axis, size in enumerate(array.shape):

@@ -53,7 +53,7 @@ def differences(torch: Attributes, jax: Attributes, kinds: Mapping[str, str]) ->
         for path in torch
         if path in shared
         for name in torch_merged[path].keys() & jax_merged[path].keys()
-        if not _equal(torch_merged[path][name], jax_merged[path][name])
+        if not same_value(torch_merged[path][name], jax_merged[path][name])
     ]
 
 
@@ -71,7 +71,8 @@ def _merged(attributes: Attributes, shared: set[str]) -> Attributes:
     return merged
 
 
-def _equal(one: Any, other: Any) -> bool:
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two values of an attribute are the same."""
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other) <= 1e-6 * max(abs(one), abs(other))  # 1 - 0.9 is not 0.1
     return bool(one == other)

@@ -1,6 +1,6 @@
 """Rows of a report: one tensor compared, and one twin compared with itself. Imports no framework."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,9 @@ RowVerdict = Literal["pass", "zero", "skipped", "mismatch", "not-run"]
 
 # The note of a row that is excused.
 EXCUSED = "as large as rounding makes it: the true value is zero"
+
+# What the notes of rows begin with that are skipped for a reason: by the user, or with evidence that it is no fault.
+IGNORED, UNUSED, FROZEN = "ignored: ", "unused: ", "frozen: "
 
 TWINS = ("torch", "jax")
 
@@ -42,7 +45,7 @@ class Check:
         dtype: the precision that the twins computed in; "as given" for weights.
         name: the tensor under its torch name; of layers the module's path.
         verdict: "zero" if it is exactly zero in both twins, which is no evidence; "skipped" if only one twin has such
-            a module, or has another shape there that leads to the same results.
+            a module, or has another shape there that leads to the same results, or for the reason in `note`.
         bound: the largest `measured` that passes.
         measured: in float64 and for weights the relative error max|torch - jax| / max|jax|; in lower precisions the
             factor between the twins' noises. None if it could not be measured: then `note` says why.
@@ -85,3 +88,13 @@ class SelfNoise:
     how: str
     measured: float
     units: float
+
+
+def left_out(checks: Iterable[Check]) -> dict[str, int]:
+    """Return how many rows were left out for a reason, by the word for it."""
+    words = {IGNORED: "ignored", UNUSED: "unused", FROZEN: "frozen"}
+    counts = dict.fromkeys(words.values(), 0)
+    for check in checks:
+        for start, word in words.items():
+            counts[word] += check.verdict == "skipped" and check.note.startswith(start)
+    return {word: count for word, count in counts.items() if count}

@@ -1,5 +1,6 @@
 """Dropout masks shared by both twins: the n-th draw of a training step is the same in both. Imports no framework."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ class Draw:
 
     where: str
     shape: tuple[int, ...]
+    given: tuple[int, ...] = ()  # as it was asked for; `shape` is the same in any order of a map's axes
 
 
 # Twins may order the axes of a map (batch, height, width, channels), a sequence (batch, steps, channels) or attention
@@ -35,6 +37,39 @@ def _symmetric(numbers: np.ndarray) -> np.ndarray:
     return numbers[tuple(index)]
 
 
+_LARGEST = np.nextafter(np.float32(1), np.float32(0))  # of the numbers in [0, 1)
+
+# Where a function of JAX draws that no module has dropout for.
+FUNCTIONAL = "jax.random.bernoulli"
+
+
+def cannot_be_shared(torch: Sequence[Draw], jax: Sequence[Draw]) -> str:
+    """Return why the masks of a training step cannot be the same in both twins, "" if they can, or if that is a fault.
+
+    Flax's attention draws one mask for all samples and heads, by a function: there its shape has ones where PyTorch's
+    has sizes. Any other difference of draws is for the comparison to find.
+    """
+    if len(torch) != len(jax):
+        return ""
+    reason = ""
+    for one, other in zip(torch, jax, strict=True):
+        if one.shape == other.shape:
+            continue
+        pairs = list(zip(one.given, other.given, strict=False))
+        together = next((axis for axis, (full, size) in enumerate(pairs) if full == size != 1), len(pairs))
+        # Samples and heads are the leading axes; those of the positions are whole in both.
+        broadcast = len(one.given) == len(other.given) > together > 0 and all(
+            size == 1 if axis < together else size == full for axis, (full, size) in enumerate(pairs)
+        )
+        if other.where != FUNCTIONAL or not broadcast:
+            return ""
+        reason = reason or (
+            f"attention in {one.where or 'torch'} draws a dropout mask of shape {one.given} in torch, in JAX one of "
+            f"shape {other.given} for all samples and heads"
+        )
+    return reason
+
+
 @dataclass
 class Draws:
     """The random numbers of one training step, in the order of the calls.
@@ -42,10 +77,12 @@ class Draws:
     Attributes:
         seed: of all of them.
         drawn: the draws since the step began.
+        keep_all: whether nothing is dropped: all numbers are as large as they can be.
     """
 
     seed: int
     drawn: list[Draw] = field(default_factory=list)
+    keep_all: bool = False
 
     def begin(self) -> None:
         """Begin a step: the next draw is the first."""
@@ -55,7 +92,9 @@ class Draws:
         """Return numbers in [0, 1), float32 as float64, so that twins compare them with a rate alike."""
         kept = _in_order(shape)
         numbers = np.random.default_rng([self.seed, len(self.drawn)]).random(kept, np.float32)
-        self.drawn.append(Draw(where, kept))
+        if self.keep_all:
+            numbers = np.full(kept, _LARGEST)
+        self.drawn.append(Draw(where, kept, tuple(shape)))
         if len(kept) in ANY_ORDER:
             numbers = _symmetric(numbers).transpose(np.argsort(np.argsort(shape, kind="stable")))
         return numbers.astype(np.float64)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ def inputs_of(inputs: Any) -> dict[str, np.ndarray]:
             floating = ", ".join(dtype.name for dtype in STORAGES)
             raise TypeError(f"{name} must be floating-point numbers ({floating}), integers or bool, got {array.dtype}")
     return {name: array.astype(np.float64) if is_floating(array) else array for name, array in arrays.items()}
+
+
+def keywords_of(inputs: Any) -> tuple[str, ...]:
+    """Return the keys of a mapping of inputs in its order, which may be names of arguments; of anything else none."""
+    return tuple(map(str, inputs)) if isinstance(inputs, Mapping) else ()
 
 
 def batch_reversed(arrays: Mapping[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
@@ -88,6 +93,11 @@ class Request:
         rounded_to: a precision.
         steps: of training, per optimizer.
         perturbed: units of rounding of `rounded_to` by which inputs and weights are changed, each up or down at random.
+        keywords: of the inputs, in their order, where models are called by keyword; none where by position.
+        keep_all: whether dropout of training keeps all, times 1/(1-rate): where the twins' masks cannot be the same.
+        frozen: parameters that training leaves without gradients.
+        masks: output -> True where it counts, of its shape in JAX; elsewhere it reads as zero.
+        positions: the same for the leading axes of arrays inside the models.
     """
 
     inputs: Inputs
@@ -97,6 +107,21 @@ class Request:
     rounded_to: str
     steps: int = 0
     perturbed: float = 0.0
+    keywords: tuple[str, ...] = ()
+    keep_all: bool = False
+    frozen: frozenset[str] = frozenset()
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    positions: np.ndarray | None = None
+
+    @property
+    def by_keyword(self) -> bool:
+        """Whether models are called by keyword."""
+        return bool(self.keywords)
+
+    def arguments(self, values: Mapping[str, Any]) -> Sequence[Any] | Mapping[str, Any]:
+        """Return what a model is called with: values of the inputs in their order, by keyword where it is so called."""
+        in_order = tuple(values[name] for name in self.inputs)
+        return dict(zip(self.keywords, in_order, strict=True)) if self.by_keyword else in_order
 
     def rounded(self, name: str, values: np.ndarray) -> np.ndarray:
         """Return weights or inputs as they are to be computed with; integers and booleans unchanged."""
@@ -115,7 +140,16 @@ class Request:
     def cotangent(self, name: str, shape: Sequence[int]) -> np.ndarray:
         """Return the cotangent of an output of this name and shape, standard normal: the same in both twins."""
         rng = np.random.default_rng([self.seed, *name.encode()])
-        return self.fixed(rng.standard_normal(tuple(shape)))
+        return self.fixed(self.masked({name: rng.standard_normal(tuple(shape))})[name])
+
+    def masked(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return outputs with zeros where they do not count."""
+        return {
+            name: np.where(self.masks[name], array, np.zeros_like(array))
+            if name in self.masks and np.shape(array) == self.masks[name].shape
+            else array
+            for name, array in outputs.items()
+        }
 
     def fixed(self, values: np.ndarray) -> np.ndarray:
         """Return numbers of the verifier's own, a target or a cotangent, rounded and never perturbed."""

@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,8 +13,11 @@ from outlook_common.arrays import is_floating
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.check import REVERSED, TWICE, Tensors
 from outlook_parity.core.dropout import Draw
+from outlook_parity.core.errors import user_code_errors
+from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import Inputs, Request, batch_of, batch_reversed, scattered
+from outlook_parity.core.sizes import SIZES, resized
 from outlook_parity.core.truth import Truth
 
 
@@ -28,12 +32,14 @@ class Run:
             requested.
         repeated: what the same copy of the model gave when it was called again: by how, see `repeat_inputs`, the
             outputs, or why there are none.
+        unused: parameters that no output depends on, where the framework can tell.
     """
 
     outputs: Tensors
     dtypes: Mapping[str, str]
     gradients: Tensors = field(default_factory=dict)
     repeated: Mapping[str, Tensors | str] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
 
 
 # How a model is called again, besides `TWICE` and `REVERSED`.
@@ -47,6 +53,8 @@ def repeat_inputs(request: Request) -> dict[str, Inputs]:
         inputs[REVERSED] = batch_reversed(request.inputs, batch)
     if request.dtype == "float64" and any(map(is_floating, request.inputs.values())):
         inputs[SCATTERED] = scattered(request.inputs, request.seed)
+    if request.dtype == "float64" and not request.masks and request.positions is None:
+        inputs |= resized(request.inputs)
     return inputs
 
 
@@ -56,12 +64,13 @@ def repeat_calls(request: Request, call: Callable[[Inputs], Tensors]) -> dict[st
     for how, inputs in repeat_inputs(request).items():
         try:
             outputs = call(inputs)
-        except (ValueError, RuntimeError, TypeError, IndexError, ArithmeticError) as error:
-            if how != SCATTERED:  # numbers of the verifier's own, which a model may refuse
+        except Exception as error:
+            if how != SCATTERED and how not in SIZES:  # inputs of the verifier's own, which a model may refuse
                 raise
             results[how] = str(error).partition("\n")[0]
             continue
-        results[how] = batch_reversed(outputs, batch_of(request.inputs)) if how == REVERSED else outputs
+        in_order = batch_reversed(outputs, batch_of(request.inputs)) if how == REVERSED else outputs
+        results[how] = request.masked(in_order)
     return results
 
 
@@ -73,11 +82,29 @@ class Training:
     draws: Sequence[Draw] = ()
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def guarded(method: Method) -> Method:
+    """Let a method of a runner re-raise what goes wrong in a user's model with model, module, shapes and line."""
+
+    @wraps(method)
+    def run(self: "Runner", request: Request, *args: Any, **kwargs: Any) -> Any:
+        with user_code_errors({"jax": "JAX"}.get(self.name, self.name), self.shapes(request)):
+            return method(self, request, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
 class Runner(ABC):
     """A model of either framework that can be run; all results are in float64 under torch names."""
 
     name: str  # "torch" or "jax"
     truth: Truth  # what its runs in float64 showed
+
+    def shapes(self, request: Request) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the inputs as the model takes them, for messages."""
+        return {name: array.shape for name, array in request.inputs.items()}
 
     @abstractmethod
     def weights(self) -> dict[str, np.ndarray]:
@@ -105,6 +132,10 @@ class Runner(ABC):
     @abstractmethod
     def attributes(self, request: Request) -> Attributes:
         """Return the attributes of the modules."""
+
+    @abstractmethod
+    def program(self, request: Request, keep: Callable[[str], bool]) -> Program:
+        """Return the operations of one run in eval mode; with results of modules that `keep` names, or more."""
 
     @abstractmethod
     def module(self, request: Request, path: str) -> AbstractContextManager[Any]:

@@ -1,11 +1,12 @@
 """What training steps minimise. Imports no framework."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from outlook_parity.core.calls import Arguments, called
 from outlook_parity.core.pytree import named_leaves
 
 OUTPUT = "output"
@@ -21,15 +22,28 @@ class Task:
     """
 
     targets: Mapping[str, np.ndarray]
-    loss: Callable[[Any, Sequence[Any], Mapping[str, Any], Any], Any]
+    loss: Callable[[Any, Any, Mapping[str, Any], Any], Any]
+
+
+class NamedOutputs(dict[str, Any]):
+    """Outputs by the names that they have in the report."""
+
+
+# What follows the name of an output in the name of its mask among the targets.
+MASK = " mask"
 
 
 def mean_square(targets: Mapping[str, np.ndarray]) -> Task:
     """Return the sum over the outputs of the mean square of the difference from their target."""
 
-    def loss(model: Any, inputs: Sequence[Any], targets: Mapping[str, Any], losses: Any) -> Any:
-        outputs = named_leaves(model(*inputs), is_array, OUTPUT)
-        return sum(((outputs[name] - target) ** 2).mean() for name, target in targets.items())
+    def loss(model: Any, inputs: Arguments, targets: Mapping[str, Any], losses: Any) -> Any:
+        result = called(model, inputs)
+        outputs = result if isinstance(result, NamedOutputs) else named_leaves(result, is_array, OUTPUT)
+        return sum(
+            ((outputs[name] - target) ** 2 * targets.get(f"{name}{MASK}", 1.0)).mean()
+            for name, target in targets.items()
+            if not name.endswith(MASK)
+        )
 
     return Task(targets, loss)
 

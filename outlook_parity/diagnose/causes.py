@@ -10,7 +10,9 @@ from outlook_parity.compare.patterns import weight_difference
 from outlook_parity.core.attributes import NO_EFFECT_IN_FLOAT64, Difference
 from outlook_parity.core.check import TWINS, Check, Tensors
 from outlook_parity.core.dropout import Draw
+from outlook_parity.core.sizes import SIZES
 from outlook_parity.diagnose.precision import as_coarse_as, as_float32_rounds, finer_products
+from outlook_parity.diagnose.program.facts import Programs
 
 
 class Explanation(NamedTuple):
@@ -32,6 +34,9 @@ class Evidence:
         draws: of each twin's last training step.
         trained: of each twin, the tensors after training in float64, if it ran.
         unrounded: precision in which products may round -> the twins that show no such rounding.
+        programs: for a suspect, what both twins compute, None if that cannot be had.
+        programs_at: the same for inputs of another size, by how.
+        kinds: of modules, as PyTorch calls them.
         hint: for a weight without counterpart, what to do about it, in brackets.
         wrong_step: for a suspect, the step inside outlook attention that is wrong, None if unknown.
     """
@@ -44,6 +49,9 @@ class Evidence:
     trained: Mapping[str, Tensors] = field(default_factory=dict)
     unrounded: Mapping[str, list[str]] = field(default_factory=dict)
     wrong_step: Callable[[Suspect], str | None] = lambda suspect: None
+    programs: Callable[[Suspect | None], Programs | None] = lambda suspect: None
+    programs_at: Callable[[str], Programs | None] = lambda how: None
+    kinds: Mapping[str, str] = field(default_factory=dict)
     hint: Callable[[str], str] = lambda name: ""
 
 
@@ -87,12 +95,36 @@ def _isolated(evidence: Evidence) -> Explanation | None:
     if reported := [d for d in evidence.differences if d.path == first.path and d.attribute not in no_effect]:
         return Explanation(shown_path(first.path), "; ".join(map(str, reported)))
     step = evidence.wrong_step(first)
+    programs = None if step else evidence.programs(first)
+    if programs is not None and (integers := _integers(programs, first.path)):
+        return integers
+    if programs is not None and (facts := _facts(programs, first, evidence.kinds)):
+        return Explanation(shown_path(first.path), "; ".join(filter(None, [*map(str, facts), first.how])))
     own = next((check for check in evidence.wrong if _is_of(first, check)), None)
-    coarse = "" if own is None else as_coarse_as(own) or as_float32_rounds(own)
-    reasons = [f"the step {step} of outlook attention" if step else first.where, first.how, coarse]
+    operation = (programs and programs.step(first.path)) or ""
+    coarse = "" if own is None or operation else as_coarse_as(own) or as_float32_rounds(own)
+    reasons = [f"the step {step} of outlook attention" if step else first.where, first.how, operation, coarse]
     where = "; ".join(filter(None, reasons)) or "its own code computes something else"
     precision = "" if first.dtype == "float64" else f", in {first.dtype} alone"
     return Explanation(shown_path(first.path), f"{shown_path(first.path)}{precision}: {where}")
+
+
+def _facts(programs: Programs, suspect: Suspect, kinds: Mapping[str, str]) -> list[Difference]:
+    """Return how the operations of a suspect differ, by attribute."""
+    found = programs.differences(suspect.path, kinds.get(suspect.path, "module"))
+    # In float64 casts inside of models are lifted.
+    return [one for one in found if one.attribute != "softmax dtype" or suspect.dtype != "float64"]
+
+
+def _integers(programs: Programs, path: str) -> Explanation | None:
+    """Return which caller gives a table, of a module or of one that it calls, other integers to be read at."""
+    prefix = f"{path}." if path else ""
+    for inner in programs.torch:
+        near = inner == path or (inner.startswith(prefix) and "." not in inner[len(prefix) :])
+        if near and (how := programs.integers(inner)):
+            caller = shown_path(inner.rpartition(".")[0])
+            return Explanation(caller, f"{caller} calls {shown_path(inner)} with other integers: {how}")
+    return None
 
 
 def _is_of(suspect: Suspect, check: Check) -> bool:
@@ -115,6 +147,25 @@ def _attributes(evidence: Evidence) -> Explanation | None:
     no_effect = (*NO_EFFECT_IN_FLOAT64, *(() if training else IN_TRAINING))
     reported = [difference for difference in evidence.differences if difference.attribute not in no_effect]
     return Explanation(shown_path(reported[0].path), listed(reported, 3, between="; ")) if reported else None
+
+
+def _operations(evidence: Evidence) -> Explanation | None:
+    """Return the first module whose operations differ, where outputs are wrong and no module was compared."""
+    dtypes = [check.dtype for check in evidence.wrong if check.level == "forward" and not check.note]
+    programs = evidence.programs(None) if dtypes else None
+    return None if programs is None else _by_operations(programs, dtypes[0], evidence.kinds)
+
+
+def _by_operations(programs: Programs, dtype: str, kinds: Mapping[str, str]) -> Explanation | None:
+    for path in programs.torch:
+        if integers := _integers(programs, path):
+            return integers
+        if facts := _facts(programs, Suspect(path, "", dtype, ""), kinds):
+            return Explanation(shown_path(path), "; ".join(map(str, facts)))
+    for path in programs.torch:
+        if path in programs.jax and (step := programs.step(path)):
+            return Explanation(shown_path(path), f"{shown_path(path)}: {step}")
+    return None
 
 
 def _output(evidence: Evidence) -> Explanation | None:
@@ -140,9 +191,10 @@ def _repeated(evidence: Evidence) -> Explanation | None:
     for check in evidence.wrong:
         if check.level == "again":
             how = check.name.partition(":")[0]
-            return Explanation(
-                None, f"the outputs agree at first, and no more when the models are called again ({how})"
-            )
+            words = f"the outputs agree at first, and no more when the models are called again ({how})"
+            programs = evidence.programs_at(how) if how in SIZES else None
+            found = None if programs is None else _by_operations(programs, check.dtype, evidence.kinds)
+            return Explanation(found and found.path, f"{words}: {found.cause}" if found else words)
     return None
 
 
@@ -209,6 +261,7 @@ RULES: tuple[Callable[[Evidence], Explanation | None], ...] = (
     _isolated,
     _draws,
     _attributes,
+    _operations,
     _output,
     _rounding,
     _repeated,

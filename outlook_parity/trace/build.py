@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from outlook_parity.core.request import inputs_of
+from outlook_parity.core.calls import accept_keywords
+from outlook_parity.core.request import inputs_of, keywords_of
 from outlook_parity.core.runner import Runner
 from outlook_parity.core.task import no_task
 from outlook_parity.mapping.infer import TorchLeaf, derive_names
@@ -41,20 +42,22 @@ Source = Options | UserModel
 
 
 class LoadedModel(NamedTuple):
-    """A model, its inputs by name, and how it is verified if it is one of this package."""
+    """A model, its inputs by name and in their file, and how it is verified if it is one of this package."""
 
     model: Any
     inputs: dict[str, np.ndarray]
     known: KnownModel | None
+    keywords: tuple[str, ...] = ()
 
 
 class TracedTwin(NamedTuple):
-    """A runner, and what `Header` keeps of its model; `note`: weights without counterpart, None if each has one."""
+    """A runner, what `Header` keeps of its model, weights without counterpart as a note, and the request's keywords."""
 
     runner: Runner
     leaves: Leaves
     modules: list[str]
     note: str | None
+    keywords: tuple[str, ...] = ()
 
 
 def load(framework: str, source: Source) -> LoadedModel:
@@ -65,7 +68,8 @@ def load(framework: str, source: Source) -> LoadedModel:
         OSError: a file cannot be read.
     """
     if isinstance(source, UserModel):
-        return LoadedModel(load_factory(source.factory, "--factory"), inputs_of(read_inputs(source.inputs)), None)
+        inputs = read_inputs(source.inputs)
+        return LoadedModel(load_factory(source.factory, "--factory"), inputs_of(inputs), None, keywords_of(inputs))
     twins = make(source, (framework,))
     model = twins.torch_model if framework == "torch" else twins.jax_model
     return LoadedModel(model, inputs_of(twins.inputs), known_model(model))
@@ -83,7 +87,12 @@ def build(framework: str, source: Source, loaded: LoadedModel) -> TracedTwin:
 
 
 def _torch(source: Source, loaded: LoadedModel) -> TracedTwin:
-    from outlook_parity.backends.torch.model import as_torch_module, compared_weights, torch_leaves
+    from outlook_parity.backends.torch.model import (
+        argument_names_of,
+        as_torch_module,
+        compared_weights,
+        torch_leaves,
+    )
     from outlook_parity.backends.torch.runner import TorchRunner
 
     name_map = source.name_map if isinstance(source, UserModel) else NameMap()
@@ -91,7 +100,8 @@ def _torch(source: Source, loaded: LoadedModel) -> TracedTwin:
     axes = torch_axes_of(name_map, loaded.inputs, loaded.known.torch_axes if loaded.known else None)
     runner = TorchRunner(module, axes, no_task, name_map.out_axes, None if loaded.known else compared_weights(module))
     leaves = {name: (leaf.kind, leaf.shape) for name, leaf in torch_leaves(module).items()}
-    return TracedTwin(runner, leaves, [path for path, _ in module.named_modules()], None)
+    keywords = loaded.keywords if accept_keywords(loaded.keywords, argument_names_of(module)) else ()
+    return TracedTwin(runner, leaves, [path for path, _ in module.named_modules()], None, keywords)
 
 
 def _jax(source: Source, loaded: LoadedModel) -> TracedTwin:
@@ -104,7 +114,8 @@ def _jax(source: Source, loaded: LoadedModel) -> TracedTwin:
     else:
         assert isinstance(source, UserModel)
         names, note = _jax_names(source, model)
-    return TracedTwin(JaxRunner(model, names, no_task), {}, [], note)
+    keywords = loaded.keywords if accept_keywords(loaded.keywords, model.argument_names) else ()
+    return TracedTwin(JaxRunner(model, names, no_task), {}, [], note, keywords)
 
 
 def _jax_names(source: UserModel, model: Any) -> tuple[Names, str | None]:

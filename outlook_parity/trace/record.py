@@ -90,7 +90,10 @@ def _check(request: TraceRequest) -> None:
 
 def _run(request: TraceRequest, twin: TracedTwin, inputs: dict[str, np.ndarray], products: str) -> TraceFile:
     """Run the twin, and once more to record its modules if they are asked for."""
-    run, recorder = Request(inputs, request.dtype, request.device, request.seed, request.rounded_to), Recorder()
+    run, recorder = (
+        Request(inputs, request.dtype, request.device, request.seed, request.rounded_to, keywords=twin.keywords),
+        Recorder(),
+    )
     with user_code_errors(request.framework, {name: array.shape for name, array in inputs.items()}):
         result = twin.runner.run(run, gradients=request.gradients)
         # Of two twins in float64 PyTorch's are enough; a truth stands alone.

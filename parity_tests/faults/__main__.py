@@ -11,6 +11,7 @@ import pytest
 from outlook_parity import Report
 from parity_tests.faults import attention, hidden, volo
 from parity_tests.faults.fault import Containing, Fault
+from parity_tests.faults.tally import print_table, tally
 from parity_tests.support.arithmetic import make_exact, quick_compilation
 
 FAMILIES: dict[str, Sequence[Fault]] = {
@@ -27,29 +28,18 @@ def found(fault: Fault, report: Report) -> tuple[bool, bool, bool]:
     return report.verdict == "mismatch", report.first_divergence == fault.path, told
 
 
-def tally(family: str, faults: Sequence[Fault]) -> list[int]:
-    """Return the number planted, called a mismatch, placed, and told."""
-    counts = [0, 0, 0, 0]
-    for fault in faults:
-        with pytest.MonkeyPatch.context() as patch:
-            report = fault.run(patch)
-        marks = found(fault, report)
-        counts = [count + int(new) for count, new in zip(counts, (True, *marks), strict=True)]
-        signs = "".join("+" if mark else "-" for mark in marks)
-        said = f"{report.verdict}, {report.first_divergence}, {report.cause or ''}"
-        print(f"{signs}  {family}: {fault}: {said}", flush=True)
-    return counts
+def run(fault: Fault) -> Report:
+    """Plant a fault, and verify."""
+    with pytest.MonkeyPatch.context() as patch:
+        return fault.run(patch)
 
 
 def main() -> None:
     make_exact()
     families = sys.argv[1:] or list(FAMILIES)
     with quick_compilation():
-        counts = {family: tally(family, FAMILIES[family]) for family in families}
-    total = [sum(column) for column in zip(*counts.values(), strict=True)]
-    print("\nin                planted  mismatch  right place  right cause")
-    for family, (planted, *shares) in {**counts, "all": total}.items():
-        print(f"{family:<18}{planted:>7}" + "".join(f"{share:>7} ({share / planted:.0%})" for share in shares))
+        counts = {family: tally(family, FAMILIES[family], run, found) for family in families}
+    print_table(counts)
 
 
 if __name__ == "__main__":

@@ -415,18 +415,21 @@ class TorchDropping(nn.Module):
         return self.attn(x, x, x)[0]
 
 
-def test_dropout_that_cannot_be_shared_leaves_the_training_out_and_says_so() -> None:
+def test_dropout_that_cannot_be_shared_drops_nothing_and_the_report_says_so() -> None:
     torch.manual_seed(0)
     theirs = TorchDropping()
     ours = load_torch_weights(Dropping(), theirs)
     x = np.random.default_rng(0).standard_normal((3, 5, DIM))
     report = verify(theirs, ours, x, dtypes=("float64",))
     assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
-    assert report.notes == (
-        "the level 'training' was left out: attn draws dropout of its own, which the twins cannot share",
+    (note,) = report.notes
+    assert "nothing was dropped in training" in note
+    assert (
+        "attention in attn draws a dropout mask of shape (3, 2, 5, 5) in torch, in JAX one of shape (1, 1, 5, 5)"
+        in note
     )
-    with pytest.raises(ValueError, match="dropout of its own"):
-        verify(theirs, ours, x, levels=("training",))
+    theirs.attn.dropout = 0.25
+    assert verify(theirs, ours, x, levels=("training",), dtypes=("float64",)).verdict == "mismatch"
 
 
 def test_a_model_that_fails_on_its_inputs_is_named_with_them() -> None:

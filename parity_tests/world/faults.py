@@ -29,7 +29,10 @@ class Fault:
     place: tuple[str, ...]
     cause: tuple[str, ...]
     during: Callable[[], Context[Any]] = nullcontext
-    levels: tuple[str, ...] = ("forward", "layers", "gradients")
+    levels: tuple[str, ...] = ("forward", "layers")
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def _jax(make: Callable[..., Made], **config: Any) -> Callable[[], Made]:
@@ -86,12 +89,13 @@ def _unscaled(honest: Any) -> Any:
 def _without_weight_offset(honest: Any) -> Any:
     import jax
     import jax.numpy as jnp
+    from flax.linen.module import wrap_method_once  # as Linen does with a class's own methods
 
     def call(self: Any, x: Any) -> Any:
         variance = jnp.square(jnp.asarray(x, jnp.float32)).mean(-1, keepdims=True)
         return self.weight * jnp.asarray(x * jax.lax.rsqrt(variance + self.epsilon), self.dtype)
 
-    return call
+    return wrap_method_once(call)
 
 
 def _later(honest: Any) -> Any:
@@ -142,7 +146,7 @@ FAULTS = (
     Fault("vit: GELU by tanh", _jax(pairs.vit, hidden_act="gelu_new"), ("layer.0.intermediate",), ("gelu",)),
     Fault("vit: eps of LayerNorm", _jax(pairs.vit, layer_norm_eps=1e-5), ("layer.0.layernorm_before",), ("eps",)),
     Fault(
-        "llama: base of RoPE (released: the port ignores it)",
+        "llama: base of RoPE (the port ignores it)",
         lambda: pairs.llama(rope_theta=5e5),
         ("rotary", "layers.0.self_attn"),
         ("base", "theta"),

@@ -1,11 +1,12 @@
 """JAX models of every kind as pure functions of parameters, buffers and inputs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from outlook_parity.core.calls import Arguments
 from outlook_parity.core.dropout import Draws
 
 Values = dict[str, Any]
@@ -31,7 +32,7 @@ class JaxModel(ABC):
         """Return a copy that computes in `dtype`, in training or eval mode; `one_by_one` without scans and remat."""
 
     @abstractmethod
-    def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
+    def call(self, parameters: Values, buffers: Values, inputs: Arguments, **watching: Any) -> tuple[Any, Values]:
         """Return the output, and the buffers afterwards.
 
         With `recorder` and `module_name`, each call of a module is recorded under `module_name(path)`, and replaced by
@@ -48,6 +49,20 @@ class JaxModel(ABC):
         return {}
 
     @property
+    def has_modules(self) -> bool:
+        """Whether there are modules to compare, as they are or made while the model runs."""
+        return True
+
+    @property
+    def argument_names(self) -> frozenset[str] | None:
+        """The names of the arguments that can be given by keyword; None if they are unknown."""
+        return None
+
+    def axes(self) -> dict[str, tuple[int, ...]]:
+        """Return the order of PyTorch's axes of the weights whose names do not say it, by path."""
+        return {}
+
+    @property
     def mode(self) -> str | None:
         """The mode of the model as given, "training" or "eval"; None if unknown."""
         return None
@@ -56,11 +71,6 @@ class JaxModel(ABC):
     def drops(self) -> bool:
         """Whether a module may drop anything in training."""
         return True
-
-    @property
-    def own_dropout(self) -> str | None:
-        """The path of a module with dropout inside its own code, None if none is known."""
-        return None
 
     @abstractmethod
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
@@ -77,9 +87,10 @@ class ForLoss:
     def __init__(self, model: JaxModel, parameters: Values, buffers: Values, draws: Draws) -> None:
         self._model, self._parameters, self._buffers, self._draws = model, parameters, buffers, draws
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Return the output, and keep the buffers."""
-        output, self._buffers = self._model.call(self._parameters, self._buffers, inputs, draws=self._draws)
+        arguments = named or inputs
+        output, self._buffers = self._model.call(self._parameters, self._buffers, arguments, draws=self._draws)
         return output
 
     def after(self) -> Values:

@@ -1,7 +1,8 @@
 """Hooks around the calls of Flax modules: to record and replace, to share dropout masks, to mark operations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import flax.linen as linen
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from outlook_common.arrays import to_numpy
-from outlook_parity.backends.jax.dropout import dropped, dropped_in_linen, drops_by_itself
+from outlook_parity.backends.jax.dropout import dropped, dropped_in_linen
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.pytree import leaves, replaced
 from outlook_parity.core.recorder import Arrays, Recorder
@@ -63,6 +64,56 @@ def _replaced(tree: Any, new_arrays: Arrays | None) -> Any:
     return replaced(tree, _is_inexact, new)
 
 
+def observed(
+    call: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    *,
+    name: str,
+    module: Any,
+    recorder: Recorder | None = None,
+    around: Around | None = None,
+) -> Any:
+    """Return what a module gives, in the context `around`, or recorded and replaced by what the recorder replays."""
+    if around is not None:
+        with around(name, module):
+            return call(*args, **kwargs)
+    if recorder is None or _has_tracers((args, kwargs)) or not recorder.watches(name):
+        return call(*args, **kwargs)
+    args, kwargs = _replaced((args, kwargs), recorder.enter(name, _arrays((args, kwargs))))
+    output = call(*args, **kwargs)
+    return _replaced(output, recorder.leave(_arrays(output), _integers(output)))
+
+
+@contextmanager
+def watched_classes(paths: Mapping[int, str], kinds: Collection[type], **watching: Any) -> Iterator[None]:
+    """Let `observed` see every call of the objects with these ids, which are of these classes; see `watched_nnx`."""
+    if not watching:
+        yield
+        return
+    running: list[int] = []
+    module_name = watching.pop("module_name", str)
+
+    def watching_calls(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            path = paths.get(id(self))
+            if path is None or (running and running[-1] == id(self)):  # the latter in super().__call__
+                return original(self, *args, **kwargs)
+            running.append(id(self))
+            try:
+                bound = partial(original, self)
+                return observed(bound, args, kwargs, name=module_name(path), module=self, **watching)
+            finally:
+                running.pop()
+
+        return call
+
+    with ExitStack() as changes:
+        for kind in kinds:
+            changes.enter_context(_method_changed(kind, watching_calls))
+        yield
+
+
 @contextmanager
 def watched_nnx(
     model: nnx.Module,
@@ -90,14 +141,8 @@ def watched_nnx(
             try:
                 if draws is not None and isinstance(self, nnx.Dropout | DropPath):
                     return dropped(self, draws, path, *args, **kwargs)
-                if around is not None:
-                    with around(module_name(path), self):
-                        return original(self, *args, **kwargs)
-                if recorder is None or _has_tracers((args, kwargs)) or not recorder.watches(name := module_name(path)):
-                    return original(self, *args, **kwargs)
-                args, kwargs = _replaced((args, kwargs), recorder.enter(name, _arrays((args, kwargs))))
-                output = original(self, *args, **kwargs)
-                return _replaced(output, recorder.leave(_arrays(output), _integers(output)))
+                bound, name = partial(original, self), module_name(path)
+                return observed(bound, args, kwargs, name=name, module=self, recorder=recorder, around=around)
             finally:
                 running.pop()
 
@@ -114,13 +159,13 @@ def _method_changed(kind: type, change: Callable[[Any], Any]) -> Iterator[None]:
     if not any("__call__" in vars(base) for base in kind.__mro__):
         yield
         return
-    own, original = "__call__" in vars(kind), kind.__call__
+    own, original = vars(kind).get("__call__"), kind.__call__
     kind.__call__ = change(original)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        if own:
-            kind.__call__ = original  # type: ignore[method-assign]
+        if own is not None:
+            kind.__call__ = own  # type: ignore[method-assign]
         else:
             del kind.__call__
 
@@ -138,20 +183,10 @@ def watched_linen(
         if context.method_name != "__call__":
             return call(*args, **kwargs)
         path = ".".join(context.module.path)
-        if draws is not None and drops_by_itself(context.module):
-            raise ValueError(
-                f"{path} draws dropout of its own, which the twins cannot share: leave out the level training"
-            )
         if draws is not None and isinstance(context.module, linen.Dropout):
             return dropped_in_linen(context.module, draws, path, *args, **kwargs)
-        if around is not None:
-            with around(module_name(path), context.module):
-                return call(*args, **kwargs)
-        if recorder is None or _has_tracers((args, kwargs)) or not recorder.watches(name := module_name(path)):
-            return call(*args, **kwargs)
-        args, kwargs = _replaced((args, kwargs), recorder.enter(name, _arrays((args, kwargs))))
-        output = call(*args, **kwargs)
-        return _replaced(output, recorder.leave(_arrays(output), _integers(output)))
+        name = module_name(path)
+        return observed(call, args, kwargs, name=name, module=context.module, recorder=recorder, around=around)
 
     with linen.intercept_methods(intercept):
         yield

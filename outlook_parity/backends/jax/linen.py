@@ -1,7 +1,7 @@
 """Linen modules with their variables as pure functions."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as linen
@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.hooks import watched_linen
+from outlook_parity.core.calls import Arguments, argument_names, called
 
 # Arguments for the mode -> their value in training.
 MODES = {
@@ -33,14 +34,14 @@ class LinenModel(JaxModel):
         self.module = module
         self._mode = mode or {}
         unboxed = linen.meta.unbox(dict(variables))
-        self.parameters = _flat(unboxed.get("params", {}))
+        self.parameters = flat(unboxed.get("params", {}))
         self._collection: dict[str, str] = {}
         self.buffers = {}
         for collection, tree in unboxed.items():
             if collection != "params":
-                flat = _flat(tree)
-                self.buffers |= flat
-                self._collection |= dict.fromkeys(flat, collection)
+                leaves = flat(tree)
+                self.buffers |= leaves
+                self._collection |= dict.fromkeys(leaves, collection)
         self.statistics = tuple(name for name, kind in self._collection.items() if kind == "batch_stats")
 
     def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "LinenModel":
@@ -52,18 +53,22 @@ class LinenModel(JaxModel):
             module = module.clone(dtype=dtype)
         return LinenModel(module, self._variables(self.parameters, self.buffers), mode)
 
-    def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
+    def call(self, parameters: Values, buffers: Values, inputs: Arguments, **watching: Any) -> tuple[Any, Values]:
         """See `JaxModel`."""
         mutable = sorted(set(self._collection.values()))
         rngs = {"dropout": jax.random.key(0)}
         with watched_linen(**watching):
-            output, changed = self.module.apply(
-                self._variables(parameters, buffers), *inputs, mutable=mutable, rngs=rngs, **dict[str, Any](self._mode)
-            )
+            variables, options = self._variables(parameters, buffers), dict[str, Any](self._mode)
+            output, changed = called(self.module.apply, inputs, variables, mutable=mutable, rngs=rngs, **options)
         after: Values = {}
         for tree in changed.values():
-            after |= _flat(tree)
+            after |= flat(tree)
         return output, buffers | {name: value for name, value in after.items() if name in buffers}
+
+    @property
+    def argument_names(self) -> frozenset[str] | None:
+        """See `JaxModel`."""
+        return argument_names(type(self.module).__call__)
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
         """See `JaxModel`."""
@@ -73,16 +78,18 @@ class LinenModel(JaxModel):
         return self.module, self._variables(parameters, buffers)
 
     def _variables(self, parameters: Values, buffers: Values) -> dict[str, Any]:
-        collections: dict[str, Any] = {"params": _nested(parameters)}
+        collections: dict[str, Any] = {"params": nested(parameters)}
         for collection in set(self._collection.values()):
             own = {name: value for name, value in buffers.items() if self._collection[name] == collection}
-            collections[collection] = _nested(own)
+            collections[collection] = nested(own)
         return collections
 
 
-def _flat(tree: Any) -> Values:
+def flat(tree: Any) -> Values:
+    """Return the leaves of nested dictionaries by path, joined by "."."""
     return dict(traverse_util.flatten_dict(tree, sep="."))  # type: ignore[no-untyped-call]
 
 
-def _nested(values: Values) -> Any:
+def nested(values: Values) -> Any:
+    """Return leaves by path as nested dictionaries."""
     return traverse_util.unflatten_dict(values, sep=".")  # type: ignore[no-untyped-call]

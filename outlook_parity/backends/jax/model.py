@@ -11,54 +11,64 @@ from flax import nnx
 
 from outlook_common.arrays import is_floating
 from outlook_parity.backends.jax.base import JaxModel, Values
+from outlook_parity.backends.jax.equinox import EquinoxModel, is_equinox
+from outlook_parity.backends.jax.functions import FunctionModel
+from outlook_parity.backends.jax.haiku import HaikuModel, is_haiku
+from outlook_parity.backends.jax.hugging_face import HuggingFaceModel, is_hugging_face
+from outlook_parity.backends.jax.keras import KerasModel, is_keras
 from outlook_parity.backends.jax.linen import LinenModel
 from outlook_parity.backends.jax.nnx import NNXModel, from_bridge
-from outlook_parity.core.pytree import named_leaves
+from outlook_parity.core.outputs import output_leaves
 from outlook_parity.core.request import Inputs
-from outlook_parity.core.task import OUTPUT, is_array
-
-
-class FunctionModel(JaxModel):
-    """A function of arrays, without weights."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self.parameters, self.buffers, self.statistics = {}, {}, ()
-
-    def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "FunctionModel":
-        """See `JaxModel`."""
-        return self
-
-    def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
-        """See `JaxModel`."""
-        return self._function(*inputs), buffers
-
-    def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
-        """See `JaxModel`."""
-        return self._function
 
 
 def as_jax_model(model: Any) -> JaxModel:
-    """Return an NNX module, a pair of a Linen module and its variables, a bound Linen module or a function as a model.
+    """Return a model of any kind as a pure function; what comes of which package is told without importing it.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: it is of no known kind.
     """
     if isinstance(model, nnx.Module):
         return NNXModel(model)
     if isinstance(model, linen.Module) and model.scope is not None:
         model = model.unbind()
+    for belongs, kind in _KINDS:
+        if belongs(model):
+            return kind(model)
     match model:
         case (nnx.bridge.ToLinen() as bridge, Mapping() as variables):
             return NNXModel(from_bridge(bridge, variables))
         case (linen.Module() as module, Mapping() as variables):
             return LinenModel(module, variables)
+        case (function, weights, *state) if is_haiku(function) and len(state) < 2:
+            return HaikuModel(function, weights, *state)
+        case (function, weights) if callable(function) and not isinstance(function, linen.Module):
+            owner = getattr(function, "__self__", None)  # of the bound method in (module.apply, variables)
+            if isinstance(owner, linen.Module) and isinstance(weights, Mapping) and owner.scope is None:
+                return LinenModel(owner, weights)
+            if is_equinox(weights):
+                return EquinoxModel(weights, function)
+            return FunctionModel(function, weights)
         case _ if callable(model) and not isinstance(model, linen.Module):
             return FunctionModel(model)
     raise TypeError(
-        "the JAX model must be an nnx.Module, a pair (linen module, variables), a bound linen module or a function, "
-        f"got {type(model).__name__}"
+        "the JAX model must be an nnx.Module, a pair (linen module, variables), a bound linen module, a function, a "
+        "pair (function, weights), a pair (haiku.transform(...), params), an equinox.Module, a keras.Model on JAX or a "
+        f"FlaxPreTrainedModel, got {_what(model)}"
     )
+
+
+def _what(model: Any) -> str:
+    if not isinstance(model, tuple):
+        return type(model).__name__
+    return f"a tuple of {', '.join(type(item).__name__ for item in model[:4])}"
+
+
+_KINDS: tuple[tuple[Callable[[Any], bool], Callable[[Any], JaxModel]], ...] = (
+    (is_hugging_face, HuggingFaceModel),
+    (is_keras, KerasModel),
+    (is_equinox, EquinoxModel),
+)
 
 
 def weights_of(model: JaxModel) -> Values:
@@ -76,13 +86,18 @@ def transposed_of(model: JaxModel) -> set[str]:
     return {path for path, part in model.modules().items() if getattr(part, "transpose_kernel", False)}
 
 
-def output_shapes(model: JaxModel, inputs: Inputs) -> dict[str, Any]:
-    """Return shape and dtype of each output, without running the model; floating-point inputs are float32."""
+def output_shapes(model: JaxModel, inputs: Inputs, keywords: Sequence[str] = ()) -> dict[str, Any]:
+    """Return shape and dtype of each output in their order, without running the model; floats are float32."""
     prepared = model.prepared(np.dtype(np.float32), training=False, one_by_one=False)
     shapes = [jax.ShapeDtypeStruct(a.shape, np.float32 if is_floating(a) else a.dtype) for a in inputs.values()]  # type: ignore[no-untyped-call]
+    order: list[str] = []
 
     def call(parameters: Values, buffers: Values, *inputs: Any) -> Any:
-        output = prepared.call(parameters, buffers, inputs)[0]
-        return {name: jnp.asarray(leaf) for name, leaf in named_leaves(output, is_array, OUTPUT).items()}
+        arguments = dict(zip(keywords, inputs, strict=True)) if keywords else inputs
+        output = prepared.call(parameters, buffers, arguments)[0]
+        found = {name: jnp.asarray(leaf) for name, leaf in output_leaves(output).items()}
+        order.extend(found)
+        return found
 
-    return dict(jax.eval_shape(call, prepared.parameters, prepared.buffers, *shapes))
+    found = jax.eval_shape(call, prepared.parameters, prepared.buffers, *shapes)
+    return {name: found[name] for name in order}

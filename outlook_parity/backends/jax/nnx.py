@@ -1,6 +1,6 @@
 """NNX modules as pure functions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from flax import nnx
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.dropout import drops_by_itself, never_drops
 from outlook_parity.backends.jax.hooks import modules_of, watched_nnx
+from outlook_parity.core.calls import Arguments, argument_names, called
 from outlook_parity.core.dropout import Draws
 from outlook_parity.models.jax_layers import SWITCHES, DropPath, DropRate
 
@@ -47,11 +48,11 @@ class NNXModel(JaxModel):
                     setattr(part, switch, False)
         return NNXModel(module)
 
-    def call(self, parameters: Values, buffers: Values, inputs: Sequence[Any], **watching: Any) -> tuple[Any, Values]:
+    def call(self, parameters: Values, buffers: Values, inputs: Arguments, **watching: Any) -> tuple[Any, Values]:
         """See `JaxModel`."""
         model = self._merged(parameters, buffers)
         with watched_nnx(model, **watching):
-            output = model(*inputs)
+            output = called(model, inputs)
         return output, self._buffers_of(model)
 
     def modules(self) -> dict[str, Any]:
@@ -61,6 +62,11 @@ class NNXModel(JaxModel):
     def merged(self, parameters: Values, buffers: Values) -> dict[str, Any]:
         """See `JaxModel`."""
         return modules_of(self._merged(parameters, buffers))
+
+    @property
+    def argument_names(self) -> frozenset[str] | None:
+        """See `JaxModel`."""
+        return argument_names(type(self.module).__call__)
 
     @property
     def mode(self) -> str | None:
@@ -73,12 +79,8 @@ class NNXModel(JaxModel):
     def drops(self) -> bool:
         """See `JaxModel`."""
         kinds = (nnx.Dropout, DropPath)
-        return any(isinstance(part, kinds) and not never_drops(part) for part in self.modules().values())
-
-    @property
-    def own_dropout(self) -> str | None:
-        """See `JaxModel`."""
-        return next((path for path, part in self.modules().items() if drops_by_itself(part)), None)
+        parts = self.modules().values()
+        return any(drops_by_itself(part) or (isinstance(part, kinds) and not never_drops(part)) for part in parts)
 
     def model_for_loss(self, parameters: Values, buffers: Values, draws: Draws) -> Any:
         """Return the module with shared masks: losses call other methods of it too."""

@@ -3,7 +3,7 @@
 Models run as recast copies with every global setting pinned; the user's model and settings stay as they are.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -17,17 +17,20 @@ from outlook_common.arrays import to_numpy
 from outlook_parity.backends.jax.attributes import add_operations, attributes_of, mark
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.model import weights_of
+from outlook_parity.backends.jax.program import leaf_kinds, program_of
+from outlook_parity.backends.jax.random import shared_bernoulli
 from outlook_parity.backends.jax.settings import jax_device, pinned
 from outlook_parity.backends.jax.truth import lifted
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.optimizers import OPTIMIZERS
+from outlook_parity.core.outputs import OutputMatch, output_leaves
 from outlook_parity.core.precision import PRECISIONS
-from outlook_parity.core.pytree import named_leaves
+from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
-from outlook_parity.core.runner import Run, Runner, Training, prefixed, repeat_calls
-from outlook_parity.core.task import OUTPUT, Task, is_array
+from outlook_parity.core.runner import Run, Runner, Training, guarded, prefixed, repeat_calls
+from outlook_parity.core.task import NamedOutputs, Task
 from outlook_parity.core.truth import Truth, or_unlifted
 from outlook_parity.mapping.names import Names
 from outlook_parity.models.jax_layers import losses as own_losses
@@ -40,31 +43,44 @@ class JaxRunner(Runner):
         model: the model.
         names: of weights and modules in PyTorch.
         task: for a request, what training minimises.
+        outputs: which of its outputs are which of PyTorch's; None if the names are the same.
+        weightless: whether the twin has no weights that these could be compared with.
     """
 
     name = "jax"
 
-    def __init__(self, model: JaxModel, names: Names, task: Callable[[Request], Task]) -> None:
+    def __init__(
+        self,
+        model: JaxModel,
+        names: Names,
+        task: Callable[[Request], Task],
+        outputs: OutputMatch | None = None,
+        *,
+        weightless: bool = False,
+    ) -> None:
         self.model = model
         self._names = names
         self._task = task
+        self._matched = outputs
+        self._weightless = weightless
         self.truth = Truth()
 
     def weights(self) -> dict[str, np.ndarray]:
         """See `Runner`."""
-        return self._under_torch_names(weights_of(self.model))
+        return {} if self._weightless else self._under_torch_names(weights_of(self.model))
 
     def kinds(self) -> dict[str, str]:
         """See `Runner`."""
         return {self._names.module(path): type(module).__name__ for path, module in self.model.modules().items()}
 
+    @guarded
     @or_unlifted
     def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
         place = jax_device(request.device)
         with pinned(request.dtype, place), self._lifted(request):
             model, parameters, buffers, inputs = self._placed(request, place)
-            forward = partial(_forward, model, list(request.inputs))
+            forward = partial(_forward, model, request, self._outputs)
             floating, others = jax.eval_shape(forward, parameters, {}, buffers, inputs)[0:2]
             order = [*floating, *others]
             cotangents = {
@@ -77,17 +93,23 @@ class JaxRunner(Runner):
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
                 nonlocal buffers
                 placed = {name: jax.device_put(x, place) for name, x in request.rounded_inputs(inputs).items()}
+                if any(inputs[name].shape != array.shape for name, array in request.inputs.items()):
+                    # Cotangents are of the given size; and a state that a model keeps must not be of another.
+                    outputs, *_ = jax.jit(partial(_evaluate, forward, False))(parameters, buffers, placed, {})
+                    return {name: to_float64(outputs[name]) for name in order}
                 outputs, buffers, *_ = evaluate(parameters, buffers, placed, cotangents)
                 return {name: to_float64(outputs[name]) for name in order}
 
             repeated = repeat_calls(request, call) if repeat else {}
         return Run(
-            outputs={name: to_float64(outputs[name]) for name in order},
+            outputs=request.masked({name: to_float64(outputs[name]) for name in order}),
             dtypes={name: outputs[name].dtype.name for name in order},
-            gradients={n: to_float64(x) for n, x in of_inputs.items()} | self._under_torch_names(of_parameters),
+            gradients={n: to_float64(x) for n, x in of_inputs.items()}
+            | ({} if self._weightless else self._under_torch_names(of_parameters)),
             repeated=repeated,
         )
 
+    @guarded
     @or_unlifted
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
@@ -95,15 +117,17 @@ class JaxRunner(Runner):
         with pinned(request.dtype, place), self._lifted(request, recorder):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
             watching = {} if recorder is None else {"recorder": recorder, "module_name": self._names.module}
-            output = model.call(parameters, buffers, _in_order(request, inputs), **watching)[0]
-            return {name: to_float64(leaf) for name, leaf in _outputs(output).items()}
+            output = model.call(parameters, buffers, request.arguments(inputs), **watching)[0]
+            found = {name: to_float64(leaf) for name, leaf in self._outputs(output).items()}
+            return request.masked(found)
 
+    @guarded
     @or_unlifted
     def train(self, request: Request) -> Training:
         """See `Runner`."""
         place = jax_device(request.device)
         trained: dict[str, np.ndarray] = {}
-        draws = Draws(request.seed)
+        draws = Draws(request.seed, keep_all=request.keep_all)
         with pinned(request.dtype, place), self._lifted(request):
             model, *start, inputs = self._placed(request, place, training=True)
             task = self._task(request)
@@ -112,7 +136,8 @@ class JaxRunner(Runner):
             def loss_of(parameters: Values, buffers: Values, inputs: Values, targets: Values) -> Any:
                 draws.begin()
                 called = model.model_for_loss(parameters, buffers, draws)
-                loss = task.loss(called, _in_order(request, inputs), targets, own_losses)
+                with shared_bernoulli(draws):
+                    loss = task.loss(self._renaming(called), request.arguments(inputs), targets, own_losses)
                 return loss, called.after()
 
             differentiate = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
@@ -148,6 +173,7 @@ class JaxRunner(Runner):
                 found |= {f"{kind} of {name}": array for name, array in self._under_torch_names(values).items()}
         return found
 
+    @guarded
     def attributes(self, request: Request) -> Attributes:
         """See `Runner`."""
         modules: dict[str, Any] = {}
@@ -162,7 +188,7 @@ class JaxRunner(Runner):
 
             def call(parameters: Values, buffers: Values, inputs: Values) -> Any:
                 watching = {"around": around, "module_name": self._names.module}
-                return _outputs(model.call(parameters, buffers, _in_order(request, inputs), **watching)[0])
+                return self._outputs(model.call(parameters, buffers, request.arguments(inputs), **watching)[0])
 
             jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
             found = attributes_of(modules, PRECISIONS[request.dtype].products)
@@ -170,6 +196,21 @@ class JaxRunner(Runner):
         if self.model.mode is not None:
             found.setdefault(ROOT, {})["mode"] = self.model.mode
         return found
+
+    @guarded
+    def program(self, request: Request, keep: Callable[[str], bool]) -> Program:
+        """See `Runner`."""
+        place = jax_device("cpu")
+        with pinned(request.dtype, place):
+            model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
+
+            def call(parameters: Values, buffers: Values, inputs: Values) -> Any:
+                watching = {"around": lambda path, module: mark(path), "module_name": self._names.module}
+                return self._outputs(model.call(parameters, buffers, request.arguments(inputs), **watching)[0])
+
+            traced = jax.make_jaxpr(call)(parameters, buffers, inputs)
+            leaves = jax.tree.leaves((parameters, buffers, inputs))
+            return program_of(traced, leaf_kinds(parameters, buffers, inputs), leaves)
 
     @contextmanager
     def module(self, request: Request, path: str) -> Iterator[Any]:
@@ -179,6 +220,17 @@ class JaxRunner(Runner):
             model, parameters, buffers, _ = self._placed(request, place, one_by_one=True)
             modules = {self._names.module(flax): module for flax, module in model.merged(parameters, buffers).items()}
             yield modules.get(path)
+
+    def _outputs(self, output: Any) -> Values:
+        """Return the outputs by name, as arrays."""
+        found = _outputs(output)
+        return found if self._matched is None else self._matched.of_jax(found)
+
+    def _renaming(self, model: Any) -> Any:
+        """Return a model for a loss, whose outputs have the names of the targets."""
+        if self._matched is None:
+            return model
+        return lambda *inputs, **named: NamedOutputs(self._outputs(model(*inputs, **named)))
 
     def _placed(
         self, request: Request, place: jax.Device, *, training: bool = False, one_by_one: bool = False
@@ -211,12 +263,18 @@ def to_float64(array: Any) -> np.ndarray:
 
 
 def _forward(
-    model: JaxModel, order: Sequence[str], parameters: Values, graded: Values, buffers: Values, inputs: Values
+    model: JaxModel,
+    request: Request,
+    outputs_of: Callable[[Any], Values],
+    parameters: Values,
+    graded: Values,
+    buffers: Values,
+    inputs: Values,
 ) -> tuple[Values, Values, Values]:
     """Return floating-point outputs, other outputs and the buffers afterwards; `graded` inputs replace `inputs`."""
     inputs = inputs | graded
-    output, after = model.call(parameters, buffers, tuple(inputs[name] for name in order))
-    outputs = _outputs(output)
+    output, after = model.call(parameters, buffers, request.arguments(inputs))
+    outputs = outputs_of(output)
     floating = {name: leaf for name, leaf in outputs.items() if _is_floating(leaf)}
     return floating, {name: leaf for name, leaf in outputs.items() if name not in floating}, after
 
@@ -243,18 +301,13 @@ def _evaluate(
     return floating | others, after, *pullback(cotangents)
 
 
-def _in_order(request: Request, inputs: Values) -> tuple[Any, ...]:
-    """Return the arguments in order; JAX sorts dictionaries by key."""
-    return tuple(inputs[name] for name in request.inputs)
-
-
 def _is_floating(x: Any) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def _outputs(output: Any) -> Values:
     """Return the outputs by name, as arrays."""
-    found = {name: jnp.asarray(leaf) for name, leaf in named_leaves(output, is_array, OUTPUT).items()}
+    found = {name: jnp.asarray(leaf) for name, leaf in output_leaves(output).items()}
     for name, array in found.items():
         if jnp.iscomplexobj(array):
             raise TypeError(f"{name} of the JAX model is complex; give its real and imaginary parts")

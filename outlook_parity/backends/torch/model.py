@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from outlook_common.arrays import to_numpy
+from outlook_parity.core.calls import argument_names, called
 from outlook_parity.mapping.infer import TorchLeaf
 
 
@@ -34,9 +35,9 @@ class FunctionModule(torch.nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the result of the function."""
-        return self.function(*inputs)
+        return called(self.function, named or inputs)
 
 
 def as_torch_module(model: Any) -> torch.nn.Module:
@@ -50,6 +51,11 @@ def as_torch_module(model: Any) -> torch.nn.Module:
     if not callable(model):
         raise TypeError(f"the torch model must be a torch.nn.Module or a function, got {type(model).__name__}")
     return FunctionModule(model)
+
+
+def argument_names_of(model: torch.nn.Module) -> frozenset[str] | None:
+    """Return the names of the arguments that can be given by keyword; None if they are unknown."""
+    return argument_names(model.function if isinstance(model, FunctionModule) else model.forward)
 
 
 def kinds_of(model: torch.nn.Module) -> dict[str, str]:

@@ -15,17 +15,20 @@ from outlook_parity.backends.torch.attributes import attributes_of, listening
 from outlook_parity.backends.torch.dropout import shared_masks
 from outlook_parity.backends.torch.hooks import watched
 from outlook_parity.backends.torch.model import copied, dtype_of, kinds_of, to_float64, weights_of
+from outlook_parity.backends.torch.program import traced
 from outlook_parity.backends.torch.settings import pinned, torch_device
 from outlook_parity.backends.torch.truth import find_constants, lifted
 from outlook_parity.core.attributes import Attributes
+from outlook_parity.core.calls import called
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.optimizers import OPTIMIZERS
+from outlook_parity.core.outputs import OutputMatch, output_leaves
 from outlook_parity.core.precision import PRECISIONS
-from outlook_parity.core.pytree import named_leaves
+from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
-from outlook_parity.core.runner import Run, Runner, Training, prefixed, repeat_calls
-from outlook_parity.core.task import OUTPUT, Task, is_array
+from outlook_parity.core.runner import Run, Runner, Training, guarded, prefixed, repeat_calls
+from outlook_parity.core.task import MASK, NamedOutputs, Task
 from outlook_parity.core.truth import Truth, or_unlifted
 from outlook_parity.models.torch_layers import losses as own_losses
 from outlook_parity.models.torch_layers import round_rates
@@ -40,6 +43,7 @@ class TorchRunner(Runner):
         task: for a request, what training minimises.
         out_axes: output -> the order in which JAX has its axes, where it is another one.
         compared: the names of the weights that are compared, all if None.
+        outputs: which of its outputs are compared; None for all, of a model of this package.
     """
 
     name = "torch"
@@ -51,12 +55,15 @@ class TorchRunner(Runner):
         task: Callable[[Request], Task],
         out_axes: Mapping[str, tuple[int, ...]] | None = None,
         compared: Collection[str] | None = None,
+        outputs: OutputMatch | None = None,
     ) -> None:
         self.model = model
         self._axes = axes
         self._task = task
         self._out_axes = out_axes or {}
-        self._compared = compared
+        self._compared = None if compared is None else frozenset(compared)
+        self._matched = outputs
+        self.opaque: list[str] = []  # what the outputs hold besides arrays
         self.truth = Truth()
         self._searched = False  # for float32 constants
 
@@ -64,6 +71,17 @@ class TorchRunner(Runner):
         """See `Runner`."""
         return self._weights_of(self.model)
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The parameters with requires_grad=False, if only some are."""
+        trained = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        return frozenset(name for name, on in trained.items() if not on) if any(trained.values()) else frozenset()
+
+    def shapes(self, request: Request) -> dict[str, tuple[int, ...]]:
+        """See `Runner`."""
+        return {name: tuple(array.shape[i] for i in self._axes[name]) for name, array in request.inputs.items()}
+
+    @guarded
     @or_unlifted
     def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
@@ -71,28 +89,37 @@ class TorchRunner(Runner):
         with pinned(request.dtype, place), ExitStack() as lifting:
             model = self._recast(request, place).eval()
             lifting.enter_context(self._lifted(request, model))
-            parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
+            parameters = {
+                name: parameter.requires_grad_()
+                for name, parameter in model.named_parameters()
+                if self._compared is None or name in self._compared
+            }
             inputs = self._inputs(request, place)
             graded = {name: x.requires_grad_() for name, x in inputs.items() if gradients and x.is_floating_point()}
             with torch.set_grad_enabled(gradients):
                 # Copies, which a model may change in place, as leaves with gradients may not be.
-                outputs = self._outputs(model(*(x.clone() for x in inputs.values())))
+                copies = {name: x.clone() for name, x in inputs.items()}
+                outputs = self._outputs(called(model, request.arguments(copies)))
             found: dict[str, np.ndarray] = {}
+            unused: list[str] = []
             if gradients:
-                found = _gradients(outputs, graded | parameters, request)
+                found = _gradients(outputs, graded | parameters, request, unused)
                 found |= {name: found[name].transpose(np.argsort(self._axes[name])) for name in graded}
 
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
                 with torch.no_grad():
-                    return _all_float64(self._outputs(model(*self._inputs(request, place, inputs).values())))
+                    arguments = request.arguments(self._inputs(request, place, inputs))
+                    return _all_float64(self._outputs(called(model, arguments)))
 
             return Run(
-                outputs=_all_float64(outputs),
+                outputs=request.masked(_all_float64(outputs)),
                 dtypes={name: dtype_of(tensor) for name, tensor in outputs.items()},
                 gradients=found,
                 repeated=repeat_calls(request, call) if repeat else {},
+                unused=frozenset(unused).intersection(parameters),
             )
 
+    @guarded
     @or_unlifted
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
@@ -100,14 +127,16 @@ class TorchRunner(Runner):
         with pinned(request.dtype, place), torch.no_grad():
             model = self._recast(request, place).eval()
             with self._lifted(request, model), watched(model, recorder or Recorder(modules=())):
-                return _all_float64(self._outputs(model(*self._inputs(request, place).values())))
+                outputs = self._outputs(called(model, request.arguments(self._inputs(request, place))))
+                return request.masked(_all_float64(outputs))
 
+    @guarded
     @or_unlifted
     def train(self, request: Request) -> Training:
         """See `Runner`."""
         place = torch_device(request.device)
         trained: dict[str, np.ndarray] = {}
-        draws = Draws(request.seed)
+        draws = Draws(request.seed, keep_all=request.keep_all)
         with pinned(request.dtype, place):
             task = self._task(request)
             targets = {
@@ -118,13 +147,17 @@ class TorchRunner(Runner):
                 model = self._recast(request, place).train().requires_grad_()
                 stepper, losses = optimizer.torch(model.parameters()), []
                 for _ in range(request.steps):
-                    inputs = list(self._inputs(request, place).values())  # anew: a model may change them in place
+                    inputs = request.arguments(self._inputs(request, place))  # anew: a model may change them in place
                     stepper.zero_grad()
                     draws.begin()
                     with self._lifted(request, model):
                         with shared_masks(model, draws):
-                            loss = task.loss(model, inputs, targets, own_losses)
+                            loss = task.loss(self._for_loss(model), inputs, targets, own_losses)
                         loss.backward()
+                    for path, parameter in model.named_parameters():
+                        # JAX has zeros where nothing depends on a parameter, and its weights decay all the same.
+                        if parameter.grad is None or path in request.frozen:
+                            parameter.grad = torch.zeros_like(parameter)
                     stepper.step()
                     losses.append(to_float64(loss))
                 slots = _slots(stepper, model, optimizer.torch_state)
@@ -135,6 +168,7 @@ class TorchRunner(Runner):
         """See `Runner`."""
         return kinds_of(self.model)
 
+    @guarded
     def attributes(self, request: Request) -> Attributes:
         """See `Runner`."""
         place = torch_device("cpu")
@@ -142,9 +176,20 @@ class TorchRunner(Runner):
             model = self._recast(request, place).eval()
             found = attributes_of(model, PRECISIONS[request.dtype].products)
             with listening(model, found):
-                model(*self._inputs(request, place).values())
+                called(model, request.arguments(self._inputs(request, place)))
         found[ROOT]["mode"] = "training" if self.model.training else "eval"
         return found
+
+    @guarded
+    def program(self, request: Request, keep: Callable[[str], bool]) -> Program:
+        """See `Runner`."""
+        place = torch_device("cpu")
+        with pinned(request.dtype, place):
+            model = self._recast(request, place).eval()
+            inputs = self._inputs(request, place)
+            with traced(model, inputs.values(), keep) as program:
+                called(model, request.arguments(inputs))
+        return program
 
     @contextmanager
     def module(self, request: Request, path: str) -> Iterator[Any]:
@@ -180,7 +225,9 @@ class TorchRunner(Runner):
 
     def _outputs(self, output: Any) -> dict[str, torch.Tensor]:
         """Return the outputs by name, their axes as JAX has them."""
-        named = named_leaves(output, is_array, OUTPUT)
+        self.opaque = []
+        named = output_leaves(output, self.opaque)
+        named = named if self._matched is None else self._matched.of_torch(named)
         found = {name: leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf) for name, leaf in named.items()}
         for name, tensor in found.items():
             if tensor.is_complex():
@@ -190,8 +237,14 @@ class TorchRunner(Runner):
             for name, tensor in found.items()
         }
 
+    def _for_loss(self, model: torch.nn.Module) -> Any:
+        """Return a model for a loss, whose outputs have the names of the targets."""
+        if self._matched is None:
+            return model
+        return lambda *inputs, **named: NamedOutputs(output_leaves(model(*inputs, **named)))
+
     def _as_in_torch(self, output: str, target: torch.Tensor) -> torch.Tensor:
-        axes = self._out_axes.get(output)
+        axes = self._out_axes.get(output.removesuffix(MASK))
         return target if axes is None else target.permute(*np.argsort(axes).tolist())
 
     def _inputs(self, request: Request, place: torch.device, inputs: Inputs | None = None) -> dict[str, torch.Tensor]:
@@ -200,21 +253,28 @@ class TorchRunner(Runner):
 
 
 def _gradients(
-    outputs: Mapping[str, torch.Tensor], wrt: Mapping[str, torch.Tensor], request: Request
+    outputs: Mapping[str, torch.Tensor], wrt: Mapping[str, torch.Tensor], request: Request, unused: list[str]
 ) -> dict[str, np.ndarray]:
-    """Return the gradients of the sum of floating-point outputs times their cotangents; zero where there are none."""
+    """Return the gradients of the sum of floating-point outputs times their cotangents; zero where there are none.
+
+    `unused` is filled with the names of what no output depends on.
+    """
     floating = {name: output for name, output in outputs.items() if output.requires_grad}
     if not wrt:
         return {}
     if not floating:
+        unused.extend(wrt)
         return {name: np.zeros(tuple(tensor.shape)) for name, tensor in wrt.items()}
     cotangents = [
         to_tensor(request.cotangent(name, tuple(t.shape))).to(t.device, t.dtype) for name, t in floating.items()
     ]
-    gradients = torch.autograd.grad(
-        list(floating.values()), list(wrt.values()), cotangents, materialize_grads=True, allow_unused=True
-    )
-    return dict(zip(wrt, map(to_float64, gradients), strict=True))
+    gradients = torch.autograd.grad(list(floating.values()), list(wrt.values()), cotangents, allow_unused=True)
+    by_name: dict[str, torch.Tensor | None] = dict(zip(wrt, gradients, strict=True))
+    unused.extend(name for name, gradient in by_name.items() if gradient is None)
+    return {
+        name: np.zeros(tuple(wrt[name].shape)) if gradient is None else to_float64(gradient)
+        for name, gradient in by_name.items()
+    }
 
 
 def _slots(optimizer: torch.optim.Optimizer, model: torch.nn.Module, names: Mapping[str, str]) -> dict[str, np.ndarray]:
