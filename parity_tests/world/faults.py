@@ -244,6 +244,6 @@ FAULTS = (
         "resnet: basic layers (released)",
         lambda: pairs.resnet(layer_type="basic"),
         ("encoder", "embedder"),
-        ("stride", "padding", "activation"),
+        ("weight", "counterpart", "missing"),
     ),
 )
