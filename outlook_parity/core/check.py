@@ -18,6 +18,9 @@ EXCUSED = "as large as rounding makes it: the true value is zero"
 # What the notes of rows begin with that are skipped for a reason: by the user, or with evidence that it is no fault.
 IGNORED, UNUSED, FROZEN = "ignored: ", "unused: ", "frozen: "
 
+# What a note on outputs begins with that are not compared.
+NOT_COMPARED = "not compared"
+
 TWINS = ("torch", "jax")
 
 # The view of a row of a module: each twin on its own input. Else the view is the twin whose input both were given.

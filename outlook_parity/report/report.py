@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from outlook_parity.core.check import Check, SelfNoise, Verdict, left_out
+from outlook_parity.core.check import NOT_COMPARED, Check, SelfNoise, Verdict, left_out
 from outlook_parity.report.html import render
 from outlook_parity.report.junit import to_junit
 from outlook_parity.report.text import shortened
@@ -86,7 +86,9 @@ def omissions(report: Report) -> str:
     """Return in brackets which levels and how many rows were left out for a reason that the report gives, or ""."""
     levels = [note.split("'")[1] for note in report.notes if note.startswith(LEVEL_LEFT_OUT)]
     counts = [f"{count} rows {word}" for word, count in left_out(report.checks).items()]
-    parts = [*([f"{' and '.join(levels)} left out"] if levels else []), *counts]
+    outputs = any(note.startswith(NOT_COMPARED) for note in report.notes)
+    parts = [f"{' and '.join(levels)} left out"] if levels else []
+    parts += [*counts, *(["not all outputs compared"] if outputs else [])]
     return f" ({'; '.join(parts)})" if parts else ""
 
 
