@@ -20,10 +20,11 @@ from outlook_parity.backends.names import names_of_models
 from outlook_parity.backends.torch.model import FunctionModule, argument_names_of, as_torch_module, compared_weights
 from outlook_parity.backends.torch.runner import TorchRunner
 from outlook_parity.core.calls import accept_keywords
+from outlook_parity.core.check import NOT_COMPARED
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.layout import Axes, fitting_axes
 from outlook_parity.core.masks import OutputMasks, output_masks
-from outlook_parity.core.outputs import Output, match_outputs
+from outlook_parity.core.outputs import Beside, Output, match_outputs
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.task import MASK, Task, mean_square, no_task
 from outlook_parity.mapping.names import Names
@@ -128,8 +129,11 @@ def _user_pair(
     alone = _alone_with_weights(module, model)
     names = Names([], {}) if alone else names_of_models(module, model, name_map)
     axes = torch_axes_of(name_map, inputs, None)
-    torch_outputs, jax_outputs, opaque = _outputs(module, model, inputs, axes, keywords)
-    matched = match_outputs(torch_outputs, jax_outputs, lambda one, other: bool(fitting_axes(one, other)))
+    torch_outputs, jax_outputs, beside = _outputs(module, model, inputs, axes, keywords)
+    matched = match_outputs(
+        torch_outputs, jax_outputs, lambda one, other: bool(fitting_axes(one, other)), beside.absent
+    )
+    opaque = [f"{NOT_COMPARED}, as it holds no arrays: {listed(beside.opaque)}"] if beside.opaque else []
     torch_shapes = {name: output.shape for name, output in matched.of_torch(torch_outputs).items()}
     jax_shapes = {name: output.shape for name, output in matched.of_jax(jax_outputs).items()}
     out_axes = _output_axes(torch_shapes, jax_shapes, name_map)
@@ -191,19 +195,20 @@ def _mean_square(
 
 def _outputs(
     module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes], keywords: tuple[str, ...]
-) -> tuple[dict[str, Output], dict[str, Output], list[str]]:
-    """Return the outputs of both models, each in its own layout, and notes on what is no array in them."""
+) -> tuple[dict[str, Output], dict[str, Output], Beside]:
+    """Return the outputs of both models, each in its own layout, and what either holds besides arrays."""
     request = Request(inputs, "float32", "cpu", 0, "float32", keywords=keywords)
     runner = TorchRunner(module, axes, no_task)
     run = runner.run(request, gradients=False)
     torch_outputs = {name: Output(array.shape, "float" in run.dtypes[name]) for name, array in run.outputs.items()}
     with user_code_errors("JAX", {name: array.shape for name, array in inputs.items()}):
-        shapes = output_shapes(model, inputs, keywords)
+        shapes = output_shapes(model, inputs, keywords, of_jax := Beside())
     if not torch_outputs and not shapes:
         raise TypeError("both models return nothing that could be compared")
     jax_outputs = {n: Output(tuple(o.shape), bool(jnp.issubdtype(o.dtype, jnp.floating))) for n, o in shapes.items()}
-    notes = [f"not compared, as it holds no arrays: {listed(runner.opaque)} of torch"] if runner.opaque else []
-    return torch_outputs, jax_outputs, notes
+    of_torch = runner.beside
+    opaque = [*(f"{name} of torch" for name in of_torch.opaque), *(f"{name} of JAX" for name in of_jax.opaque)]
+    return torch_outputs, jax_outputs, Beside(opaque, [*of_torch.absent, *of_jax.absent])
 
 
 def _output_axes(

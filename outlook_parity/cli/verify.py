@@ -78,7 +78,7 @@ class TwinOptions:
         str | None,
         typer.Option(
             "--jax",
-            help="JAX model: a factory of an NNX module, (Linen module, variables) or function.",
+            help="JAX model: a factory of a module, a function, or a pair (module or function, weights).",
             rich_help_panel=OWN_MODELS,
         ),
     ] = None

@@ -1,6 +1,6 @@
 """Rows of a report: one tensor compared, and one twin compared with itself. Imports no framework."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,9 @@ EXCUSED = "as large as rounding makes it: the true value is zero"
 
 # What the notes of rows begin with that are skipped for a reason: by the user, or with evidence that it is no fault.
 IGNORED, UNUSED, FROZEN = "ignored: ", "unused: ", "frozen: "
+
+# What a note on outputs begins with that are not compared.
+NOT_COMPARED = "not compared"
 
 TWINS = ("torch", "jax")
 
@@ -88,13 +91,3 @@ class SelfNoise:
     how: str
     measured: float
     units: float
-
-
-def left_out(checks: Iterable[Check]) -> dict[str, int]:
-    """Return how many rows were left out for a reason, by the word for it."""
-    words = {IGNORED: "ignored", UNUSED: "unused", FROZEN: "frozen"}
-    counts = dict.fromkeys(words.values(), 0)
-    for check in checks:
-        for start, word in words.items():
-            counts[word] += check.verdict == "skipped" and check.note.startswith(start)
-    return {word: count for word, count in counts.items() if count}

@@ -55,19 +55,20 @@ def cannot_be_shared(torch: Sequence[Draw], jax: Sequence[Draw]) -> str:
     for one, other in zip(torch, jax, strict=True):
         if one.shape == other.shape:
             continue
-        pairs = list(zip(one.given, other.given, strict=False))
-        together = next((axis for axis, (full, size) in enumerate(pairs) if full == size != 1), len(pairs))
-        # Samples and heads are the leading axes; those of the positions are whole in both.
-        broadcast = len(one.given) == len(other.given) > together > 0 and all(
-            size == 1 if axis < together else size == full for axis, (full, size) in enumerate(pairs)
-        )
-        if other.where != FUNCTIONAL or not broadcast:
+        if other.where != FUNCTIONAL or not _for_all(other.given, one.given):
             return ""
         reason = reason or (
             f"attention in {one.where or 'torch'} draws a dropout mask of shape {one.given} in torch, in JAX one of "
             f"shape {other.given} for all samples and heads"
         )
     return reason
+
+
+def _for_all(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether one mask serves all samples and heads, the leading axes, and is whole along those of the positions."""
+    leading = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
+    positions = shape[leading:]
+    return leading > 0 and bool(positions) and len(full) > len(positions) and full[-len(positions) :] == positions
 
 
 @dataclass

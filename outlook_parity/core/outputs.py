@@ -1,44 +1,60 @@
 """Outputs of models: their leaves by name, and which of two models correspond. Imports no framework."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from outlook_common.text import listed
+from outlook_parity.core.check import NOT_COMPARED
 from outlook_parity.core.pytree import members, named_leaves
 from outlook_parity.core.task import OUTPUT, is_array
 
 Shape = tuple[int, ...]
 
 
-def output_leaves(tree: Any, opaque: list[str] | None = None) -> dict[str, Any]:
+@dataclass
+class Beside:
+    """What outputs hold besides arrays.
+
+    Attributes:
+        opaque: things in a mapping or dataclass that hold no arrays, a cache say: they are no outputs.
+        absent: paths of fields and items that are None: the model has such an output, and did not give it.
+    """
+
+    opaque: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+
+def output_leaves(tree: Any, beside: Beside | None = None) -> dict[str, Any]:
     """Return the outputs by path, in the order in which the model gives them.
 
     Args:
         tree: what a model returned.
-        opaque: filled with what a mapping or dataclass holds besides arrays, a cache say: it is no output.
+        beside: filled with what is there besides arrays.
 
     Raises:
         TypeError: there is something else that is no array.
     """
     found: dict[str, Any] = {}
-    _collect(tree, OUTPUT, found, opaque if opaque is not None else [], named=False)
+    _collect(tree, OUTPUT, found, beside or Beside(), named=False)
     return found
 
 
-def _collect(tree: Any, name: str, found: dict[str, Any], opaque: list[str], *, named: bool) -> None:
+def _collect(tree: Any, name: str, found: dict[str, Any], beside: Beside, *, named: bool) -> None:
     inner = members(tree)
     if is_array(tree) or tree is None or inner is None:
         if named and tree is not None and not is_array(tree):
-            opaque.append(f"{name} ({type(tree).__name__})")
+            beside.opaque.append(f"{name} ({type(tree).__name__})")
         else:
             found |= named_leaves(tree, is_array, name)
         return
     by_key = dict(inner)
     order = [str(key) for key in tree] if isinstance(tree, Mapping) else list(by_key)
+    declared = {one.name: getattr(tree, one.name) for one in fields(tree)} if is_dataclass(tree) else by_key
+    beside.absent.extend(f"{name}.{key}" for key, item in declared.items() if item is None)
     below = isinstance(tree, Mapping) or not isinstance(tree, list | tuple) or hasattr(tree, "_fields")
     for key in order:
-        _collect(by_key[key], f"{name}.{key}", found, opaque, named=below)
+        _collect(by_key[key], f"{name}.{key}", found, beside, named=below)
 
 
 @dataclass(frozen=True)
@@ -73,17 +89,22 @@ class OutputMatch:
 
 
 def match_outputs(
-    torch: Mapping[str, Output], jax: Mapping[str, Output], fits: Callable[[Shape, Shape], bool]
+    torch: Mapping[str, Output],
+    jax: Mapping[str, Output],
+    fits: Callable[[Shape, Shape], bool],
+    absent: Collection[str] = (),
 ) -> OutputMatch:
     """Return which outputs correspond: by path, else by position, else by shape where that is unique.
 
     By position where both have as many floating-point outputs left. What only one model has is left out if it has a
-    name, as a field does, and any other output of both corresponds; a missing item of a tuple stays missing.
+    name, as a field does, that the other model does not know, and any other output of both corresponds; a missing item
+    of a tuple stays missing, and so does a field that is None.
 
     Args:
         torch: by path, in the order in which the model gives them.
         jax: likewise.
         fits: whether an output of the first shape, in PyTorch, can be one of the second in JAX.
+        absent: outputs that one model has and did not give.
     """
     names: dict[str, str] = {}
     notes: list[str] = []
@@ -102,12 +123,12 @@ def match_outputs(
     if not names and not torch.keys() & jax.keys():
         return OutputMatch()
     alone = {
-        "torch": [name for name in here if name not in names.values() and _has_name(name)],
-        "JAX": [name for name in there if name not in names and _has_name(name)],
+        "torch": [name for name in here if name not in names.values() and _is_extra(name, absent)],
+        "JAX": [name for name in there if name not in names and _is_extra(name, absent)],
     }
     for twin, left_out in alone.items():
         if left_out:
-            notes.append(f"not compared, as {twin} alone returns it: {listed(left_out)}")
+            notes.append(f"{NOT_COMPARED}, as {twin} alone returns it: {listed(left_out)}")
     return OutputMatch(names, frozenset([*alone["torch"], *alone["JAX"]]), tuple(notes))
 
 
@@ -126,7 +147,7 @@ def _by_shape(
     ]
 
 
-def _has_name(output: str) -> bool:
-    """Whether an output is a field or an item of a mapping, not of a tuple, and not the only one."""
-    last = output.rpartition(".")[2]
-    return output != OUTPUT and not last.isdigit()
+def _is_extra(output: str, absent: Collection[str]) -> bool:
+    """Whether an output has a name, as an item of a tuple has not, that the other model does not know."""
+    known = any(output == name or output.startswith(f"{name}.") for name in absent)
+    return output != OUTPUT and not output.rpartition(".")[2].isdigit() and not known

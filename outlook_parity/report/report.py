@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from outlook_parity.core.check import Check, SelfNoise, Verdict
+from outlook_parity.core.check import NOT_COMPARED, Check, SelfNoise, Verdict
 from outlook_parity.diagnose.advice import advice
 from outlook_parity.report.html import render
 from outlook_parity.report.junit import to_junit
@@ -92,6 +92,8 @@ def omissions(report: Report) -> str:
     levels = [note.split("'")[1] for note in report.notes if note.startswith(LEVEL_LEFT_OUT)]
     parts = [f"{' and '.join(levels)} left out"] if levels else []
     parts += [f"{count} rows {what}" for what, count in counts(report.checks).items()]
+    if any(note.startswith(NOT_COMPARED) for note in report.notes):
+        parts.append("not all outputs compared")
     return f" ({'; '.join(parts)})" if parts else ""
 
 

@@ -134,6 +134,15 @@ def test_a_bare_array_is_matched_with_the_only_output_of_its_shape_and_the_rest_
     assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
     assert "not compared, as torch alone returns it: output.pooled" in report.notes
     assert "not compared, as it holds no arrays: output.cache (object) of torch" in report.notes
+    assert "not all outputs compared" in str(report)
+
+
+def test_an_output_that_one_model_knows_and_does_not_give_is_missing() -> None:
+    def theirs(x: torch.Tensor) -> Any:
+        return {"states": x.sin(), "pooled": x.mean(1)}
+
+    assert check(theirs, lambda x: {"states": jnp.sin(x), "pooled": None}, X).verdict == "mismatch"
+    assert check(theirs, lambda x: {"states": jnp.sin(x)}, X).verdict == "pass"
 
 
 def test_an_item_that_a_tuple_lacks_is_missing() -> None:

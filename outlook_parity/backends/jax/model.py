@@ -18,7 +18,7 @@ from outlook_parity.backends.jax.hugging_face import HuggingFaceModel, is_huggin
 from outlook_parity.backends.jax.keras import KerasModel, is_keras
 from outlook_parity.backends.jax.linen import LinenModel
 from outlook_parity.backends.jax.nnx import NNXModel, from_bridge
-from outlook_parity.core.outputs import output_leaves
+from outlook_parity.core.outputs import Beside, output_leaves
 from outlook_parity.core.request import Inputs
 
 
@@ -86,7 +86,9 @@ def transposed_of(model: JaxModel) -> set[str]:
     return {path for path, part in model.modules().items() if getattr(part, "transpose_kernel", False)}
 
 
-def output_shapes(model: JaxModel, inputs: Inputs, keywords: Sequence[str] = ()) -> dict[str, Any]:
+def output_shapes(
+    model: JaxModel, inputs: Inputs, keywords: Sequence[str] = (), beside: Beside | None = None
+) -> dict[str, Any]:
     """Return shape and dtype of each output in their order, without running the model; floats are float32."""
     prepared = model.prepared(np.dtype(np.float32), training=False, one_by_one=False)
     shapes = [jax.ShapeDtypeStruct(a.shape, np.float32 if is_floating(a) else a.dtype) for a in inputs.values()]  # type: ignore[no-untyped-call]
@@ -95,7 +97,7 @@ def output_shapes(model: JaxModel, inputs: Inputs, keywords: Sequence[str] = ())
     def call(parameters: Values, buffers: Values, *inputs: Any) -> Any:
         arguments = dict(zip(keywords, inputs, strict=True)) if keywords else inputs
         output = prepared.call(parameters, buffers, arguments)[0]
-        found = {name: jnp.asarray(leaf) for name, leaf in output_leaves(output).items()}
+        found = {name: jnp.asarray(leaf) for name, leaf in output_leaves(output, beside).items()}
         order.extend(found)
         return found
 

@@ -22,7 +22,7 @@ from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.calls import called
 from outlook_parity.core.dropout import Draws
 from outlook_parity.core.optimizers import OPTIMIZERS
-from outlook_parity.core.outputs import OutputMatch, output_leaves
+from outlook_parity.core.outputs import Beside, OutputMatch, output_leaves
 from outlook_parity.core.precision import PRECISIONS
 from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import ROOT, Recorder
@@ -63,7 +63,7 @@ class TorchRunner(Runner):
         self._out_axes = out_axes or {}
         self._compared = None if compared is None else frozenset(compared)
         self._matched = outputs
-        self.opaque: list[str] = []  # what the outputs hold besides arrays
+        self.beside = Beside()  # what the last outputs held besides arrays
         self.truth = Truth()
         self._searched = False  # for float32 constants
 
@@ -225,8 +225,8 @@ class TorchRunner(Runner):
 
     def _outputs(self, output: Any) -> dict[str, torch.Tensor]:
         """Return the outputs by name, their axes as JAX has them."""
-        self.opaque = []
-        named = output_leaves(output, self.opaque)
+        self.beside = Beside()
+        named = output_leaves(output, self.beside)
         named = named if self._matched is None else self._matched.of_torch(named)
         found = {name: leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf) for name, leaf in named.items()}
         for name, tensor in found.items():
