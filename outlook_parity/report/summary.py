@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from outlook_parity.core.check import PROPAGATED, Check, RowVerdict
+from outlook_parity.core.check import FROZEN, IGNORED, PROPAGATED, UNUSED, Check, RowVerdict
 
 # What the note of a row begins with that is skipped for a reason: by the user, or with evidence that it is no fault.
-_REASONS = ("ignored", "unused", "frozen")
+_REASONS = tuple(start.removesuffix(": ") for start in (IGNORED, UNUSED, FROZEN))
 
 _LEVELS = ("weights", "forward", "layers", "gradients", "training", "again", "self-check")
 
