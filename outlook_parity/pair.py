@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from outlook_parity.backends.jax.base import JaxModel
 from outlook_parity.backends.jax.model import FunctionModel, as_jax_model, output_shapes
 from outlook_parity.backends.jax.runner import JaxRunner
 from outlook_parity.backends.names import names_of_models
+from outlook_parity.backends.order import call_order
 from outlook_parity.backends.torch.model import FunctionModule, as_torch_module, compared_weights
 from outlook_parity.backends.torch.runner import TorchRunner
 from outlook_parity.core.errors import user_code_errors
@@ -22,6 +23,7 @@ from outlook_parity.core.layout import Axes, fitting_axes
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.task import Task, mean_square, no_task
 from outlook_parity.mapping.names import Names
+from outlook_parity.mapping.structure import Order
 from outlook_parity.mapping.user import NameMap, torch_axes_of
 from outlook_parity.models.registry import KnownModel, known_model
 
@@ -89,13 +91,22 @@ def _own_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map
 
 
 def _user_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map: NameMap) -> Pair:
-    names = names_of_models(module, model, name_map)
     axes = torch_axes_of(name_map, inputs, None)
+    order = partial(call_order_of, module, model, inputs, axes)
+    names = names_of_models(module, model, name_map, order, same_weights=True)
     out_axes = _output_axes(module, model, inputs, axes, name_map)
     task = _per_seed(lambda rng: _mean_square(output_shapes(model, inputs), rng))
     compared = [name for name in compared_weights(module) if name in set(names.expected)]
     runner = TorchRunner(module, axes, task, out_axes, compared)
     return Pair(runner, JaxRunner(model, names, task), names, _refused(module, model))
+
+
+def call_order_of(
+    module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes]
+) -> tuple[Order, Order]:
+    """Return when each module is first called."""
+    request = Request(inputs, "float32", "cpu", 0, "float32")
+    return call_order(TorchRunner(module, axes, no_task), JaxRunner(model, Names([], {}), no_task), request)
 
 
 def _refused(module: torch.nn.Module, model: JaxModel) -> dict[str, str]:

@@ -75,6 +75,16 @@ class TwinOptions:
 
 
 @dataclass(frozen=True)
+class MapOptions:
+    """What becomes of the correspondence that was found."""
+
+    write_map: Annotated[
+        Path | None,
+        typer.Option(help="Write what corresponds to what, as --map reads it.", rich_help_panel=OWN_MODELS),
+    ] = None
+
+
+@dataclass(frozen=True)
 class PictureOptions:
     """The picture of the result."""
 
@@ -91,6 +101,7 @@ def verify(
     twins: TwinOptions,
     inputs: InputOptions,
     layer: LayerOptions,
+    found_map: MapOptions,
     picture: PictureOptions,
     report: ReportOptions,
 ) -> None:
@@ -109,7 +120,7 @@ def verify(
     Exit codes: 0 pass, 1 mismatch, 2 error, 3 not run (no such device
     here, or none with TF32).
     """
-    _check(twins, inputs, picture)
+    _check(twins, inputs, picture, found_map)
     name_map = name_map_from_options(inputs.map_file, inputs.torch_axes)
     dtypes = run.dtype or ["float64", "float32"]
     with progress_bar("loading the frameworks") as update:
@@ -128,6 +139,7 @@ def verify(
             progress=lambda what, done, total: update(description=what, completed=done, total=total),
             levels=run.level,
             names=name_map,
+            write_map=found_map.write_map,
         )
     plot = picture.plot if found.verdict != "not-run" else None
     if plot is not None:
@@ -135,10 +147,10 @@ def verify(
     finish(found, report, title=pair.title, every_row=model.model == LAYER, picture=plot)
 
 
-def _check(twins: TwinOptions, inputs: InputOptions, picture: PictureOptions) -> None:
+def _check(twins: TwinOptions, inputs: InputOptions, picture: PictureOptions, found_map: MapOptions) -> None:
     """Raise a ValueError if options contradict each other."""
     if twins.torch_factory is None:
-        given = {"--map": inputs.map_file, "--torch-axes": inputs.torch_axes}
+        given = {"--map": inputs.map_file, "--torch-axes": inputs.torch_axes, "--write-map": found_map.write_map}
         refuse_without(("--torch", "--jax", "--inputs"), given)
     elif picture.plot is not None:
         raise ValueError("--plot shows this package's models on a photo; for your own models --html shows the report")
