@@ -6,6 +6,7 @@ execution. What stays without counterpart is looked for among the children of co
 last among equal weights. Two candidates that nothing tells apart are not paired.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -106,11 +107,15 @@ class _Alignment:
             left[0].extend(here[0])
             left[1].extend(here[1])
 
-        for key in (_step, _rank_of(torch, jax), _tidy, _part_of):
+        counters = _rank_of(torch, jax)
+        # Flax numbers layers as they are made, not as they run: only counters of containers of the same name are names.
+        same = how == "names" and _counters(torch) == _counters(jax)
+        for key in (_step, *([_number] if same else []), _tidy, _part_of):
             torch, jax = self._by_key(torch, jax, key, pair)
         torch, jax = self._fused(torch, jax, pair)
         torch, jax = self._stacked(torch, jax, how, left)
         torch, jax = self._by_sizes(torch, jax, pair)
+        torch, jax = self._by_key(torch, jax, counters, pair)
         torch, jax = [*torch, *left[0]], [*jax, *left[1]]
         if torch and jax:
             flat = (self._flattened(torch, None), self._flattened(jax, around))
@@ -329,13 +334,24 @@ def _part_of(node: Node) -> str | None:
 
 
 def _counter(node: Node) -> int | None:
+    """Return the number of a node; None of a layer that Linen has numbered, as it was made: `Dense_0` may run last."""
+    made = node.is_module and re.fullmatch(r"[A-Z]\w*_\d+", (node.path or "").rpartition(".")[2])
+    return int(node.step) if node.step.isdecimal() and not made else None
+
+
+def _number(node: Node) -> int | None:
     return int(node.step) if node.step.isdecimal() else None
+
+
+def _counters(nodes: Nodes) -> list[int]:
+    return sorted(int(node.step) for node in nodes if node.step.isdecimal())
 
 
 def _rank_of(torch: Nodes, jax: Nodes) -> Callable[[Node], int | None]:
     """Return a key for counters: their rank, where both twins have as many but count otherwise."""
     counters = [[int(node.step) for node in nodes if node.step.isdecimal()] for nodes in (torch, jax)]
-    if any(len(set(numbers)) < len(numbers) for numbers in counters):  # of several containers
+    several = any(len(set(numbers)) < len(numbers) for numbers in counters)
+    if several or any(_counter(node) is None for node in (*torch, *jax) if node.step.isdecimal()):
         return lambda node: None
     if len(counters[0]) != len(counters[1]):
         return _counter

@@ -410,7 +410,9 @@ class Scanned(linen.Module):
 def test_a_scan_over_blocks_with_heads_is_the_twin_of_numbered_blocks_with_one_matrix() -> None:
     torch.manual_seed(0)
     theirs, module = TorchStack().eval(), Scanned()
-    ours = load_torch_weights((module, module.init(jax.random.key(0), X)), theirs)
+    ours = load_torch_weights((module, module.init(jax.random.key(0), X)), theirs, inputs=X)
+    with pytest.raises(ValueError, match=r"Dense_0.* no counterpart"):  # it runs after Dense_1
+        load_torch_weights(ours, theirs)
     report = verify(theirs, ours, X, levels=("forward", "gradients"), dtypes=("float64",))
     assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
     variables = jax.tree.map(lambda leaf: leaf, ours[1])
