@@ -53,4 +53,12 @@ def names_of_models(
         transposed_of(model),
         order=order,
         values=values,
+        aliases=_aliases(torch_model),
     )
+
+
+def _aliases(model: torch.nn.Module) -> dict[str, str]:
+    """Return the other names of tied parameters -> the first, which PyTorch keeps."""
+    kept = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: kept[id(parameter)] for name, parameter in every if kept[id(parameter)] != name}

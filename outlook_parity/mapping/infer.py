@@ -13,6 +13,7 @@ from outlook_parity.mapping.layouts import Shape
 from outlook_parity.mapping.match import Layouts, may_correspond
 from outlook_parity.mapping.names import Found, Names, WeightName, is_counter
 from outlook_parity.mapping.structure import Aligned, Order, align
+from outlook_parity.mapping.tied import names_as_in_jax
 from outlook_parity.mapping.tree import Leaf, Node, tree_of
 from outlook_parity.mapping.user import NameMap
 from outlook_parity.mapping.usual import leaf_name
@@ -43,6 +44,7 @@ def derive_names(
     *,
     order: Callable[[], tuple[Order, Order]] | None = None,
     values: tuple[Weights, Weights] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Names:
     """Return the names that correspond: by `name_map`, names, structure, and equal weights where those leave a choice.
 
@@ -58,6 +60,7 @@ def derive_names(
         transposed: paths of Flax's transposed convolutions with `transpose_kernel`, whose kernel is as in PyTorch.
         order: returns when each module is first called, in PyTorch and in JAX; asked only where names do not tell.
         values: return the weights of either twin by name; None where they are not to be compared.
+        aliases: other names of tied weights -> those in `torch_weights`.
 
     Raises:
         ValueError: the map names something that does not exist.
@@ -75,7 +78,8 @@ def derive_names(
     settled = {weight.torch for weight in given} | {leaf.name for leaf, _ in mapped}
     counted = any(map(is_counter, flax))
     left = {n: leaf for n, leaf in torch.items() if n not in settled and (counted or not is_counter(n))}
-    torch_tree = tree_of(with_attention(left, flax))
+    tied = names_as_in_jax(left, aliases or {}, flax)
+    torch_tree = tree_of({tied.get(n, n): leaf for n, leaf in with_attention(left, flax).items()})
     settled = {weight.flax for weight in given} | {leaf.name for _, leaf in mapped}
     flax_tree = tree_of({_renamed(n, name_map.modules): leaf for n, leaf in flax.items() if n not in settled})
     found = _aligned(torch_tree, flax_tree, order, values, transposed)

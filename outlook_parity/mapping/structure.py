@@ -115,7 +115,7 @@ class _Alignment:
         torch, jax = self._fused(torch, jax, pair)
         torch, jax = self._stacked(torch, jax, how, left)
         torch, jax = self._by_sizes(torch, jax, pair)
-        torch, jax = self._by_key(torch, jax, counters, pair)
+        torch, jax = self._by_sizes(*self._by_key(torch, jax, counters, pair), pair)
         torch, jax = [*torch, *left[0]], [*jax, *left[1]]
         if torch and jax:
             flat = (self._flattened(torch, None), self._flattened(jax, around))

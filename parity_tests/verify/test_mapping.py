@@ -266,6 +266,13 @@ def test_weight_norm_corresponds_under_its_old_and_new_names() -> None:
     assert names["conv.weight_v"] == ["conv.parametrizations.weight.original1"]
 
 
+def test_of_a_tied_weight_the_name_counts_that_the_other_twin_has() -> None:
+    theirs, ours = {"x.weight": (4, 4), "y.weight": (4, 4)}, {"a.kernel": (4, 4), "y.kernel": (4, 4)}
+    assert pairs(found(theirs, ours, aliases={"a.weight": "x.weight"}))["a.kernel"] == ["x.weight"]
+    more = {**ours, "x.kernel": (4, 4)}  # tied in PyTorch alone: one has no counterpart
+    assert list(found(theirs, more, aliases={"a.weight": "x.weight"}).found.candidates) == ["a.kernel"]
+
+
 # Maps.
 
 
@@ -469,11 +476,16 @@ FAULTS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def test_named_layers_are_the_twins_of_numbered_ones_in_the_order_of_execution() -> None:
+def test_named_layers_are_the_twins_of_numbered_ones_in_the_order_of_execution(tmp_path: Path) -> None:
     theirs, ours = named_pair()
     report = checked(theirs, ours)
     assert report.verdict == "pass", report.cause
     assert report.notes == ("weights that correspond: 4 by names, 4 by structure",)
+    file = tmp_path / "map.toml"
+    options = {"levels": ("forward",), "dtypes": ("float64",)}
+    verify(theirs, ours, X, **options, write_map=file)
+    written = verify(theirs, ours, X, **options, names=read_name_map(file))
+    assert (written.verdict, written.notes) == ("pass", ())
     with pytest.raises(ValueError, match=r"early.* no counterpart in torch.*with inputs=, the order"):
         load_torch_weights(Named(), theirs)
 

@@ -141,7 +141,12 @@ FAULTS = (
     Fault("bert: eps of LayerNorm", _jax(pairs.bert, layer_norm_eps=1e-3), ("embeddings.LayerNorm",), ("eps",)),
     Fault("vit: GELU by tanh", _jax(pairs.vit, hidden_act="gelu_new"), ("layer.0.intermediate",), ("gelu",)),
     Fault("vit: eps of LayerNorm", _jax(pairs.vit, layer_norm_eps=1e-5), ("layer.0.layernorm_before",), ("eps",)),
-    Fault("llama: base of RoPE (the port ignores it)", lambda: pairs.llama(rope_theta=5e5), ("rotary", "layers.0.self_attn"), ("base", "theta")),
+    Fault(
+        "llama: base of RoPE (the port ignores it)",
+        lambda: pairs.llama(rope_theta=5e5),
+        ("rotary", "layers.0.self_attn"),
+        ("base", "theta"),
+    ),
     Fault("llama: eps of RMSNorm", _jax(pairs.llama, rms_norm_eps=1e-3), ("layers.0.input_layernorm",), ("eps",)),
     Fault("llama: SiLU for GELU", _jax(pairs.llama, hidden_act="gelu"), ("layers.0.mlp",), ("gelu", "silu")),
     Fault(
@@ -155,7 +160,12 @@ FAULTS = (
     Fault("bart: ReLU for GELU", _jax(pairs.bart, activation_function="relu"), ("layers.0",), ("gelu", "relu")),
     Fault("bart: embeddings scaled", _jax(pairs.bart, scale_embedding=True), ("encoder",), ("scale", "factor")),
     Fault("roberta: padding id", _jax(pairs.roberta, pad_token_id=3), ("embeddings",), ("position",)),
-    Fault("clip: GELU for quick GELU", _jax(pairs.clip, text_config=pairs.CLIP_TEXT | {"hidden_act": "gelu"}), ("layers.0.mlp",), ("gelu",)),
+    Fault(
+        "clip: GELU for quick GELU",
+        _jax(pairs.clip, text_config=pairs.CLIP_TEXT | {"hidden_act": "gelu"}),
+        ("layers.0.mlp",),
+        ("gelu",),
+    ),
     Fault("dinov2: eps of LayerNorm", _jax(pairs.dinov2, layer_norm_eps=1e-4), ("layer.0.norm1",), ("eps",)),
     Fault("beit: GELU by tanh", _jax(pairs.beit, hidden_act="gelu_new"), ("layer.0.intermediate",), ("gelu",)),
     Fault("whisper: GELU by tanh", _jax(pairs.whisper, activation_function="gelu_new"), ("encoder",), ("gelu",)),

@@ -69,14 +69,16 @@ def hugging_face(
     with torch.no_grad():
         # As initialised, matrices are so small that a model is nearly linear, and vectors are 0 and 1: that hides faults.
         for parameter in torch_model.parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim < 2:
                 parameter += 0.1 * torch.randn_like(parameter)
             else:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
     torch_model.eval()
     with tempfile.TemporaryDirectory() as folder:
         torch_model.save_pretrained(folder)
-        jax_model = getattr(transformers, f"Flax{kind}{head}").from_pretrained(folder, from_pt=True, config=jax_settings)
+        jax_model = getattr(transformers, f"Flax{kind}{head}").from_pretrained(
+            folder, from_pt=True, config=jax_settings
+        )
     return Made(torch_model, jax_model, inputs())
 
 
@@ -177,7 +179,9 @@ def llama(**config: Any) -> Made:
 
 def gemma(**config: Any) -> Made:
     """Gemma: RMSNorm with 1 + weight, scaled embeddings."""
-    return hugging_face("Gemma", _tokens, **DECODER | {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"} | config)
+    return hugging_face(
+        "Gemma", _tokens, **DECODER | {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"} | config
+    )
 
 
 def mistral(**config: Any) -> Made:
