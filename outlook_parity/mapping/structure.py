@@ -143,7 +143,7 @@ class _Alignment:
             return [], []
         self._name(torch, jax)
         inner = torch, jax
-        for holds in (lambda node: node.is_module, lambda node: node.is_numbered):
+        for holds in _LEVELS:
             if holds(inner[0]) != holds(inner[1]):
                 inner = _unwrapped(inner[0], holds), _unwrapped(inner[1], holds)
         if jax.path and torch.path is not None and inner[1] is not jax and inner[1].path:
@@ -319,6 +319,10 @@ def _unique(nodes: Sequence[Node], key: Callable[[Node], object]) -> dict[object
 def _without(nodes: Sequence[Node], others: Sequence[Node]) -> Nodes:
     ids = {id(node) for node in others}
     return [node for node in nodes if id(node) not in ids]
+
+
+# What two nodes are alike in before their children are paired.
+_LEVELS: tuple[Callable[[Node], bool], ...] = (lambda node: node.is_module, lambda node: node.is_numbered)
 
 
 def _step(node: Node) -> str | None:
