@@ -96,12 +96,13 @@ def test_a_layer_that_is_missing_moves_no_other() -> None:
 
 
 def test_a_bias_that_is_missing_is_not_one_of_another_layer() -> None:
-    theirs = {**linear("a.q"), **linear("b.q")}
-    ours = {**dense("a.q"), **dense("b.q")}
+    # Containers without counterpart, whose layers are looked for among all that is left.
+    theirs = {**linear("a.q"), **linear("b.q"), "c.x.weight": (7, 7)}
+    ours = {**dense("a.q"), **dense("b.q"), "d.y.kernel": (9, 9)}
     del theirs["a.q.bias"], ours["b.q.bias"]
     names = found(theirs, ours)
-    assert names.found.left == ["b.q.bias"]
-    assert names.found.candidates == {"a.q.bias": ["b.q.bias"]}
+    assert names.found.left == ["b.q.bias", "c.x.weight"]
+    assert names.found.candidates == {"a.q.bias": ["b.q.bias"], "d.y.kernel": []}
 
 
 # By structure and order.
