@@ -117,9 +117,8 @@ class _Alignment:
         torch, jax = self._by_sizes(torch, jax, pair)
         torch, jax = self._by_sizes(*self._by_key(torch, jax, counters, pair), pair)
         torch, jax = [*torch, *left[0]], [*jax, *left[1]]
-        if torch and jax:
-            if any(node.leaf is None and not node.is_module for node in (*torch, *jax)):
-                return self.children(self._flattened(torch, None), self._flattened(jax, around), how, around)
+        if torch and jax and any(node.leaf is None and not node.is_module for node in (*torch, *jax)):
+            return self.children(self._flattened(torch, None), self._flattened(jax, around), how, around)
         return torch, jax
 
     def by_values(self, torch: Nodes, jax: Nodes) -> tuple[Nodes, Nodes]:
