@@ -7,17 +7,20 @@ if TYPE_CHECKING:
     from outlook_parity.api import verify
     from outlook_parity.core.check import Check, Noise
     from outlook_parity.load_weights import load_torch_weights
-    from outlook_parity.mapping.user import NameMap
+    from outlook_parity.mapping.entries import WeightEntry
+    from outlook_parity.mapping.user import NameMap, read_name_map
     from outlook_parity.report.report import Report
 
-__all__ = ["Check", "NameMap", "Noise", "Report", "load_torch_weights", "verify"]
+__all__ = ["Check", "NameMap", "Noise", "Report", "WeightEntry", "load_torch_weights", "read_name_map", "verify"]
 
 _MODULES = {
     "Check": "core.check",
     "NameMap": "mapping.user",
     "Noise": "core.check",
     "Report": "report.report",
+    "WeightEntry": "mapping.entries",
     "load_torch_weights": "load_weights",
+    "read_name_map": "mapping.user",
     "verify": "api",
 }
 

@@ -1,6 +1,8 @@
 """`verify`: whether two models compute the same thing; to rounding in float64, with equal noise in lower precisions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from outlook_parity.core.precision import PRECISIONS, TRUTH
 from outlook_parity.core.request import DEVICES, Inputs, Request, inputs_of, keywords_of
 from outlook_parity.diagnose.causes import Explanation
 from outlook_parity.diagnose.precision import notes_on_products
+from outlook_parity.mapping.found import note_on_correspondence
+from outlook_parity.mapping.toml import write_name_map
 from outlook_parity.mapping.user import NameMap
 from outlook_parity.report.report import LEVEL_LEFT_OUT, Report
 from outlook_parity.session import Session
@@ -45,6 +49,7 @@ def verify(
     ignore: Mapping[str, str] | None = None,
     output_mask: Any = None,
     progress: Progress | None = None,
+    write_map: Path | None = None,
 ) -> Report:
     """Compare two twins that hold the same weights.
 
@@ -82,6 +87,7 @@ def verify(
             input with "mask" in its name is 0 everywhere never counts.
         progress: called before each run and once after the last, with what runs next, how many runs are done, and
             how many there are.
+        write_map: a file to write what was found to correspond to, as `read_name_map` reads it.
 
     Returns:
         The report. Its verdict is "not-run" if the device is absent, or has no TF32 and that was asked for, or if the
@@ -101,6 +107,8 @@ def verify(
     if reason := refusal(arrays) or available.absence:
         return Report("not-run", reason=reason, environment=versions())
     pair = _pair(torch_model, jax_model, arrays, names, keywords_of(inputs), output_mask)
+    if write_map is not None:
+        write_name_map(write_map, pair.names, names.torch_axes if names else None)
     chosen = _levels(levels, pair.refused)
     trained = dtypes if training_dtypes is None else training_dtypes
     plan = Plan(chosen, dtypes, trained, device, seed, steps, available.missing_products)
@@ -110,7 +118,9 @@ def verify(
     if ignore:
         session.waive(ignore)
     left_out = {} if levels is not None else pair.refused
-    return _report(session, plan, left_out, has_weights=bool(pair.names.expected), environment=available.environment)
+    found = _report(session, plan, left_out, has_weights=bool(pair.names.expected), environment=available.environment)
+    note = note_on_correspondence(pair.names)
+    return found if note is None else replace(found, notes=(*found.notes, note))
 
 
 def _check_arguments(

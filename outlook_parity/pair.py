@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from outlook_parity.backends.jax.functions import FunctionModel
 from outlook_parity.backends.jax.model import as_jax_model, output_shapes
 from outlook_parity.backends.jax.runner import JaxRunner
 from outlook_parity.backends.names import names_of_models
+from outlook_parity.backends.order import call_order
 from outlook_parity.backends.torch.model import FunctionModule, argument_names_of, as_torch_module, compared_weights
 from outlook_parity.backends.torch.runner import TorchRunner
 from outlook_parity.core.calls import accept_keywords
@@ -28,6 +29,7 @@ from outlook_parity.core.outputs import Beside, Output, match_outputs
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.task import MASK, Task, mean_square, no_task
 from outlook_parity.mapping.names import Names
+from outlook_parity.mapping.structure import Order
 from outlook_parity.mapping.user import NameMap, torch_axes_of
 from outlook_parity.models.registry import KnownModel, known_model
 
@@ -125,10 +127,11 @@ def _user_pair(
     given: tuple[str, ...],
     output_mask: Any,
 ) -> Pair:
-    keywords = given if accept_keywords(given, argument_names_of(module), model.argument_names) else ()
+    keywords = shared_keywords(module, model, given)
     alone = _alone_with_weights(module, model)
-    names = Names([], {}) if alone else names_of_models(module, model, name_map)
     axes = torch_axes_of(name_map, inputs, None)
+    order = partial(call_order_of, module, model, inputs, axes, keywords)
+    names = Names([], {}) if alone else names_of_models(module, model, name_map, order, same_weights=True)
     torch_outputs, jax_outputs, beside = _outputs(module, model, inputs, axes, keywords)
     matched = match_outputs(
         torch_outputs, jax_outputs, lambda one, other: bool(fitting_axes(one, other)), beside.absent
@@ -165,6 +168,19 @@ def _alone_with_weights(module: torch.nn.Module, model: JaxModel) -> list[str]:
         f"the {twin} model is a function without weights: the {count} parameters of {other} and their gradients were "
         "not compared"
     ]
+
+
+def shared_keywords(module: torch.nn.Module, model: JaxModel, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the inputs if both models take all of them by keyword, else none."""
+    return given if accept_keywords(given, argument_names_of(module), model.argument_names) else ()
+
+
+def call_order_of(
+    module: torch.nn.Module, model: JaxModel, inputs: Inputs, axes: Mapping[str, Axes], keywords: tuple[str, ...]
+) -> tuple[Order, Order]:
+    """Return when each module is first called."""
+    request = Request(inputs, "float32", "cpu", 0, "float32", keywords=keywords)
+    return call_order(TorchRunner(module, axes, no_task), JaxRunner(model, Names([], {}), no_task), request)
 
 
 def _refused(module: torch.nn.Module, model: JaxModel) -> dict[str, str]:

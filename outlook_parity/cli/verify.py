@@ -85,6 +85,16 @@ class TwinOptions:
 
 
 @dataclass(frozen=True)
+class MapOptions:
+    """What becomes of the correspondence that was found."""
+
+    write_map: Annotated[
+        Path | None,
+        typer.Option(help="Write what corresponds to what, as --map reads it.", rich_help_panel=OWN_MODELS),
+    ] = None
+
+
+@dataclass(frozen=True)
 class PictureOptions:
     """The picture of the result."""
 
@@ -101,6 +111,7 @@ def verify(
     twins: TwinOptions,
     inputs: InputOptions,
     layer: LayerOptions,
+    found_map: MapOptions,
     picture: PictureOptions,
     report: ReportOptions,
 ) -> None:
@@ -119,7 +130,7 @@ def verify(
     Exit codes: 0 pass, 1 mismatch, 2 error, 3 not run (no such device
     here, or none with TF32).
     """
-    _check(twins, inputs, picture)
+    _check(twins, inputs, picture, found_map)
     name_map = name_map_from_options(inputs.map_file, inputs.torch_axes)
     dtypes = run.dtype or ["float64", "float32"]
     with steps("loading the frameworks", quiet=run.quiet) as step:
@@ -139,6 +150,7 @@ def verify(
             levels=run.level,
             names=name_map,
             ignore=waivers_from_options(run.ignore or []),
+            write_map=found_map.write_map,
         )
     plot = picture.plot if found.verdict != "not-run" else None
     if plot is not None:
@@ -146,10 +158,10 @@ def verify(
     finish(found, report, title=pair.title, picture=plot)
 
 
-def _check(twins: TwinOptions, inputs: InputOptions, picture: PictureOptions) -> None:
+def _check(twins: TwinOptions, inputs: InputOptions, picture: PictureOptions, found_map: MapOptions) -> None:
     """Raise a ValueError if options contradict each other."""
     if twins.torch_factory is None:
-        given = {"--map": inputs.map_file, "--torch-axes": inputs.torch_axes}
+        given = {"--map": inputs.map_file, "--torch-axes": inputs.torch_axes, "--write-map": found_map.write_map}
         refuse_without(("--torch", "--jax", "--inputs"), given)
     elif picture.plot is not None:
         raise ValueError("--plot shows this package's models on a photo; for your own models --html shows the report")

@@ -72,7 +72,11 @@ def _weights(evidence: Evidence) -> Explanation | None:
         how = check.note or weight_difference(check.name, evidence.weights["torch"], evidence.weights["jax"])
         how = how or f"differs by {check.measured:.1e} of its largest"
         cause = f"weight {check.name}: {how}{evidence.hint(check.name)}"
-        if len(wrong) > max(MANY, len(evidence.weights["torch"]) / 2):
+        alone = [one for one in wrong if any(one.name not in weights for weights in evidence.weights.values())]
+        if alone:
+            if len(alone) > MANY:
+                cause = f"{len(alone)} weights have no counterpart, so the twins could not be compared; {cause}"
+        elif len(wrong) > max(MANY, len(evidence.weights["torch"]) / 2):
             cause = f"{len(wrong)} weights differ, so the twins were not given the same; {cause}"
         return Explanation(_owner(check.name), cause)
     return None

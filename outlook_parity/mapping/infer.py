@@ -1,34 +1,23 @@
-"""Infer which names correspond, by Flax's conventions and the user's map. Imports no framework."""
+"""Infer which weights and modules correspond: by the map, names, structure and equal weights. Imports no framework."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import NamedTuple
 
 from outlook_common.text import listed
-from outlook_parity.core.layout import Axes
-from outlook_parity.mapping.names import Names, WeightName, is_counter
+from outlook_parity.mapping.attention import with_attention
+from outlook_parity.mapping.entries import expanded
+from outlook_parity.mapping.layouts import Shape
+from outlook_parity.mapping.match import Layouts, may_correspond
+from outlook_parity.mapping.names import Found, Names, WeightName, is_counter
+from outlook_parity.mapping.structure import Aligned, Order, align
+from outlook_parity.mapping.tied import names_as_in_jax
+from outlook_parity.mapping.tree import Leaf, Node, tree_of
 from outlook_parity.mapping.user import NameMap
-
-# Flax's usual names of leaves -> PyTorch's.
-LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
-
-# Type of PyTorch's module -> the order in which Flax has the axes of its `weight`; of any other the same.
-KERNEL_AXES: dict[str, Axes] = {
-    "Linear": (1, 0),
-    "NonDynamicallyQuantizableLinear": (1, 0),  # the output projection of PyTorch's MultiheadAttention
-    "Conv1d": (2, 1, 0),
-    "Conv2d": (2, 3, 1, 0),
-    "Conv3d": (2, 3, 4, 1, 0),
-    "ConvTranspose1d": (2, 0, 1),
-    "ConvTranspose2d": (2, 3, 0, 1),
-    "ConvTranspose3d": (2, 3, 4, 0, 1),
-}
-
-# PyTorch's MultiheadAttention has queries, keys and values in one matrix, Flax's one projection for each.
-ATTENTION = "MultiheadAttention"
-
-PROJECTIONS = ("query", "key", "value")
+from outlook_parity.mapping.usual import leaf_name
+from outlook_parity.mapping.values import Weights, equal_under
 
 # Layers whose weights Flax has in another form.
 NOT_MAPPED = {
@@ -48,15 +37,19 @@ class TorchLeaf(NamedTuple):
 def derive_names(
     torch_weights: Mapping[str, TorchLeaf],
     torch_modules: Collection[str],
-    flax_weights: Mapping[str, tuple[int, ...]],
+    flax_weights: Mapping[str, Shape],
     flax_modules: Collection[str],
     name_map: NameMap,
     transposed: Collection[str] = (),
+    *,
+    order: Callable[[], tuple[Order, Order]] | None = None,
+    values: tuple[Weights, Weights] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Names:
-    """Return the names that correspond: by `name_map`, else by Flax's usual names of leaves and modules.
+    """Return the names that correspond: by `name_map`, names, structure, and equal weights where those leave a choice.
 
-    A module's `name_3` is PyTorch's `name.3` if there is no `name_3`. A weight without counterpart keeps its own name,
-    and so is found missing; except PyTorch's counts of batches, which Flax's layers do not keep.
+    A weight without counterpart keeps its own name, and so is found missing; except PyTorch's counts of batches, which
+    Flax's layers do not keep.
 
     Args:
         torch_weights: by name.
@@ -65,85 +58,137 @@ def derive_names(
         flax_modules: paths.
         name_map: the user's map.
         transposed: paths of Flax's transposed convolutions with `transpose_kernel`, whose kernel is as in PyTorch.
+        order: returns when each module is first called, in PyTorch and in JAX; asked only where names do not tell.
+        values: return the weights of either twin by name; None where they are not to be compared.
+        aliases: other names of tied weights -> those in `torch_weights`.
 
     Raises:
         ValueError: the map names something that does not exist.
     """
     inner = {".".join(path[:n]) for path in (name.split(".") for name in flax_weights) for n in range(len(path))}
-    _check_map(name_map, torch_weights, torch_modules, flax_weights, inner | set(flax_modules))
-    modules = {path: _torch_path(path, torch_modules, name_map.modules) for path in {*flax_modules, *inner}}
-    weights = [
-        _of_attention(flax, shape, modules, torch_weights, name_map)
-        or _by_name(flax, shape, modules, torch_weights, name_map, transposed)
-        for flax, shape in flax_weights.items()
-    ]
-    found = {weight.torch for weight in weights}
-    expected = {name: leaf for name, leaf in torch_weights.items() if name in found or not is_counter(name)}
-    missing = [WeightName(name, f"(no counterpart of {name})") for name in expected if name not in found]
-    return Names([*weights, *missing], modules, _hints(weights, expected, flax_weights))
+    name_map, named, given = expanded(
+        name_map, {n: leaf.shape for n, leaf in torch_weights.items()}, flax_weights, inner | set(flax_modules)
+    )
+    _check_map(name_map, named, torch_weights, torch_modules, flax_weights, inner | set(flax_modules))
+    torch = {
+        name: Leaf(name, leaf.shape, leaf.kind, owner=name.rpartition(".")[0]) for name, leaf in torch_weights.items()
+    }
+    flax = {name: Leaf(name, shape, owner=name.rpartition(".")[0]) for name, shape in flax_weights.items()}
+    mapped = [(torch[name], flax[path]) for path, name in named.items()]
+    settled = {weight.torch for weight in given} | {leaf.name for leaf, _ in mapped}
+    counted = any(map(is_counter, flax))
+    left = {n: leaf for n, leaf in torch.items() if n not in settled and (counted or not is_counter(n))}
+    tied = names_as_in_jax(left, aliases or {}, flax)
+    torch_tree = tree_of({tied.get(n, n): leaf for n, leaf in with_attention(left, flax).items()})
+    settled = {weight.flax for weight in given} | {leaf.name for _, leaf in mapped}
+    flax_tree = tree_of({_renamed(n, name_map.modules): leaf for n, leaf in flax.items() if n not in settled})
+    found = _aligned(torch_tree, flax_tree, order, values, transposed)
+    pairs = [(one, other) for one, other, _ in found.pairs] + mapped
+    modules = _modules(found, inner | set(flax_modules), torch_modules, name_map)
+    pairs += _of_same_name(pairs, given, torch, flax, modules)
+    layouts = Layouts(pairs, transposed)
+    weights = [*given]
+    weights += [layouts.of(one, other, name_map.axes.get(other.name)) for one, other in pairs]
+    paths = {weight.flax for weight in weights}
+    taken = {weight.torch for weight in weights}
+    weights += [_alone(name, name_map, taken) for name in flax if name not in paths]
+    position = {name: index for index, name in enumerate(flax)}
+    weights.sort(key=lambda weight: position[weight.flax])
+    matched = {weight.torch for weight in weights}
+    expected = {name: leaf for name, leaf in torch_weights.items() if name in matched or not is_counter(name)}
+    missing = [WeightName(name, f"(no counterpart of {name})") for name in expected if name not in matched]
+    hints = _hints(weights, expected, flax_weights)
+    told = replace(
+        _how(found, len(mapped) + len({weight.flax for weight in given}), weights, torch, flax),
+        modules={path: name for path, name in modules.items() if path != name and path and name in set(torch_modules)},
+    )
+    return Names([*weights, *missing], modules, hints, told)
+
+
+def _of_same_name(
+    pairs: Collection[tuple[Leaf, Leaf]],
+    given: Collection[WeightName],
+    torch: Mapping[str, Leaf],
+    flax: Mapping[str, Leaf],
+    modules: Mapping[str, str],
+) -> list[tuple[Leaf, Leaf]]:
+    """Return weights that are left and have the same name, whatever their shapes."""
+    taken = {one.name for one, _ in pairs} | {weight.torch for weight in given}
+    found = {other.name for _, other in pairs} | {weight.flax for weight in given}
+    named: dict[str, Leaf] = {}
+    for name, leaf in flax.items():
+        owner, _, last = name.rpartition(".")
+        usual = usual_name(modules.get(owner, owner), last)
+        if name not in found and usual in torch and usual not in taken:
+            named.setdefault(usual, leaf)
+    return [(torch[name], leaf) for name, leaf in named.items()]
+
+
+def _alone(flax: str, name_map: NameMap, taken: Collection[str]) -> WeightName:
+    """Return a name for a weight of Flax without counterpart that no weight of PyTorch has."""
+    return WeightName(f"(no counterpart of {flax})" if flax in taken else flax, flax, name_map.axes.get(flax))
+
+
+def _aligned(
+    torch: Node,
+    flax: Node,
+    order: Callable[[], tuple[Order, Order]] | None,
+    values: tuple[Weights, Weights] | None,
+    transposed: Collection[str],
+) -> Aligned:
+    if not (torch.children and flax.children):
+        return Aligned()
+    return align(torch, flax, may_correspond, order, None if values is None else equal_under(*values, transposed))
+
+
+def _how(
+    found: Aligned, by_map: int, weights: Collection[WeightName], torch: Mapping[str, Leaf], flax: Mapping[str, Leaf]
+) -> Found:
+    """Return how many weights of Flax were found by what, and what the rest may be."""
+    hows = list({other.name: how for _, other, how in found.pairs}.values())
+    counts = {"map": by_map, **{how: hows.count(how) for how in ("names", "structure", "values")}}
+    matched = {weight.torch for weight in weights}
+    left = [name for name in torch if name not in matched]
+    alone = [weight.flax for weight in weights if weight.torch not in torch]
+    return Found(counts, {name: [n for n in left if may_correspond(torch[n], flax[name])] for name in alone}, left)
+
+
+def _renamed(flax: str, modules: Mapping[str, str]) -> str:
+    """Return a path with the longest of its modules that the map names under PyTorch's name."""
+    steps = flax.split(".")
+    for length in range(len(steps) - 1, 0, -1):
+        prefix = ".".join(steps[:length])
+        if prefix in modules:
+            return ".".join(filter(None, (modules[prefix], *steps[length:])))
+    return flax
+
+
+def _modules(
+    found: Aligned, flax_modules: Collection[str], torch_modules: Collection[str], name_map: NameMap
+) -> dict[str, str]:
+    """Return PyTorch's path of each module of Flax: as its weights', else as that of the module that it lies in."""
+    exact = {**found.modules, **name_map.modules}
+    around = {**found.around, **exact}
+    modules: dict[str, str] = {}
+    taken = set(exact.values())
+    for path in sorted(flax_modules, key=lambda path: (path.count("."), path)):
+        if path in exact or path == "":
+            modules[path] = exact.get(path, "")
+            continue
+        torch = _torch_path(path, torch_modules, around)
+        # A container that only Flax has is not the module that it lies in.
+        modules[path] = path if torch in taken and path in around else torch
+    return modules
 
 
 def usual_name(module: str, leaf: str) -> str:
     """Return PyTorch's usual name for a leaf of Flax in this module of PyTorch."""
-    return ".".join(filter(None, (module, LEAVES.get(leaf, leaf))))
-
-
-def _by_name(
-    flax: str,
-    shape: tuple[int, ...],
-    modules: Mapping[str, str],
-    torch_weights: Mapping[str, TorchLeaf],
-    name_map: NameMap,
-    transposed: Collection[str],
-) -> WeightName:
-    owner, _, leaf = flax.rpartition(".")
-    torch = name_map.weights.get(flax) or usual_name(modules[owner], leaf)
-    found = torch_weights.get(torch)
-    if found is None:
-        return WeightName(flax, flax, name_map.axes.get(flax))
-    axes = name_map.axes.get(flax, KERNEL_AXES.get(found.kind) if torch.endswith("weight") else None)
-    if flax in name_map.axes or axes is None or not found.kind.startswith("ConvTranspose"):
-        return WeightName(torch, flax, axes)
-    # Flax takes this kernel as that of a convolution, so flipped, unless it has `transpose_kernel`.
-    turned = (*axes[:-2], axes[-1], axes[-2])
-    as_in_torch = tuple(found.shape[axis] for axis in turned) == shape
-    plain = owner in transposed or (as_in_torch and tuple(found.shape[axis] for axis in axes) != shape)
-    return WeightName(torch, flax, turned) if plain else WeightName(torch, flax, axes, flipped=True)
-
-
-def _of_attention(
-    flax: str,
-    shape: tuple[int, ...],
-    modules: Mapping[str, str],
-    torch_weights: Mapping[str, TorchLeaf],
-    name_map: NameMap,
-) -> WeightName | None:
-    """Return the name of a weight of Flax's multi-head attention, where PyTorch's twin is its own; else None."""
-    owner, _, leaf = flax.rpartition(".")
-    attention, _, projection = owner.rpartition(".")
-    path = modules.get(attention, attention)
-    inside = {
-        name for name, weight in torch_weights.items() if weight.kind == ATTENTION and name.rpartition(".")[0] == path
-    }
-    if flax in name_map.weights or not inside or leaf not in ("kernel", "bias"):
-        return None
-    prefix = f"{path}." if path else ""
-    axes = (1, 0) if leaf == "kernel" else None
-    if projection == "out":
-        torch = f"{prefix}out_proj.{'weight' if leaf == 'kernel' else 'bias'}"
-        return WeightName(torch, flax, axes, shape=shape) if torch in torch_weights else None
-    if projection not in PROJECTIONS:
-        return None
-    separate = f"{prefix}{projection[0]}_proj_weight"
-    if leaf == "kernel" and separate in inside:
-        return WeightName(separate, flax, axes, shape=shape)
-    fused = f"{prefix}{'in_proj_weight' if leaf == 'kernel' else 'in_proj_bias'}"
-    part = (PROJECTIONS.index(projection), len(PROJECTIONS))
-    return WeightName(fused, flax, axes, part, shape) if fused in inside else None
+    return ".".join(filter(None, (module, leaf_name(leaf))))
 
 
 def _check_map(
     name_map: NameMap,
+    weights: Mapping[str, str],
     torch_weights: Collection[str],
     torch_modules: Collection[str],
     flax_weights: Collection[str],
@@ -152,8 +197,8 @@ def _check_map(
     for what, names, known in (
         ("modules, of JAX,", name_map.modules, flax_modules),
         ("modules, of torch,", name_map.modules.values(), torch_modules),
-        ("weights, of JAX,", name_map.weights, flax_weights),
-        ("weights, of torch,", name_map.weights.values(), torch_weights),
+        ("weights, of JAX,", weights, flax_weights),
+        ("weights, of torch,", weights.values(), torch_weights),
         ("axes, of JAX,", name_map.axes, flax_weights),
     ):
         there = sorted(filter(None, known))

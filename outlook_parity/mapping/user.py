@@ -10,16 +10,20 @@ import numpy as np
 
 from outlook_common.text import closest
 from outlook_parity.core.layout import Axes
+from outlook_parity.mapping.entries import Entry
+from outlook_parity.mapping.toml import entry_from_toml
 
 
 @dataclass(frozen=True)
 class NameMap:
-    """The user's map of names and axes, where Flax's conventions do not tell.
+    r"""The user's map of names and axes, where Flax's conventions do not tell.
 
     Attributes:
-        modules: Flax path -> PyTorch path; what lies below goes with it.
-        weights: Flax path -> PyTorch name, where the modules and Flax's usual names of leaves do not say it.
-        axes: Flax path of a weight -> the order in which Flax has PyTorch's axes.
+        modules: Flax path -> PyTorch path; what lies below goes with it. Paths may be regular expressions, with "." or
+            "/" between steps: r"encoder/layer_(\d+)" -> r"encoder.\1".
+        weights: Flax path, or expression -> PyTorch name, where the modules and usual names of leaves do not say it; or
+            a `WeightEntry` with a layout; or several, the pieces of one array.
+        axes: Flax path of a weight, or expression -> the order in which Flax has PyTorch's axes.
         torch_axes: the order in which PyTorch takes the axes of the inputs that have so many, None for the same as
             JAX; or one such order, or None, per input.
         out_axes: output, "output" or as in "output.logits" -> the order in which JAX has PyTorch's axes; needed only
@@ -27,7 +31,7 @@ class NameMap:
     """
 
     modules: Mapping[str, str] = field(default_factory=dict)
-    weights: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, Entry] = field(default_factory=dict)
     axes: Mapping[str, Axes] = field(default_factory=dict)
     torch_axes: Axes | Sequence[Axes | None] | None = None
     out_axes: Mapping[str, Axes] = field(default_factory=dict)
@@ -65,6 +69,9 @@ def torch_axes_of(name_map: NameMap, inputs: Mapping[str, np.ndarray], usual: Ax
 def read_name_map(path: Path) -> NameMap:
     """Read a TOML file: the tables `modules`, `weights`, `axes` and `out_axes`, the array `torch_axes`; all optional.
 
+    A weight is PyTorch's name, or a table of `name` and its layout in JAX (`split`, `permute`, `reshape`, `stack` and
+    the others of `WeightEntry`), or a list of such tables.
+
     Raises:
         ValueError: it is no TOML, or has other entries, or entries of other types.
         OSError: it cannot be read.
@@ -73,7 +80,7 @@ def read_name_map(path: Path) -> NameMap:
         tables = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    kinds = {"modules": str, "weights": str, "axes": list, "out_axes": list}
+    kinds: dict[str, Any] = {"modules": str, "weights": str | dict | list, "axes": list, "out_axes": list}
     known = [*kinds, "torch_axes"]
     for name, table in tables.items():
         if name == "torch_axes":
@@ -86,17 +93,21 @@ def read_name_map(path: Path) -> NameMap:
             raise ValueError(f"{path}: {name!r} must be a table, got {table!r}")
         for key, value in table.items():
             if not isinstance(value, kinds[name]):
-                raise ValueError(f"{path}: {name}.{key!r} must be a {kinds[name].__name__}, got {value!r}")
+                kind = getattr(kinds[name], "__name__", "string, a table or a list of tables")
+                raise ValueError(f"{path}: {name}.{key!r} must be a {kind}, got {value!r}")
     orders = {
         kind: {name: permutation(order, f"{path}: {kind} of {name}") for name, order in tables.get(kind, {}).items()}
         for kind in ("axes", "out_axes")
+    }
+    weights = {
+        name: entry_from_toml(value, f"{path}: weights.{name!r}") for name, value in tables.get("weights", {}).items()
     }
     axes: Any = tables.get("torch_axes")
     if isinstance(axes, list) and axes and all(isinstance(order, list) for order in axes):
         axes = tuple(permutation(order, f"{path}: torch_axes") or None for order in axes)
     elif axes is not None:
         axes = permutation(axes, f"{path}: torch_axes")
-    return NameMap(tables.get("modules", {}), tables.get("weights", {}), orders["axes"], axes, orders["out_axes"])
+    return NameMap(tables.get("modules", {}), weights, orders["axes"], axes, orders["out_axes"])
 
 
 def permutation(order: Any, what: str) -> Axes:

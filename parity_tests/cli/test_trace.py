@@ -175,30 +175,35 @@ THIS = "parity_tests.cli.test_trace"
 
 def torch_stack() -> torch.nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
+    first, second, third = (torch.nn.Linear(5, 5) for _ in range(3))
+    return torch.nn.Sequential(first, torch.nn.Tanh(), second, torch.nn.Tanh(), third)
 
 
 class Stack(nnx.Module):
     def __init__(self, *names: str) -> None:
         self.names = names
-        for name, (inwards, outwards) in zip(names, ((5, 4), (4, 3)), strict=True):
-            setattr(self, name, nnx.Linear(inwards, outwards, rngs=nnx.Rngs(0)))
+        for name in names:
+            setattr(self, name, nnx.Linear(5, 5, rngs=nnx.Rngs(0)))
 
     def __call__(self, x: Any) -> Any:
-        first, last = (getattr(self, name) for name in self.names)
-        return last(jnp.tanh(first(x)))
+        first, *rest = (getattr(self, name) for name in self.names)
+        x = first(x)
+        for layer in rest:
+            x = layer(jnp.tanh(x))
+        return x
 
 
 def stack_of_its_names() -> Any:
-    return load_torch_weights(Stack("0", "2"), torch_stack())
+    return load_torch_weights(Stack("0", "2", "4"), torch_stack())
 
 
 def stack_with_another_end() -> Any:
-    return load_torch_weights(Stack("0", "head"), torch_stack(), NameMap(modules={"head": "2"}))
+    return load_torch_weights(Stack("0", "neck", "head"), torch_stack(), NameMap(modules={"neck": "2", "head": "4"}))
 
 
 def stack_of_other_names() -> Any:
-    return load_torch_weights(Stack("stem", "head"), torch_stack(), NameMap(modules={"stem": "0", "head": "2"}))
+    names = NameMap(modules={"stem": "0", "neck": "2", "head": "4"})
+    return load_torch_weights(Stack("stem", "neck", "head"), torch_stack(), names)
 
 
 @pytest.fixture(scope="module")
@@ -228,13 +233,14 @@ def test_weights_without_a_name_in_the_torch_trace_are_told_at_once(stack: Path,
     result = traced(stack, "stack_with_another_end", tmp_path / "b.trace")
     assert result.exit_code == 0, result.output
     assert result.stderr == (
-        f"note: 2 of 4 weights have no counterpart in {stack / 'a.trace'}: head.bias (nearest there: 2.bias), "
-        f"head.kernel (nearest there: 2.weight); 2 of 4 weights of {stack / 'a.trace'} have no counterpart here: "
-        "2.weight, 2.bias; --map says what corresponds to what, and `outlook compare` refuses traces of other weights\n"
+        f"note: 4 of 6 weights have no counterpart in {stack / 'a.trace'}: head.bias (nearest there: 2.bias), "
+        "head.kernel (nearest there: 2.weight), neck.bias (nearest there: 2.bias), … and 1 more; "
+        f"4 of 6 weights of {stack / 'a.trace'} have no counterpart here: 2.weight, 2.bias, 4.weight, 4.bias; "
+        "--map says what corresponds to what, and `outlook compare` refuses traces of other weights\n"
     )
     assert result.stdout == f"trace: {tmp_path / 'b.trace'}\n"
     assert "different weights" in str(outlook("compare", stack / "a.trace", tmp_path / "b.trace").exception)
-    (tmp_path / "map.toml").write_text('[modules]\nhead = "2"\n')
+    (tmp_path / "map.toml").write_text('[modules]\nhead = "4"\nneck = "2"\n')
     result = traced(stack, "stack_with_another_end", tmp_path / "b.trace", "--map", tmp_path / "map.toml")
     assert (result.exit_code, result.stderr) == (0, "")
     assert outlook("compare", stack / "a.trace", tmp_path / "b.trace").exit_code == 0
@@ -244,9 +250,9 @@ def test_a_model_none_of_whose_weights_has_a_name_in_the_torch_trace_is_an_error
     result = traced(stack, "stack_of_other_names", tmp_path / "b.trace")
     assert isinstance(result.exception, ValueError)
     told = str(result.exception)
-    assert f"none of 4 weights has a counterpart in {stack / 'a.trace'}: head.bias (nearest there: 2.bias), " in told
-    assert "head.kernel (nearest there: 2.weight), stem.bias (nearest there: 0.bias), … and 1 more; 4 of 4" in told
-    assert "have no counterpart here: 0.weight, 0.bias, 2.weight, 2.bias; --map says" in told
+    assert f"none of 6 weights has a counterpart in {stack / 'a.trace'}: head.bias (nearest there: 0.bias), " in told
+    assert "head.kernel (nearest there: 0.weight), neck.bias (nearest there: 0.bias), … and 3 more; 6 of 6" in told
+    assert "have no counterpart here: 0.weight, 0.bias, 2.weight, 2.bias, 4.weight, 4.bias; --map says" in told
     assert not (tmp_path / "b.trace").exists()
 
 
@@ -254,7 +260,7 @@ def test_names_are_told_of_before_the_model_runs(stack: Path, tmp_path: Path) ->
     np.save(stack / "wide.npy", np.random.default_rng(0).standard_normal((2, 7)))
     result = traced(stack, "stack_with_another_end", tmp_path / "b.trace", inputs="wide.npy")
     assert "the jax model fails on input of shape (2, 7)" in str(result.exception)
-    assert result.stderr.startswith("note: 2 of 4 weights have no counterpart")
+    assert result.stderr.startswith("note: 4 of 6 weights have no counterpart")
 
 
 def test_names_are_those_of_a_torch_trace(stack: Path, tmp_path: Path) -> None:
