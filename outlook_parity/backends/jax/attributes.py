@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.extend.core import Literal
 
 from outlook_parity.core.attributes import VARIANCE, Attributes, ints_of, pairs_of
 from outlook_parity.core.precision import Products
@@ -106,7 +107,7 @@ def _add_operations(equations: list[Any], attributes: dict[str, Any]) -> None:
         attributes["GELU"] = "exact"
     elif {"tanh", "integer_pow"} <= names:
         attributes["GELU"] = "tanh"
-    elif "logistic" in names:
+    elif "logistic" in names and any(map(_scales, equations)):  # without a factor it is SiLU
         attributes["GELU"] = "x * sigmoid(c * x)"
     pools = [equation for equation in equations if equation.primitive.name == "reduce_window_sum"]
     if pools and any(any(pair) for equation in pools for pair in equation.params["padding"]):
@@ -114,6 +115,11 @@ def _add_operations(equations: list[Any], attributes: dict[str, Any]) -> None:
     convolutions = [equation for equation in equations if equation.primitive.name == "conv_general_dilated"]
     if len(convolutions) == 1 and "padding" in attributes:
         attributes["padding"] = tuple((int(a), int(b)) for a, b in convolutions[0].params["padding"])
+
+
+def _scales(equation: Any) -> bool:
+    """Whether an operation multiplies by a number."""
+    return equation.primitive.name == "mul" and any(isinstance(x, Literal) for x in equation.invars)
 
 
 def _equations(jaxpr: Any, outer: str) -> Iterator[tuple[str, Any]]:
