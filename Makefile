@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+AOT := .venv-aot
 
-.PHONY: verify test test-all fuzz lint format bench clean help
+.PHONY: verify test test-all fuzz lint format bench accelerators clean help
 
 verify: $(STAMP)  ## both twins of VOLO-D1 on real photos, with a verdict
 	$(BIN)/outlook verify
@@ -31,8 +32,13 @@ format: $(STAMP)  ## ruff: fix and format
 bench: $(STAMP)  ## timings against peers, into benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-clean:  ## remove .venv
-	rm -rf .venv
+# A venv of its own: a libtpu or a CUDA plugin beside the tests would change what they find.
+accelerators: $(AOT)/.installed  ## compile for TPU and GPU without either, into benchmarks/results/accelerators.md
+	$(AOT)/bin/pytest --noconftest parity_tests/accelerators
+	$(AOT)/bin/python -m benchmarks.accelerators
+
+clean:  ## remove .venv and .venv-aot
+	rm -rf .venv $(AOT)
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,4 +50,9 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm torchvision
+	touch $@
+
+$(AOT)/.installed: pyproject.toml constraints.txt constraints-aot.txt Makefile
+	$(PYTHON) -m venv --clear $(AOT)
+	$(AOT)/bin/pip install --quiet --constraint constraints.txt --constraint constraints-aot.txt --editable '.[aot]'
 	touch $@
