@@ -1,4 +1,4 @@
-"""Write benchmarks/results/accelerators.md: `python -m benchmarks.accelerators [--quick | --whole]`."""
+"""Write benchmarks/results/accelerators.md: `python -m benchmarks.accelerators [--whole]`; `--quick` prints."""
 
 import argparse
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ By `python -m benchmarks.accelerators{arguments}`; jax {jax}, libtpu {libtpu}, j
 **Nothing here was run on an accelerator: every figure but the seconds is the compiler's estimate.** {done} of
 {all} programs were compiled; pallas is for TPUs alone.
 
-- **kcycles**: XLA:TPU's `estimated_cycles` of its own operations, in thousands, loops by their trip counts. XLA gives
-  no estimate for a **Pallas kernel**: with one, the figure is that of the copies around it, and does not compare with
-  the other rows.
+- **kcycles**: XLA:TPU's `estimated_cycles` of its own operations, in thousands, loops by their trip counts. **A Pallas
+  kernel is not in XLA's estimate**, neither its cycles nor its bytes: with one, the figures are those of what stands
+  around it, and do not compare with the other rows.
 - **bytes / floor**: what operations read and write, against operands and results once. A TPU's count has its tiles of
   8 × 128, which heads and channels of (6, 32) fill to 19 %; the floor has not.
 - **kernels**: what XLA:GPU starts, calls of cuBLAS and cuDNN too. **Registers** and **spilled bytes** by `ptxas -v`
@@ -81,7 +81,7 @@ def write(text: list[str]) -> None:
 def main() -> None:
     """Compile and write."""
     parser = argparse.ArgumentParser(prog="benchmarks.accelerators", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three programs, for a v5e and an H100")
+    parser.add_argument("--quick", action="store_true", help="print three programs, for a v5e and an H100")
     parser.add_argument("--whole", action="store_true", help="VOLO-D1 too, which compiles for many minutes")
     parser.add_argument("--implementations", nargs="*", choices=cases.IMPLEMENTATIONS, help="these alone")
     parser.add_argument("--v6e", action="store_true", help="for a v6e too")
@@ -93,7 +93,6 @@ def main() -> None:
         programs += [("default", cases.model(32, "bfloat16", train=train)) for train in (False, True)]
     given = "".join(
         [
-            " --quick" * options.quick,
             " --whole" * options.whole,
             " --v6e" * options.v6e,
             f" --implementations {' '.join(names)}" if names else "",
@@ -108,8 +107,9 @@ def main() -> None:
         rows.append(row)
         done = len({(each.program, each.implementation) for each in rows})
         head = HEAD.format(arguments=given, done=done, all=len(programs), **versions)
-        write([head, *table(rows)])
-    if not options.no_shared:
+        if not options.quick:
+            write([head, *table(rows)])
+    if not (options.quick or options.no_shared):
         write([head, *table(rows), "\n## Sixteen chips (v5e:4x4)\n", *shared()])
 
 
