@@ -5,7 +5,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORLD := .venv-world
 
-.PHONY: verify test test-all test-world fuzz lint format bench clean help
+AOT := .venv-aot
+
+.PHONY: verify test test-all test-world fuzz lint format bench accelerators clean help
 
 verify: $(STAMP)  ## both twins of VOLO-D1 on real photos, with a verdict
 	$(BIN)/outlook verify
@@ -35,8 +37,13 @@ format: $(STAMP)  ## ruff: fix and format
 bench: $(STAMP)  ## timings against peers, into benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-clean:  ## remove .venv and .venv-world
-	rm -rf .venv $(WORLD)
+# A venv of its own: a libtpu or a CUDA plugin beside the tests would change what they find.
+accelerators: $(AOT)/.installed  ## compile for TPU and GPU without either, into benchmarks/results/accelerators.md
+	$(AOT)/bin/pytest --noconftest parity_tests/accelerators
+	$(AOT)/bin/python -m benchmarks.accelerators
+
+clean:  ## remove the virtual environments
+	rm -rf .venv $(WORLD) $(AOT)
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -56,4 +63,9 @@ $(WORLD)/.installed: pyproject.toml constraints.txt constraints-world.txt Makefi
 	$(WORLD)/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(WORLD)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(WORLD)/bin/pip install --quiet --no-deps --requirement constraints-world.txt
+	touch $@
+
+$(AOT)/.installed: pyproject.toml constraints.txt constraints-aot.txt Makefile
+	$(PYTHON) -m venv --clear $(AOT)
+	$(AOT)/bin/pip install --quiet --constraint constraints.txt --constraint constraints-aot.txt --editable '.[aot]'
 	touch $@

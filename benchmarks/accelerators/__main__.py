@@ -1,0 +1,123 @@
+"""Write benchmarks/results/accelerators.md: `python -m benchmarks.accelerators [--whole]`; `--quick` prints."""
+
+import argparse
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.accelerators import cases, gpu, tpu
+from outlook_common.op_cases import BY_NAME
+
+RESULTS = Path(__file__).parents[1] / "results" / "accelerators.md"
+
+HEAD = """# Compiled for TPU and GPU, on a machine that has neither
+
+By `python -m benchmarks.accelerators{arguments}`; jax {jax}, libtpu {libtpu}, jax-cuda12-plugin {cuda}.
+**Nothing here was run on an accelerator: every figure but the seconds is the compiler's estimate.** {done} of
+{all} programs were compiled; pallas is for TPUs alone.
+
+- **kcycles**: XLA:TPU's `estimated_cycles` of its own operations, in thousands, loops by their trip counts. **A Pallas
+  kernel is not in XLA's estimate**, neither its cycles nor its bytes: with one, the figures are those of what stands
+  around it, and do not compare with the other rows.
+- **bytes / floor**: what operations read and write, against operands and results once. A TPU's count has its tiles of
+  8 × 128, which heads and channels of (6, 32) fill to 19 %; the floor has not.
+- **kernels**: what XLA:GPU starts, calls of cuBLAS and cuDNN too. **Registers** and **spilled bytes** by `ptxas -v`
+  for sm_90a; **atomics**: `atom` and `red` in the PTX.
+- **compile s**: tracing, lowering and compiling on this machine, beside other jobs.
+"""
+
+
+class Row(NamedTuple):
+    """A program, compiled."""
+
+    target: str
+    program: str
+    implementation: str
+    figures: dict[str, Any]
+
+
+def compiled(programs: list[tuple[str, cases.Program]], chips: tuple[str, ...]) -> Iterator[Row]:
+    """Compile for each target; what cannot be compiled has its error for a figure."""
+    for implementation, program in programs:
+        for target in (*chips, "H100"):
+            if target == "H100" and implementation == "pallas":
+                continue
+            try:
+                figures = gpu.compile_for(program) if target == "H100" else tpu.compile_for(program, target)
+            except Exception as error:  # of compilers: one program fails, the others still count
+                figures = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            yield Row(target, program.name, implementation, figures)
+
+
+def shared() -> Iterator[str]:
+    """Yield what sixteen chips exchange, where batch and heads are shared among them; AssertionError if anything."""
+    case = BY_NAME["volo_d2"].with_batch(64)
+    for backward in (False, True):
+        program = cases.op(case, "bfloat16", "composite", backward=backward)
+        shares: dict[str, tpu.Axes] = {"batch": (("data", "heads"),), "batch and heads": ("data", None, None, "heads")}
+        for name, axes in shares.items():
+            found = tpu.collectives_when_shared(program, axes)
+            assert not found, f"{program.name}, shared by {name}: {found}"
+            yield f"- {program.name}, composite, by {name}: no collectives"
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """Yield a table of each target."""
+    for target in dict.fromkeys(row.target for row in rows):
+        own = [row for row in rows if row.target == target]
+        names = list(dict.fromkeys(chain.from_iterable(row.figures for row in own)))
+        yield f"\n## {target}\n\n| program | implementation | {' | '.join(names)} |\n|---|---|{'---:|' * len(names)}"
+        for row in own:
+            yield f"| {row.program} | {row.implementation} | {' | '.join(_shown(row.figures.get(n)) for n in names)} |"
+
+
+def write(text: list[str]) -> None:
+    """Write what there is so far: whole models compile for minutes each."""
+    RESULTS.write_text("\n".join(text) + "\n")
+
+
+def main() -> None:
+    """Compile and write."""
+    parser = argparse.ArgumentParser(prog="benchmarks.accelerators", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="print three programs, for a v5e and an H100")
+    parser.add_argument("--whole", action="store_true", help="VOLO-D1 too, which compiles for many minutes")
+    parser.add_argument("--implementations", nargs="*", choices=cases.IMPLEMENTATIONS, help="these alone")
+    parser.add_argument("--v6e", action="store_true", help="for a v6e too")
+    parser.add_argument("--no-shared", action="store_true", help="leave out what is shared among sixteen chips")
+    options = parser.parse_args()
+    names = options.implementations
+    programs = cases.quick() if options.quick else cases.full(names or cases.IMPLEMENTATIONS)
+    if options.whole:
+        programs += [("default", cases.model(32, "bfloat16", train=train)) for train in (False, True)]
+    given = "".join(
+        [
+            " --whole" * options.whole,
+            " --v6e" * options.v6e,
+            f" --implementations {' '.join(names)}" if names else "",
+            " --no-shared" * options.no_shared,
+        ]
+    )
+    libraries = {"jax": "jax", "libtpu": "libtpu", "cuda": "jax-cuda12-plugin"}
+    versions = {name: version(library) for name, library in libraries.items()}
+    rows: list[Row] = []
+    for row in compiled(programs, ("v5e:2x2", *["v6e:2x2"] * options.v6e)):
+        print(*row, flush=True)
+        rows.append(row)
+        done = len({(each.program, each.implementation) for each in rows})
+        head = HEAD.format(arguments=given, done=done, all=len(programs), **versions)
+        if not options.quick:
+            write([head, *table(rows)])
+    if not (options.quick or options.no_shared):
+        write([head, *table(rows), "\n## Sixteen chips (v5e:4x4)\n", *shared()])
+
+
+def _shown(figure: Any) -> str:
+    if figure is None:
+        return ""
+    return figure if isinstance(figure, str) else f"{figure:,.1f}" if isinstance(figure, float) else f"{figure:,}"
+
+
+if __name__ == "__main__":
+    main()

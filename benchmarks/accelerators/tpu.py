@@ -1,0 +1,56 @@
+"""Compile for a TPU that is not there, and read what XLA:TPU says of the program."""
+
+import re
+import time
+from functools import cache
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from benchmarks.accelerators import hlo
+from benchmarks.accelerators.cases import Program
+
+Axes = tuple[str | tuple[str, ...] | None, ...]  # as in a `PartitionSpec`
+
+KERNEL = 'custom_call_target="tpu_custom_call"'
+
+
+@cache
+def topology(name: str) -> Any:
+    """Return the description of "v5e:2x2", "v6e:2x2" and so on."""
+    return topologies.get_topology_desc(platform="tpu", topology_name=name)
+
+
+def compile_for(program: Program, chips: str = "v5e:2x2") -> dict[str, Any]:
+    """Compile for one chip; return figures, all but the seconds by the compiler's estimate."""
+    one = SingleDeviceSharding(topology(chips).devices[0])
+    operands = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), program.operands)
+    start = time.perf_counter()
+    compiled = jax.jit(program.run).lower(*operands).compile()
+    seconds = time.perf_counter() - start
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    operations = hlo.operations(text)
+    return {
+        "kcycles": sum(_cycles(each) * each.times for each in operations) / 1e3,
+        "Pallas kernels": sum(KERNEL in each.text for each in operations),
+        "bytes / floor": compiled.cost_analysis()["bytes accessed"] / program.floor,
+        "operations": len(operations),
+        "temp MB": memory.temp_size_in_bytes / 1e6,
+        "code MB": memory.generated_code_size_in_bytes / 1e6,
+        "compile s": seconds,
+    }
+
+
+def collectives_when_shared(program: Program, axes: Axes, chips: str = "v5e:4x4") -> list[str]:
+    """Return what 16 chips exchange if all operands lie on them by `axes`, of a mesh of "data" and "heads"."""
+    mesh = topologies.make_mesh(topology(chips), (4, 4), ("data", "heads"))
+    by = NamedSharding(mesh, PartitionSpec(*axes))
+    operands = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by), program.operands)
+    return hlo.collectives(jax.jit(program.run).lower(*operands).compile().as_text())
+
+
+def _cycles(operation: hlo.Operation) -> int:
+    found = re.search(r'"estimated_cycles":"(\d+)"', operation.text)
+    return int(found[1]) if found else 0
