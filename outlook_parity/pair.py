@@ -133,11 +133,9 @@ def _user_pair(
     order = partial(call_order_of, module, model, inputs, axes, keywords)
     names = Names([], {}) if alone else names_of_models(module, model, name_map, order, same_weights=True)
     torch_outputs, jax_outputs, beside = _outputs(module, model, inputs, axes, keywords)
-    matched = match_outputs(
-        torch_outputs, jax_outputs, lambda one, other: bool(fitting_axes(one, other)), beside.absent
-    )
+    matched = match_outputs(torch_outputs, jax_outputs, lambda one, other: bool(fitting_axes(one, other)))
     opaque = [f"{NOT_COMPARED}, as it holds no arrays: {listed(beside.opaque)}"] if beside.opaque else []
-    torch_shapes = {name: output.shape for name, output in matched.of_torch(torch_outputs).items()}
+    torch_shapes = {name: output.shape for name, output in torch_outputs.items()}
     jax_shapes = {name: output.shape for name, output in matched.of_jax(jax_outputs).items()}
     out_axes = _output_axes(torch_shapes, jax_shapes, name_map)
     masks = output_masks(output_mask, inputs, jax_shapes)
@@ -224,7 +222,7 @@ def _outputs(
     jax_outputs = {n: Output(tuple(o.shape), bool(jnp.issubdtype(o.dtype, jnp.floating))) for n, o in shapes.items()}
     of_torch = runner.beside
     opaque = [*(f"{name} of torch" for name in of_torch.opaque), *(f"{name} of JAX" for name in of_jax.opaque)]
-    return torch_outputs, jax_outputs, Beside(opaque, [*of_torch.absent, *of_jax.absent])
+    return torch_outputs, jax_outputs, Beside(opaque)
 
 
 def _output_axes(

@@ -178,14 +178,20 @@ class _Comparison:
         """
         keys = {suspect.key for suspect in suspects}
         answers = {key: arrays for key, arrays in self._answers.items() if key in keys}
-        if not answers:
+        replacements = in_torch_layout(answers, self._axes)
+        if not replacements or any(not self._can_replace(key, arrays) for key, arrays in replacements.items()):
             return None
         self._step(f"layers: torch in {self._dtype} with {shown_path(suspects[0].path)} of jax", extra=True)
-        recorder = Recorder(in_torch_layout(answers, self._axes), self._shared)
+        recorder = Recorder(replacements, self._shared)
         changed, given = self._runners["torch"].watch(self._request, recorder), self._outputs["torch"]
         return max(
             (relative_error(array, given[name]) for name, array in changed.items() if name in given), default=0.0
         )
+
+    def _can_replace(self, key: Key, arrays: Arrays) -> bool:
+        """Whether torch takes these in place of its own: not integers, nor arrays of other shapes."""
+        own = self._events["torch"].get(key, [])
+        return key.side != "whole" and [array.shape for array in arrays] == [array.shape for array in own]
 
     def _replay_to(self, twin: str, recorded: Events, request: Request) -> tuple[Events, Mapping[Key, str]]:
         """Return what a twin computes from a recording, in JAX's layout, and whose own code computed it."""

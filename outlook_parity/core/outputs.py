@@ -1,11 +1,10 @@
 """Outputs of models: their leaves by name, and which of two models correspond. Imports no framework."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from outlook_common.text import listed
-from outlook_parity.core.check import NOT_COMPARED
 from outlook_parity.core.pytree import members, named_leaves
 from outlook_parity.core.task import OUTPUT, is_array
 
@@ -18,11 +17,9 @@ class Beside:
 
     Attributes:
         opaque: things in a mapping or dataclass that hold no arrays, a cache say: they are no outputs.
-        absent: paths of fields and items that are None: the model has such an output, and did not give it.
     """
 
     opaque: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
 
 
 def output_leaves(tree: Any, beside: Beside | None = None) -> dict[str, Any]:
@@ -50,8 +47,6 @@ def _collect(tree: Any, name: str, found: dict[str, Any], beside: Beside, *, nam
         return
     by_key = dict(inner)
     order = [str(key) for key in tree] if isinstance(tree, Mapping) else list(by_key)
-    declared = {one.name: getattr(tree, one.name) for one in fields(tree)} if is_dataclass(tree) else by_key
-    beside.absent.extend(f"{name}.{key}" for key, item in declared.items() if item is None)
     below = isinstance(tree, Mapping) or not isinstance(tree, list | tuple) or hasattr(tree, "_fields")
     for key in order:
         _collect(by_key[key], f"{name}.{key}", found, beside, named=below)
@@ -71,40 +66,31 @@ class OutputMatch:
 
     Attributes:
         torch_names: JAX's path -> PyTorch's, where they differ.
-        left_out: those of either model that only one has, and that are not compared.
-        notes: what was matched otherwise than by path, or left out, in words.
+        notes: what was matched otherwise than by path, in words.
     """
 
     torch_names: Mapping[str, str] = field(default_factory=dict)
-    left_out: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     def of_jax(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return JAX's outputs under PyTorch's names, without those that are left out."""
-        return {self.torch_names.get(n, n): x for n, x in outputs.items() if n not in self.left_out}
-
-    def of_torch(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return PyTorch's outputs without those that are left out."""
-        return {name: x for name, x in outputs.items() if name not in self.left_out}
+        """Return JAX's outputs under PyTorch's names."""
+        return {self.torch_names.get(name, name): x for name, x in outputs.items()}
 
 
 def match_outputs(
     torch: Mapping[str, Output],
     jax: Mapping[str, Output],
     fits: Callable[[Shape, Shape], bool],
-    absent: Collection[str] = (),
 ) -> OutputMatch:
     """Return which outputs correspond: by path, else by position, else by shape where that is unique.
 
-    By position where both have as many floating-point outputs left. What only one model has is left out if it has a
-    name, as a field does, that the other model does not know, and any other output of both corresponds; a missing item
-    of a tuple stays missing, and so does a field that is None.
+    By position where both have as many floating-point outputs left. What only one model has is missing in the other: a
+    mismatch, unless it is ignored with a reason.
 
     Args:
         torch: by path, in the order in which the model gives them.
         jax: likewise.
         fits: whether an output of the first shape, in PyTorch, can be one of the second in JAX.
-        absent: outputs that one model has and did not give.
     """
     names: dict[str, str] = {}
     notes: list[str] = []
@@ -120,16 +106,7 @@ def match_outputs(
         names |= dict(found)
         pairs = listed([f"{ours} of torch and {theirs} of JAX" for theirs, ours in found])
         notes += [f"outputs were matched by {how}: {pairs}"] if found else []
-    if not names and not torch.keys() & jax.keys():
-        return OutputMatch()
-    alone = {
-        "torch": [name for name in here if name not in names.values() and _is_extra(name, absent)],
-        "JAX": [name for name in there if name not in names and _is_extra(name, absent)],
-    }
-    for twin, left_out in alone.items():
-        if left_out:
-            notes.append(f"{NOT_COMPARED}, as {twin} alone returns it: {listed(left_out)}")
-    return OutputMatch(names, frozenset([*alone["torch"], *alone["JAX"]]), tuple(notes))
+    return OutputMatch(names, tuple(notes))
 
 
 def _by_shape(
@@ -145,9 +122,3 @@ def _by_shape(
     return [
         (one, others[0]) for one, others in fitting.items() if len(others) == 1 and candidates.count(others[0]) == 1
     ]
-
-
-def _is_extra(output: str, absent: Collection[str]) -> bool:
-    """Whether an output has a name, as an item of a tuple has not, that the other model does not know."""
-    known = any(output == name or output.startswith(f"{name}.") for name in absent)
-    return output != OUTPUT and not output.rpartition(".")[2].isdigit() and not known

@@ -227,7 +227,6 @@ class TorchRunner(Runner):
         """Return the outputs by name, their axes as JAX has them."""
         self.beside = Beside()
         named = output_leaves(output, self.beside)
-        named = named if self._matched is None else self._matched.of_torch(named)
         found = {name: leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf) for name, leaf in named.items()}
         for name, tensor in found.items():
             if tensor.is_complex():
