@@ -259,7 +259,7 @@ def test_a_model_none_of_whose_weights_has_a_name_in_the_torch_trace_is_an_error
 def test_names_are_told_of_before_the_model_runs(stack: Path, tmp_path: Path) -> None:
     np.save(stack / "wide.npy", np.random.default_rng(0).standard_normal((2, 7)))
     result = traced(stack, "stack_with_another_end", tmp_path / "b.trace", inputs="wide.npy")
-    assert "the jax model fails on input of shape (2, 7)" in str(result.exception)
+    assert "the JAX model fails in 0 on input of shape (2, 7)" in str(result.exception)
     assert result.stderr.startswith("note: 4 of 6 weights have no counterpart")
 
 

@@ -20,7 +20,7 @@ def test_the_pages_have_blocks() -> None:
 
 def test_every_block_of_the_readme_runs_in_one_folder(tmp_path: Path) -> None:
     """One test, not one per block: later ones use the files of earlier ones."""
-    run_page(README, tmp_path, XLA_FLAGS=QUICK)
+    run_page(README, tmp_path, "--strict", XLA_FLAGS=QUICK)
 
 
 def test_every_block_of_the_how_to_runs_on_four_devices(tmp_path: Path) -> None:
