@@ -138,8 +138,9 @@ def _user_pair(
     torch_shapes = {name: output.shape for name, output in torch_outputs.items()}
     jax_shapes = {name: output.shape for name, output in matched.of_jax(jax_outputs).items()}
     out_axes = _output_axes(torch_shapes, jax_shapes, name_map)
+    common = {name: output for name, output in matched.of_jax(jax_outputs).items() if name in torch_outputs}
     masks = output_masks(output_mask, inputs, jax_shapes)
-    floating = {name: output.shape for name, output in matched.of_jax(jax_outputs).items() if output.floating}
+    floating = {name: output.shape for name, output in common.items() if output.floating}
     task = _per_seed(lambda rng: _mean_square(floating, masks.by_output, rng))
     compared = [name for name in compared_weights(module) if name in set(names.expected)]
     return Pair(

@@ -66,10 +66,12 @@ class OutputMatch:
 
     Attributes:
         torch_names: JAX's path -> PyTorch's, where they differ.
+        alone: those that one model alone has, under its own name: missing in the other, and in no gradient or loss.
         notes: what was matched otherwise than by path, in words.
     """
 
     torch_names: Mapping[str, str] = field(default_factory=dict)
+    alone: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     def of_jax(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +108,8 @@ def match_outputs(
         names |= dict(found)
         pairs = listed([f"{ours} of torch and {theirs} of JAX" for theirs, ours in found])
         notes += [f"outputs were matched by {how}: {pairs}"] if found else []
-    return OutputMatch(names, tuple(notes))
+    alone = frozenset([*(here.keys() - names.values()), *(there.keys() - names.keys())])
+    return OutputMatch(names, alone, tuple(notes))
 
 
 def _by_shape(

@@ -84,7 +84,7 @@ class JaxRunner(Runner):
             floating, others = jax.eval_shape(forward, parameters, {}, buffers, inputs)[0:2]
             order = [*floating, *others]
             cotangents = {
-                name: jax.device_put(request.cotangent(name, shape.shape).astype(shape.dtype), place)
+                name: jax.device_put(self._cotangent(request, name, shape.shape).astype(shape.dtype), place)
                 for name, shape in (floating.items() if gradients else ())
             }
             evaluate = jax.jit(partial(_evaluate, forward, gradients))
@@ -111,6 +111,11 @@ class JaxRunner(Runner):
 
     @guarded
     @or_unlifted
+    def _cotangent(self, request: Request, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the cotangent of an output; zero if PyTorch has none such."""
+        alone = self._matched is not None and name in self._matched.alone
+        return np.zeros(shape) if alone else request.cotangent(name, shape)
+
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
         place = jax_device(request.device)

@@ -103,7 +103,9 @@ class TorchRunner(Runner):
             found: dict[str, np.ndarray] = {}
             unused: list[str] = []
             if gradients:
-                found = _gradients(outputs, graded | parameters, request, unused)
+                alone = frozenset() if self._matched is None else self._matched.alone  # JAX has none such
+                common = {name: output for name, output in outputs.items() if name not in alone}
+                found = _gradients(common, graded | parameters, request, unused)
                 found |= {name: found[name].transpose(np.argsort(self._axes[name])) for name in graded}
 
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
