@@ -28,7 +28,7 @@ from parity_tests.support.volo import (
     torch_volo,
 )
 
-FORWARD = 1e-12
+FORWARD, STATISTICS = 1e-12, 1e-12
 
 NO_DOWNSAMPLING: dict[str, Any] = {
     "layers": (1, 1, 2),
