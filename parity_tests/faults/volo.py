@@ -514,7 +514,7 @@ FAULTS = [
         "layers",
         _of_functions("attend", _unscaled),
         "network.2.0.attn",
-        "network.2.0.attn.proj",
+        "attention scale",
     ),
     *_either(
         "bfloat16 in attention",
@@ -536,7 +536,7 @@ FAULTS = [
         "layers",
         (_in_modules(TORCH.Attention, _set("num_heads", 2), 0), _in_modules(JAX.Attention, _set("num_heads", 2), 1)),
         "network.2.0.attn",
-        "network.2.0.attn.proj",
+        "attention scale",
     ),
     *_either("another activation", "layers", (_leaky_torch, _leaky_jax), "patch_embed", "patch_embed.conv.3"),
     *_either(

@@ -18,7 +18,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "scale": ({"scale": 0.25}, "blocks.0.attn", ("attention scale", "0.25", "0.5")),
     "window": ({"window": LENGTH - 2}, "blocks.0.attn", ("attention mask", "window of 4", "causal")),
     "order of heads": ({"repeat": "tile"}, "blocks.0.attn", ("order of repeated heads", "0, 0", "0, 1")),
-    "axis of softmax": ({"axis": -2}, "blocks.0.attn", ("softmax axis", "-2", "-1")),
     "GELU": ({"activation": "gelu"}, "blocks.0.mlp", ("activation", "GELU (exact)", "SiLU")),
     "quick GELU": ({"activation": "quick"}, "blocks.0.mlp", ("activation", "quick", "SiLU")),
     "ReLU": ({"activation": "relu"}, "blocks.0.mlp", ("activation", "ReLU", "SiLU")),

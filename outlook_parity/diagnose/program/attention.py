@@ -133,9 +133,8 @@ def _labels(operand: Node, batch: Sequence[int]) -> str | None:
 def facts(nodes: Sequence[Node]) -> dict[str, Any]:
     """Return what attention does in these operations, by attribute."""
     found: dict[str, Any] = {}
-    for logits, end, axes in softmaxes(nodes):
-        axes_in_words = ", ".join(map(str, axes))
-        found.setdefault("softmax axis", axes_in_words)
+    # Not the axis: which one the keys lie on is a matter of each twin's layout.
+    for logits, end, _ in softmaxes(nodes):
         found.setdefault("softmax dtype", end.dtype if end.kind != "softmax" else logits.dtype)
         if (scale := scale_of(logits)) is not None:
             found.setdefault("attention scale", float(f"{scale:.5g}"))
