@@ -14,16 +14,16 @@ MASKED = -60.0
 MOST_STEPS = 40
 
 
-def softmaxes(nodes: Sequence[Node]) -> Iterator[tuple[Node, Node, tuple[int, ...]]]:
-    """Yield what a softmax is computed of, the operation that ends it, and its axes, counted from the last."""
+def softmaxes(nodes: Sequence[Node]) -> Iterator[tuple[Node, Node]]:
+    """Yield what a softmax is computed of, and the operation that ends it."""
     for node in nodes:
         if node.kind == "softmax":
-            yield node.operands[0], node, node.settings["axes"]
+            yield node.operands[0], node
         elif node.kind == "div" and len(node.operands) == 2:
             powers, total = through(node.operands[0], (CAST,)), through(node.operands[1])
             if powers.kind == "exp" and total.kind == "sum" and through(total.operands[0], (CAST,)) is powers:
                 shifted = through(powers.operands[0], (CAST,))
-                yield (shifted.operands[0] if shifted.kind == "sub" else shifted), node, total.settings["axes"]
+                yield (shifted.operands[0] if shifted.kind == "sub" else shifted), node
 
 
 def scale_of(logits: Node) -> float | None:
@@ -134,7 +134,7 @@ def facts(nodes: Sequence[Node]) -> dict[str, Any]:
     """Return what attention does in these operations, by attribute."""
     found: dict[str, Any] = {}
     # Not the axis: which one the keys lie on is a matter of each twin's layout.
-    for logits, end, _ in softmaxes(nodes):
+    for logits, end in softmaxes(nodes):
         found.setdefault("softmax dtype", end.dtype if end.kind != "softmax" else logits.dtype)
         if (scale := scale_of(logits)) is not None:
             found.setdefault("attention scale", float(f"{scale:.5g}"))

@@ -40,7 +40,7 @@ def steps_of(nodes: Sequence[Node]) -> list[Step]:
     """Return the operations of a module that both frameworks have in common, in order."""
     regions = Regions(nodes)
     named, ends = activations(regions), set(regions.ends())
-    closed = {end: logits for logits, end, _ in softmaxes(nodes)}
+    closed = {end: logits for logits, end in softmaxes(nodes)}
     # PyTorch's attention multiplies queries and keys by the root of the scale: attributes compare the whole.
     scaled = any(scale_of(logits) is not None for logits in closed.values())
     found: list[Step] = []
