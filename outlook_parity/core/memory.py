@@ -105,7 +105,7 @@ def release() -> None:
 
 
 # Of glibc's `mallopt`: blocks of so many bytes come from the system one by one, and go back to it when they are freed.
-_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20
+_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 22
 
 
 def release_large_blocks() -> None:

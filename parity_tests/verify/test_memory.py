@@ -9,13 +9,17 @@ import pytest
 import torch
 from flax import nnx
 
-from outlook_parity import Report, load_torch_weights, verify
+import outlook_parity.backends.jax.optimizer
+import outlook_parity.backends.torch.optimizer
+from outlook_parity import NameMap, Report, load_torch_weights, verify
 from outlook_parity.backends.jax.work import MOST_CONVOLVED, MOST_NUMBERS, Work, compiled_for, work_of
 from outlook_parity.core.memory import Sizes, bytes_of, needed, shown, too_large
 from outlook_parity.core.recorder import Key, StoredEvents, shapes_of
+from outlook_parity.core.request import Request
 from outlook_parity.core.stored import LEAST_BYTES, Stored
 from outlook_parity.mapping.layouts import Part
 from outlook_parity.mapping.names import Names, WeightName
+from outlook_parity.pair import make_pair
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -144,6 +148,24 @@ def pair() -> tuple[torch.nn.Module, nnx.Module]:
     torch.manual_seed(0)
     model = torch.nn.Linear(400, 300)
     return model, load_torch_weights(nnx.Linear(400, 300, rngs=nnx.Rngs(0)), model)
+
+
+def trained() -> list[dict[str, np.ndarray]]:
+    x = {"input": np.random.default_rng(0).standard_normal((3, 400))}
+    twins = make_pair(*pair(), x, NameMap())
+    request = Request(x, "float64", "cpu", 0, "float64", steps=2)
+    return [dict(runner.train(request).tensors) for runner in (twins.torch, twins.jax)]
+
+
+def test_optimizers_that_update_a_part_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained()
+    for stepper in (outlook_parity.backends.torch.optimizer, outlook_parity.backends.jax.optimizer):
+        monkeypatch.setattr(stepper, "MOST_NUMBERS", 777)  # of 120,000 weights and 300 biases
+    for one, other in zip(whole, trained(), strict=True):
+        assert one.keys() == other.keys()
+        assert "AdamW: second moment of weight" in one
+        for name, array in one.items():
+            np.testing.assert_allclose(other[name], array, rtol=1e-13, atol=0, err_msg=name)
 
 
 def check(**options: str) -> Report:
