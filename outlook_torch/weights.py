@@ -12,6 +12,7 @@ from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.formats.registry import PathLike, write_arrays
 from outlook_common.weights.identify import check_weights_of, table_for
 from outlook_common.weights.match import resolve
+from outlook_common.weights.metadata import metadata_of
 from outlook_common.weights.tables.base import TORCH, WeightTable
 from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
 
@@ -48,11 +49,14 @@ def export_weights(model: nn.Module) -> dict[str, np.ndarray]:
 def save_weights(model: nn.Module, path: PathLike) -> None:
     """Write the weights of `model` under PyTorch's names; the suffix of `path` decides the format.
 
+    Its configuration goes into the metadata, which PyTorch's files lack.
+
     Raises:
         WeightsError: the suffix is unknown.
         OSError: the file cannot be written; an existing file is unchanged.
     """
-    write_arrays(path, export_weights(model), {"format": "pt"})
+    table = _table(model)
+    write_arrays(path, export_weights(model), metadata_of(getattr(model, "config", model), table))
 
 
 def save_training(
