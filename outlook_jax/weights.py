@@ -1,10 +1,9 @@
-"""Load, export and save the weights and the training state of a model."""
+"""Load, export and save the weights of a model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -15,8 +14,7 @@ from outlook_common.weights.formats.registry import PathLike, write_arrays
 from outlook_common.weights.identify import check_weights_of, table_for
 from outlook_common.weights.match import resolve
 from outlook_common.weights.metadata import metadata_of
-from outlook_common.weights.tables.base import FLAX, Entry, WeightTable
-from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
+from outlook_common.weights.tables.base import FLAX, WeightTable
 
 # Kinds of variables that are weights: parameters and running statistics, no random streams.
 WEIGHTS = (nnx.Param, nnx.BatchStat)
@@ -36,14 +34,14 @@ def load_weights(model: nnx.Module, source: Source, *, prefix: str = "", use_ema
         OSError: the file cannot be opened.
         TypeError: `model` is not one of this package, or has other weights than its configuration says.
     """
-    table = _table(model)
+    table = table_of(model)
     arrays = resolve(source, table, prefix=prefix, use_ema=use_ema)
     entries = table.names(FLAX)
     loaded = []
     for path, variable in nnx.to_flat_state(nnx.state(model, WEIGHTS)):
         entry, old = entries[path_name(path)], variable.get_value()
         array = contiguous(cast(entry.to_flax(arrays[entry.torch]), old.dtype.name))
-        loaded.append((path, variable.replace(_put_like(array, old))))
+        loaded.append((path, variable.replace(put_like(array, old))))
     nnx.update(model, nnx.from_flat_state(loaded))
 
 
@@ -51,7 +49,7 @@ def export_weights(model: nnx.Module) -> dict[str, np.ndarray]:
     """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout."""
     state = {path_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model, WEIGHTS))}
     weights = {}
-    for entry in _table(model).entries:
+    for entry in table_of(model).entries:
         array = to_numpy(state[entry.flax])
         weights[entry.torch] = contiguous(entry.to_torch(cast(array, entry.dtype or array.dtype.name)))
     return weights
@@ -66,7 +64,7 @@ def save_weights(model: nnx.Module, path: PathLike) -> None:
         WeightsError: the suffix is unknown.
         OSError: the file cannot be written; an existing file is unchanged.
     """
-    table = _table(model)
+    table = table_of(model)
     write_arrays(path, export_weights(model), metadata_of(getattr(model, "config", model), table))
 
 
@@ -75,99 +73,14 @@ def path_name(path: Iterable[Any]) -> str:
     return ".".join(str(step) for step in path)
 
 
-# Optax's name of each kind of moment -> PyTorch's.
-_KINDS = {optax_name: torch_name for torch_name, optax_name in MOMENTS.items()}
-# Names of step counters in Flax's optimizer and in Optax's states.
-_COUNTS = ("step", "count")
-
-
-def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike, *, step: int | None = None) -> None:
-    """Write weights, optimizer moments and step, to resume training in either framework.
-
-    Hyperparameters, schedules and random streams are not written.
-
-    Args:
-        model: one of this package.
-        optimizer: of `optax.adam`, `adamw` or `sgd`, alone or in a chain, of parameters of `model`.
-        path: its suffix decides the format.
-        step: how many steps were made; None means as many as the optimizer has counted.
-
-    Raises:
-        ValueError: the optimizer has other parameters.
-        TypeError: the optimizer keeps something else than those do.
-        WeightsError: the suffix is unknown.
-        OSError: the file cannot be written; an existing file is unchanged.
-    """
-    moments: dict[str, dict[str, np.ndarray]] = {}
-    for kind, entry, _, variable in _moments(model, optimizer):
-        moments.setdefault(kind, {})[entry.torch] = contiguous(entry.to_torch(to_numpy(variable.get_value())))
-    counted = int(optimizer.step.get_value()) if step is None else step
-    write_training(path, Training(export_weights(model), moments, counted))
-
-
-def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike) -> int:
-    """Load a file of either twin's `save_training`, all or nothing; return the number of steps.
-
-    Args:
-        model: one of this package; its parameters keep their dtypes and shardings.
-        optimizer: of `optax.adam`, `adamw` or `sgd`, alone or in a chain, of parameters of `model`.
-        path: the file.
-
-    Raises:
-        WeightsError: the file does not fit the model or the optimizer.
-        ValueError: the optimizer has other parameters.
-        TypeError: the optimizer keeps something else than those do.
-        OSError: the file cannot be opened.
-    """
-    slots = list(_moments(model, optimizer))
-    table, kinds = _table(model), {kind for kind, *_ in slots}
-    training = read_training(path, table, kinds, _trained(model, optimizer))
-    load_weights(model, training.weights)
-    loaded = []
-    for kind, entry, at, variable in slots:
-        old = variable.get_value()
-        array = contiguous(cast(entry.to_flax(training.moments[kind][entry.torch]), old.dtype.name))
-        loaded.append((at, variable.replace(_put_like(array, old))))
-    for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
-        if at[-1] in _COUNTS and variable.get_value().shape == ():
-            loaded.append((at, variable.replace(jnp.asarray(training.step, variable.get_value().dtype))))
-    nnx.update(optimizer, nnx.from_flat_state(loaded))
-    return training.step
-
-
-def _moments(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> Iterator[tuple[str, Entry, Any, Any]]:
-    """Yield (kind, parameter, path in the optimizer's state, variable) of every moment that an optimizer keeps."""
-    entries = _table(model).names(FLAX)
-    unknown = []
-    for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
-        names = [step for step in at[1:] if isinstance(step, str)]
-        if at[-1] in _COUNTS and variable.get_value().shape == ():
-            continue
-        slot, parameter = (names[0], path_name(at[at.index(names[0]) + 1 :])) if names else ("", "")
-        if slot not in _KINDS:
-            unknown.append(path_name(at[1:]))
-        elif parameter not in entries:
-            raise ValueError(f"the optimizer's {parameter} is not of this model")
-        else:
-            yield _KINDS[slot], entries[parameter], at, variable
-    refuse_moments(unknown)
-
-
-def _trained(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> set[str]:
-    """Return PyTorch's names of the parameters of an optimizer."""
-    entries = _table(model).names(FLAX)
-    flat = nnx.to_flat_state(nnx.state(model, optimizer.wrt))
-    return {entries[path_name(path)].torch for path, _ in flat}
-
-
-def _put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+def put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """Put `array` where `old` is; uncommitted if `old` is."""
     sharding = old.sharding if getattr(old, "committed", True) else None
     return jax.device_put(array, sharding)
 
 
-def _table(model: nnx.Module) -> WeightTable:
-    """Return the weight table of `model`."""
+def table_of(model: nnx.Module) -> WeightTable:
+    """Return the weight table of `model`; raise a TypeError if it has others than its configuration says."""
     check_complete(model)
     table = table_for(getattr(model, "config", model))
     flat = nnx.to_flat_state(nnx.state(model, WEIGHTS))
