@@ -43,17 +43,20 @@ def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
     write_training(path, Training(export_weights(model), moments, counted))
 
 
-def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike) -> int:
+def load_training(
+    model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike, *, rngs: nnx.Rngs | None = None
+) -> int:
     """Load a file of either twin's `save_training`, all or nothing; return the number of steps.
 
     Args:
         model: one of this package; its parameters keep their dtypes and shardings.
         optimizer: see `save_training`; its hyperparameters stay, and what it counts is set to the number of steps.
         path: the file.
+        rngs: the random streams of an abstract model; see `load_weights`.
 
     Raises:
         WeightsError: the file does not fit the model or the optimizer.
-        ValueError: the optimizer has other parameters.
+        ValueError: the optimizer has other parameters, or an abstract model's random streams are not given.
         TypeError: the optimizer is another one, or in another wrapper.
         OSError: the file cannot be opened.
     """
@@ -63,7 +66,7 @@ def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
     for kind, entry, _ in slots:
         kept.setdefault(kind, set()).add(entry.torch)
     training = read_training(path, table_of(model), kept)
-    load_weights(model, training.weights)
+    load_weights(model, training.weights, rngs=rngs)
     for kind, entry, variable in slots:
         old = variable.get_value()
         array = contiguous(cast(entry.to_flax(training.moments[kind][entry.torch]), old.dtype.name))

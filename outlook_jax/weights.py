@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from outlook_common.arrays import cast, contiguous, to_numpy
+from outlook_common.text import listed
 from outlook_common.volo import check_complete
 from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.formats.registry import PathLike, write_arrays
@@ -15,26 +17,33 @@ from outlook_common.weights.identify import check_weights_of, table_for
 from outlook_common.weights.match import resolve
 from outlook_common.weights.metadata import metadata_of
 from outlook_common.weights.tables.base import FLAX, WeightTable
+from outlook_jax.blocks import DropRate
 
 # Kinds of variables that are weights: parameters and running statistics, no random streams.
 WEIGHTS = (nnx.Param, nnx.BatchStat)
 
 
-def load_weights(model: nnx.Module, source: Source, *, prefix: str = "", use_ema: bool = False) -> None:
+def load_weights(
+    model: nnx.Module, source: Source, *, prefix: str = "", use_ema: bool = False, rngs: nnx.Rngs | None = None
+) -> None:
     """Load all parameters and buffers of `model`; on error, none.
 
     Args:
-        model: one of this package; its parameters keep their dtypes and shardings.
+        model: one of this package, also an abstract one of `nnx.eval_shape`; its parameters keep their dtypes and
+            shardings.
         source: a path, or a mapping of arrays, in PyTorch's, Flax's or External-Attention-pytorch's naming.
         prefix: of the model's names in the source ("network.0.0.attn"); other names are ignored.
         use_ema: whether to take the averaged weights of a checkpoint.
+        rngs: the random streams of an abstract model; streams that are not abstract stay as they are.
 
     Raises:
         WeightsError: the source cannot be read or does not fit; all faults are reported together.
         OSError: the file cannot be opened.
         TypeError: `model` is not one of this package, or has other weights than its configuration says.
+        ValueError: `model` has abstract random streams, and there is no `rngs`.
     """
     table = table_of(model)
+    concrete = _concrete(model, rngs)
     arrays = resolve(source, table, prefix=prefix, use_ema=use_ema)
     entries = table.names(FLAX)
     loaded = []
@@ -42,7 +51,7 @@ def load_weights(model: nnx.Module, source: Source, *, prefix: str = "", use_ema
         entry, old = entries[path_name(path)], variable.get_value()
         array = contiguous(cast(entry.to_flax(arrays[entry.torch]), old.dtype.name))
         loaded.append((path, variable.replace(put_like(array, old))))
-    nnx.update(model, nnx.from_flat_state(loaded))
+    nnx.update(model, nnx.from_flat_state([*loaded, *concrete]))
 
 
 def export_weights(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -66,6 +75,36 @@ def save_weights(model: nnx.Module, path: PathLike) -> None:
     """
     table = table_of(model)
     write_arrays(path, export_weights(model), metadata_of(getattr(model, "config", model), table))
+
+
+def _concrete(model: nnx.Module, rngs: nnx.Rngs | None) -> list[tuple[Any, nnx.Variable[Any]]]:
+    """Return the abstract variables that are no weights, with values: random streams, rates of stochastic depth."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Any(*WEIGHTS))))
+    abstract = [(path, variable) for path, variable in flat if _is_abstract(variable)]
+    streams = [path_name(path) for path, variable in abstract if isinstance(variable, nnx.RngState)]
+    if streams and rngs is None:
+        raise ValueError(
+            f"the model is abstract, and so are its random streams ({listed(streams, 3)}): pass rngs=nnx.Rngs(seed)"
+        )
+    return [(path, variable.replace(_value(model, path, variable, rngs))) for path, variable in abstract]
+
+
+def _is_abstract(variable: Any) -> bool:
+    return isinstance(variable, nnx.Variable) and isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+
+
+def _value(model: nnx.Module, path: Any, variable: nnx.Variable[Any], rngs: nnx.Rngs | None) -> Any:
+    old = variable.get_value()
+    if isinstance(variable, nnx.RngKey):
+        assert rngs is not None
+        key = rngs.dropout()  # all streams of this package's models
+        return jax.random.split(key, old.shape) if old.shape else key
+    if isinstance(variable, nnx.RngCount):
+        return jnp.zeros(old.shape, old.dtype)
+    if isinstance(variable, DropRate):  # network.<part>.<block>.drop_path<1 or 2>.rate
+        config, (_, part, block, *_) = model.config, path
+        return jnp.asarray(config.drop_path_rates(config.network[part].stage)[block], old.dtype)
+    raise ValueError(f"{path_name(path)}, a {type(variable).__name__}, is abstract: make it after the model")
 
 
 def path_name(path: Iterable[Any]) -> str:

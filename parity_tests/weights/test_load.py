@@ -31,7 +31,7 @@ from outlook_common.weights.checkpoint import _WRAPPING_STEPS, open_checkpoint
 from outlook_common.weights.match import naming_of
 from outlook_common.weights.tables.volo import batch_norm_entries
 from outlook_jax.weights import path_name
-from parity_tests.support.volo import small_config
+from parity_tests.support.volo import draw_images, draw_weights, jit, last, small_config
 from parity_tests.weights.layers import (
     DIM,
     FLOATS,
@@ -302,11 +302,48 @@ def test_jax_twin_loads_nnx_states() -> None:
         assert_same_bits(outlook_jax.export_weights(layer), WEIGHTS)
 
 
-def test_jax_twin_loads_into_a_layer_without_arrays() -> None:
-    layer = nnx.eval_shape(jax_layer)
-    outlook_jax.load_weights(layer, WEIGHTS)
+def test_an_abstract_layer_computes_once_its_weights_are_loaded() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 4, 5, DIM)).astype(np.float32)
+    expected = outlook_torch.OutlookAttention(DIM, HEADS, qkv_bias=True, device="meta")
+    outlook_torch.load_weights(expected, WEIGHTS)
+    layer = nnx.eval_shape(lambda: outlook_jax.OutlookAttention(DIM, HEADS, qkv_bias=True, rngs=nnx.Rngs(0)))
+    outlook_jax.load_weights(layer, WEIGHTS, rngs=nnx.Rngs(3))
     assert_same_bits(outlook_jax.export_weights(layer), WEIGHTS)
-    assert isinstance(layer.v.kernel.get_value(), jax.Array)
+    in_training = [np.asarray(nnx.jit(lambda layer, x: layer(x))(layer, x)) for _ in range(2)]
+    assert np.isfinite(in_training).all()
+    assert not np.array_equal(*in_training)  # the stream goes on
+    layer.eval()
+    found = np.asarray(nnx.jit(lambda layer, x: layer(x))(layer, x))
+    assert np.allclose(found, expected.eval()(torch.from_numpy(x)).detach(), atol=1e-5)
+
+
+def test_an_abstract_volo_computes_once_its_weights_are_loaded() -> None:
+    config = small_config(drop_path_rate=0.3, attn_drop_rate=0.1)
+    weights = draw_weights(config)
+    made = outlook_jax.VOLO(config, param_dtype=np.float64, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: outlook_jax.VOLO(config, param_dtype=np.float64, rngs=nnx.Rngs(0)))
+    outlook_jax.load_weights(model, weights, rngs=nnx.Rngs(dropout=1))
+    assert_same_bits(outlook_jax.export_weights(model), weights)
+    found, expected = (dict(nnx.to_flat_state(nnx.state(twin))) for twin in (model, made))
+    assert found.keys() == expected.keys()
+    for path, variable in found.items():
+        assert variable.get_value().dtype == expected[path].get_value().dtype, path
+        if path[-1] in ("rate", "count"):
+            assert variable.get_value() == expected[path].get_value(), path
+    keys = [jax.random.key_data(variable.get_value()).tolist() for path, variable in found.items() if path[-1] == "key"]
+    assert len(keys) > 5
+    assert len({tuple(key) for key in keys}) == len(keys)
+    images = last(draw_images(config)).astype(np.float64)
+    logits, aux, _ = jit(lambda model, x: model.forward_train(x))(model, images)
+    assert np.isfinite(logits).all()
+    assert np.isfinite(aux).all()
+
+
+def test_an_abstract_model_without_random_streams_says_what_to_pass_and_loads_nothing() -> None:
+    layer = nnx.eval_shape(jax_layer)
+    with pytest.raises(ValueError, match=r"random streams \(attn_drop\.rngs\.count, .*\): pass rngs=nnx\.Rngs\(seed\)"):
+        outlook_jax.load_weights(layer, WEIGHTS)
+    assert isinstance(layer.v.kernel.get_value(), jax.ShapeDtypeStruct)
 
 
 @both_twins
