@@ -176,6 +176,7 @@ def _by_torch(folder: Path) -> dict[str, np.ndarray]:
     """Return the tensors that PyTorch reads of a distributed checkpoint, by their names in the saved mapping."""
     import torch
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
     reader = dcp.FileSystemReader(folder)
     about = reader.read_metadata()
@@ -184,7 +185,10 @@ def _by_torch(folder: Path) -> dict[str, np.ndarray]:
         for name, tensor in about.state_dict_metadata.items()
         if hasattr(tensor, "size")
     }
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    try:
+        dcp.load(state, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:  # a BaseException
+        raise ValueError(str(error).splitlines()[-1]) from error
     paths = about.planner_data if isinstance(about.planner_data, dict) else {}
     at = {name: paths.get(name) for name in state}
     names = {name: ".".join(map(str, path)) if isinstance(path, tuple) and path else name for name, path in at.items()}

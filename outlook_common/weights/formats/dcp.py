@@ -109,9 +109,11 @@ class _Found:
     def path(self, name: str) -> tuple[str, ...]:
         """Return where in the saved mapping a tensor was."""
         path = self._paths.get(name)
-        if not isinstance(path, tuple) or not path or len(path) > limits.DEPTH:
+        if not isinstance(path, tuple) or not path:
             return (name,)
-        return tuple(map(str, path)) if all(isinstance(step, str | int) for step in path) else (name,)
+        if len(path) > limits.DEPTH or not all(isinstance(step, str | int) for step in path):
+            raise ValueError(f"{printable(name)} was at {printable(str(path)[:80])}, which is no place in a mapping")
+        return tuple(map(str, path))
 
 
 def _read_metadata(folder: Path) -> _Found:

@@ -1,5 +1,6 @@
 """One tensor as `torch.save` writes it, in a part of a file; its numbers are read later, without PyTorch."""
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ _STUBS: dict[str, Any] = {
     **{f"torch.{name}": Constant(dtype) for name, dtype in DTYPES.items()},
     "torch.storage.UntypedStorage": Constant(None),
 }
+# The end of an archive: magic, two numbers of disks, two counts of members, size and position of their list, comment.
+_END = struct.Struct("<4s4H2IH")
 # Bytes of the pickle of one tensor, which has some 200.
 _PICKLE_BYTES = 1 << 16
 
@@ -39,6 +42,7 @@ def open_tensor(file: UnchangedFile, start: int, size: int) -> LazyTensor:
         ValueError, TypeError: it holds something else, or a tensor larger than its storage.
         WeightsError: its pickle names code.
     """
+    _check_end(file, start, size)
     inside = {name.partition("/")[2]: member for name, member in members(file, start, size).items()}
     if any(byte_range.deflated for byte_range, _ in inside.values()):
         raise ValueError("a tensor is compressed; PyTorch never compresses")
@@ -59,6 +63,18 @@ def open_tensor(file: UnchangedFile, start: int, size: int) -> LazyTensor:
     if byte_range is None:
         raise ValueError(f"there is no storage data/{storage.key}")
     return _view(dtype, shape, steps, first, byte_range, length)
+
+
+def _check_end(file: UnchangedFile, start: int, size: int) -> None:
+    """Raise a ValueError unless an archive ends as PyTorch's do, in one part and without a comment."""
+    with file.open() as opened:
+        opened.seek(max(start, start + size - _END.size))
+        end = opened.read(min(size, _END.size))
+    if len(end) < _END.size:
+        raise ValueError(f"an archive has {size} bytes, less than its end alone")
+    magic, *disks, here, all_of_them, _, _, comment = _END.unpack(end)
+    if magic != b"PK\5\6" or any(disks) or here != all_of_them or comment:
+        raise ValueError(f"an archive does not end at byte {start + size}, where it should")
 
 
 class _Storage:

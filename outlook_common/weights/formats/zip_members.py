@@ -99,6 +99,8 @@ def _check_sizes(infos: list[zipfile.ZipInfo], size: int) -> None:
 def _byte_range_of(file: UnchangedFile, section: Any, info: zipfile.ZipInfo, start: int) -> ByteRange:
     if info.flag_bits & ~_FLAGS:
         raise ValueError(f"{printable(info.filename)} is encrypted or patched: flags {info.flag_bits:#x}")
+    if info.volume:
+        raise ValueError(f"{printable(info.filename)} is said to be on another disk, number {info.volume}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{printable(info.filename)} is packed by method {info.compress_type}, only 0 and 8 are read")
     if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
