@@ -1,11 +1,13 @@
 """One tensor as `torch.save` writes it, in a part of a file; its numbers are read later, without PyTorch."""
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from outlook_common.arrays import DTYPES
+from outlook_common.text import printable
 from outlook_common.weights.formats.base import check_shape
 from outlook_common.weights.formats.restricted_pickle import Constant, load, record
 from outlook_common.weights.formats.zip_members import members
@@ -61,7 +63,8 @@ def open_tensor(file: UnchangedFile, start: int, size: int) -> LazyTensor:
     shape, steps = check_shape(file.path, "a tensor", sizes), check_shape(file.path, "the strides of a tensor", strides)
     byte_range, length = inside.get(f"data/{storage.key}", (None, 0))
     if byte_range is None:
-        raise ValueError(f"there is no storage data/{storage.key}")
+        raise ValueError(f"there is no storage data/{printable(storage.key)}")
+    byte_range = replace(byte_range, crc=byte_range.crc or None)  # 0 by set_crc32_options(False)
     return _view(dtype, shape, steps, first, byte_range, length)
 
 
