@@ -79,7 +79,7 @@ def make_pair(
         TypeError: a model is no module, no function, and no pair of a Linen module and its variables.
         ValueError: `torch_axes` has another number of axes than the inputs.
     """
-    module, model = _models(torch_model, jax_model)
+    module, model = normalise_models(torch_model, jax_model)
     known = _known_pair(module, model, inputs, name_map)
     if known is None:
         return _user_pair(module, model, inputs, name_map, keywords, output_mask)
@@ -88,7 +88,8 @@ def make_pair(
     return _own_pair(module, model, inputs, name_map, known)
 
 
-def _models(torch_model: Any, jax_model: Any) -> tuple[torch.nn.Module, JaxModel]:
+def normalise_models(torch_model: Any, jax_model: Any) -> tuple[torch.nn.Module, JaxModel]:
+    """Return both twins as `as_torch_module` and `as_jax_model` do; a TypeError if they are exchanged."""
     if isinstance(torch_model, nnx.Module | linen.Module):
         raise TypeError(f"the torch model is a {type(torch_model).__name__} of Flax: are the two exchanged?")
     module = as_torch_module(torch_model)
