@@ -170,7 +170,7 @@ def test_something_else_than_a_model_is_an_error() -> None:
 
 
 def test_exchanged_models_are_an_error_that_says_so() -> None:
-    x, torch_model, jax_model = np.zeros((1, 3)), torch.nn.Linear(3, 3), nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+    x, torch_model, jax_model = np.arange(3.0)[None], torch.nn.Linear(3, 3), nnx.Linear(3, 3, rngs=nnx.Rngs(0))
     for call in (partial(verify, jax_model, torch_model, x), partial(load_torch_weights, torch_model, jax_model)):
         with pytest.raises(TypeError, match="of Flax: are the two exchanged"):
             call()
