@@ -35,7 +35,7 @@ class DropPath(nnx.Module):
         if self.deterministic:
             return x
         keep = 1 - self.rate[...]
-        kept = jax.random.bernoulli(self.rngs(), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+        kept = jax.random.bernoulli(self.rngs(), keep, x.shape[:1]).reshape(-1, *(1,) * (x.ndim - 1))
         return x * (kept.astype(keep.dtype) / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
 
     def set_view(self, deterministic: bool | None = None) -> None:
