@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from outlook_common.constants import INIT_STD, NORM_EPSILON
 from outlook_jax.batch_norm import BatchNorm
+from outlook_jax.promotion import along_last_axis, at_least_float32
 
 # timm's truncated normal is cut at ±2, a hundred standard deviations away.
 INIT: Initializer = nnx.initializers.normal(INIT_STD)
@@ -48,6 +49,22 @@ class Dropout(nnx.Dropout):
         flat = super().__call__(jnp.ones(x.size, jnp.float32), deterministic=False, rngs=rngs)
         kept = lax.reshape(flat > 0, x.shape, out_sharding=jax.typeof(x).sharding)
         return lax.select(kept, x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Flax's LayerNorm with a two-pass variance, bit for bit, that promotes no dtype implicitly."""
+
+    def __call__(self, x: Array) -> Array:
+        """Normalise the last axis; statistics are computed in float32 at least."""
+        assert self.scale is not None
+        assert self.bias is not None
+        x, scale, bias = self.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
+        wide, dtype = at_least_float32(x), x.dtype
+        x = x.astype(wide)
+        scale, bias = (along_last_axis(p.astype(wide), x.ndim) for p in (scale, bias))
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        return (centred * (lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(dtype)
 
 
 def linear(
@@ -91,10 +108,10 @@ def conv(
     )
 
 
-def layer_norm(dim: int, **options: Unpack[LayerOptions]) -> nnx.LayerNorm:
+def layer_norm(dim: int, **options: Unpack[LayerOptions]) -> LayerNorm:
     """Make a LayerNorm with a two-pass variance, as PyTorch's is."""
     rngs = options["rngs"]
-    return nnx.LayerNorm(dim, epsilon=NORM_EPSILON, use_fast_variance=False, rngs=rngs, **_dtypes(options))
+    return LayerNorm(dim, epsilon=NORM_EPSILON, use_fast_variance=False, rngs=rngs, **_dtypes(options))
 
 
 def batch_norm(features: int, **options: Unpack[LayerOptions]) -> BatchNorm:
