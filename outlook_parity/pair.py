@@ -29,6 +29,7 @@ from outlook_parity.core.outputs import Beside, Output, match_outputs
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.task import MASK, Task, mean_square, no_task
 from outlook_parity.mapping.names import Names
+from outlook_parity.mapping.output_axes import Shapes, output_axes
 from outlook_parity.mapping.structure import Order
 from outlook_parity.mapping.user import NameMap, torch_axes_of
 from outlook_parity.models.registry import KnownModel, known_model
@@ -135,22 +136,29 @@ def _user_pair(
     torch_outputs, jax_outputs, beside = _outputs(module, model, inputs, axes, keywords)
     matched = match_outputs(torch_outputs, jax_outputs, lambda one, other: bool(fitting_axes(one, other)))
     opaque = [f"{NOT_COMPARED}, as it holds no arrays: {listed(beside.opaque)}"] if beside.opaque else []
-    torch_shapes = {name: output.shape for name, output in torch_outputs.items()}
-    jax_shapes = {name: output.shape for name, output in matched.of_jax(jax_outputs).items()}
-    out_axes = _output_axes(torch_shapes, jax_shapes, name_map)
+
+    def shapes(torch_outputs: Mapping[str, Output], jax_outputs: Mapping[str, Output]) -> tuple[Shapes, Shapes]:
+        ours = {name: output.shape for name, output in torch_outputs.items()}
+        return ours, {name: output.shape for name, output in matched.of_jax(jax_outputs).items()}
+
+    def shapes_of(inputs: Mapping[str, np.ndarray]) -> tuple[Shapes, Shapes]:
+        return shapes(*_outputs(module, model, inputs, axes, keywords)[:2])
+
+    torch_shapes, jax_shapes = shapes(torch_outputs, jax_outputs)
+    found = output_axes(torch_shapes, jax_shapes, name_map.out_axes, axes, inputs, shapes_of)
     common = {name: output for name, output in matched.of_jax(jax_outputs).items() if name in torch_outputs}
     masks = output_masks(output_mask, inputs, jax_shapes)
     floating = {name: output.shape for name, output in common.items() if output.floating}
     task = _per_seed(lambda rng: _mean_square(floating, masks.by_output, rng))
     compared = [name for name in compared_weights(module) if name in set(names.expected)]
     return Pair(
-        TorchRunner(module, axes, task, out_axes, compared, matched),
+        TorchRunner(module, axes, task, found.orders, compared, matched),
         JaxRunner(model, names, task, matched, weightless=bool(alone)),
         names,
         _refused(module, model),
         keywords,
         masks,
-        (*alone, *matched.notes, *opaque, *masks.notes),
+        (*alone, *matched.notes, *found.notes, *opaque, *masks.notes),
     )
 
 
@@ -224,26 +232,3 @@ def _outputs(
     of_torch = runner.beside
     opaque = [*(f"{name} of torch" for name in of_torch.opaque), *(f"{name} of JAX" for name in of_jax.opaque)]
     return torch_outputs, jax_outputs, Beside(opaque)
-
-
-def _output_axes(
-    torch_shapes: Mapping[str, tuple[int, ...]], jax_shapes: Mapping[str, tuple[int, ...]], name_map: NameMap
-) -> dict[str, Axes]:
-    """Return the order in which JAX has the axes of each output, where it is another one than PyTorch's.
-
-    As the map says, else by shapes where they do not fit as they are; never by numbers: a twin that exchanges axes is
-    wrong.
-    """
-    if unknown := name_map.out_axes.keys() - torch_shapes.keys():
-        raise ValueError(
-            f"out_axes names {', '.join(sorted(unknown))}; the torch model gives {', '.join(torch_shapes)}"
-        )
-    orders: dict[str, Axes] = {}
-    for name, shape in torch_shapes.items():
-        fitting = fitting_axes(shape, jax_shapes.get(name, ()))
-        order = name_map.out_axes.get(name, fitting[0] if fitting else None)
-        if order is not None and sorted(order) != list(range(len(shape))):
-            raise ValueError(f"out_axes of {name}, in torch of shape {shape}, must not be {list(order)}")
-        if order is not None and order != tuple(range(len(shape))):
-            orders[name] = order
-    return orders
