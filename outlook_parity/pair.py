@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -16,12 +17,19 @@ from outlook_parity.backends.jax.base import JaxModel
 from outlook_parity.backends.jax.functions import FunctionModel
 from outlook_parity.backends.jax.model import as_jax_model, output_shapes
 from outlook_parity.backends.jax.runner import JaxRunner
+from outlook_parity.backends.jax.runner import to_float64 as jax_to_float64
 from outlook_parity.backends.names import names_of_models
 from outlook_parity.backends.order import call_order
-from outlook_parity.backends.torch.model import FunctionModule, argument_names_of, as_torch_module, compared_weights
+from outlook_parity.backends.torch.model import (
+    FunctionModule,
+    argument_names_of,
+    as_torch_module,
+    compared_weights,
+    to_float64,
+)
 from outlook_parity.backends.torch.runner import TorchRunner
 from outlook_parity.core.calls import accept_keywords
-from outlook_parity.core.check import NOT_COMPARED
+from outlook_parity.core.check import NOT_COMPARED, TWINS, Tensors
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.layout import Axes, fitting_axes
 from outlook_parity.core.masks import OutputMasks, output_masks
@@ -47,6 +55,7 @@ class Pair:
         keywords: of the inputs, in their order, where the models are called by keyword.
         masks: which positions of the outputs count.
         notes: what else to know of the pair.
+        constants: twin -> arrays that are no weights, under one name in both.
     """
 
     torch: TorchRunner
@@ -56,6 +65,7 @@ class Pair:
     keywords: tuple[str, ...] = ()
     masks: OutputMasks = field(default_factory=OutputMasks)
     notes: tuple[str, ...] = ()
+    constants: Mapping[str, Tensors] = field(default_factory=lambda: {twin: {} for twin in TWINS})
 
 
 def make_pair(
@@ -151,6 +161,7 @@ def _user_pair(
     floating = {name: output.shape for name, output in common.items() if output.floating}
     task = _per_seed(lambda rng: _mean_square(floating, masks.by_output, rng))
     compared = [name for name in compared_weights(module) if name in set(names.expected)]
+    constants, uncompared = _constants(module, model, names)
     return Pair(
         TorchRunner(module, axes, task, found.orders, compared, matched),
         JaxRunner(model, names, task, matched, weightless=bool(alone)),
@@ -158,8 +169,26 @@ def _user_pair(
         _refused(module, model),
         keywords,
         masks,
-        (*alone, *matched.notes, *found.notes, *opaque, *masks.notes),
+        (*alone, *matched.notes, *found.notes, *opaque, *uncompared, *masks.notes),
+        constants,
     )
+
+
+def _constants(
+    module: torch.nn.Module, model: JaxModel, names: Names
+) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """Return JAX's constants and PyTorch's buffers of the same names, and as a note which have none."""
+    found: dict[str, dict[str, np.ndarray]] = {twin: {} for twin in TWINS}
+    buffers, left = dict(module.named_buffers()), []
+    for flax in model.constants:
+        array = model.buffers[flax]
+        owner, _, leaf = flax.rpartition(".")
+        name = ".".join(filter(None, (names.module(owner), leaf)))
+        if name in buffers and not jnp.issubdtype(array.dtype, jax.dtypes.extended):  # a random key is no number
+            found["torch"][name], found["jax"][name] = to_float64(buffers[name]), jax_to_float64(array)
+        else:
+            left.append(f"{flax} {tuple(array.shape)}")
+    return found, [f"constants of the JAX model without a buffer of that name in torch: {listed(left)}"] if left else []
 
 
 def _alone_with_weights(module: torch.nn.Module, model: JaxModel) -> list[str]:
