@@ -15,6 +15,7 @@ from outlook_common.text import listed
 from outlook_parity.backends.jax.base import JaxModel
 from outlook_parity.backends.jax.functions import FunctionModel
 from outlook_parity.backends.jax.model import as_jax_model, output_shapes
+from outlook_parity.backends.jax.placement import Placement, placement_of
 from outlook_parity.backends.jax.runner import JaxRunner
 from outlook_parity.backends.names import names_of_models
 from outlook_parity.backends.order import call_order
@@ -27,6 +28,7 @@ from outlook_parity.core.layout import Axes, fitting_axes
 from outlook_parity.core.masks import OutputMasks, output_masks
 from outlook_parity.core.outputs import Beside, Output, match_outputs
 from outlook_parity.core.request import Inputs, Request
+from outlook_parity.core.sharding import Sharding, ShardingRequest
 from outlook_parity.core.task import MASK, Task, mean_square, no_task
 from outlook_parity.mapping.names import Names
 from outlook_parity.mapping.structure import Order
@@ -46,6 +48,7 @@ class Pair:
         keywords: of the inputs, in their order, where the models are called by keyword.
         masks: which positions of the outputs count.
         notes: what else to know of the pair.
+        sharding: over which devices JAX's runs, None for one.
     """
 
     torch: TorchRunner
@@ -55,6 +58,7 @@ class Pair:
     keywords: tuple[str, ...] = ()
     masks: OutputMasks = field(default_factory=OutputMasks)
     notes: tuple[str, ...] = ()
+    sharding: Sharding | None = None
 
 
 def make_pair(
@@ -64,6 +68,7 @@ def make_pair(
     name_map: NameMap,
     keywords: tuple[str, ...] = (),
     output_mask: Any = None,
+    sharding: ShardingRequest | None = None,
 ) -> Pair:
     """Return two models as a pair of twins.
 
@@ -74,18 +79,20 @@ def make_pair(
         name_map: the user's map.
         keywords: of the inputs, in their order: by which they are passed if both models have arguments of these names.
         output_mask: see `output_masks`.
+        sharding: over how many devices JAX's is to run; None runs it as it is given.
 
     Raises:
         TypeError: a model is no module, no function, and no pair of a Linen module and its variables.
-        ValueError: `torch_axes` has another number of axes than the inputs.
+        ValueError: `torch_axes` has another number of axes than the inputs; or JAX's cannot run sharded so.
     """
     module, model = _models(torch_model, jax_model)
+    placement = placement_of(model, sharding or ShardingRequest())
     known = _known_pair(module, model, inputs, name_map)
     if known is None:
-        return _user_pair(module, model, inputs, name_map, keywords, output_mask)
+        return _user_pair(module, model, inputs, name_map, keywords, output_mask, placement)
     if output_mask is not None:
         raise ValueError("output_mask is for models of your own: every position of a VOLO counts")
-    return _own_pair(module, model, inputs, name_map, known)
+    return _own_pair(module, model, inputs, name_map, known, placement)
 
 
 def _models(torch_model: Any, jax_model: Any) -> tuple[torch.nn.Module, JaxModel]:
@@ -111,12 +118,25 @@ def _known_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_m
     return known
 
 
-def _own_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map: NameMap, known: KnownModel) -> Pair:
+def _own_pair(
+    module: torch.nn.Module,
+    model: JaxModel,
+    inputs: Inputs,
+    name_map: NameMap,
+    known: KnownModel,
+    placement: Placement,
+) -> Pair:
     names = known.names()
     shape = next(iter(inputs.values())).shape
     task = _per_seed(lambda rng: known.task(shape, rng))
     axes = torch_axes_of(name_map, inputs, known.torch_axes)
-    return Pair(TorchRunner(module, axes, task), JaxRunner(model, names, task), names, _refused(module, model))
+    return Pair(
+        TorchRunner(module, axes, task),
+        JaxRunner(model, names, task, placement=placement),
+        names,
+        _refused(module, model),
+        sharding=placement.describe(model, inputs),
+    )
 
 
 def _user_pair(
@@ -126,6 +146,7 @@ def _user_pair(
     name_map: NameMap,
     given: tuple[str, ...],
     output_mask: Any,
+    placement: Placement,
 ) -> Pair:
     keywords = shared_keywords(module, model, given)
     alone = _alone_with_weights(module, model)
@@ -145,12 +166,13 @@ def _user_pair(
     compared = [name for name in compared_weights(module) if name in set(names.expected)]
     return Pair(
         TorchRunner(module, axes, task, out_axes, compared, matched),
-        JaxRunner(model, names, task, matched, weightless=bool(alone)),
+        JaxRunner(model, names, task, matched, weightless=bool(alone), placement=placement),
         names,
         _refused(module, model),
         keywords,
         masks,
         (*alone, *matched.notes, *opaque, *masks.notes),
+        placement.describe(model, inputs),
     )
 
 
