@@ -16,8 +16,8 @@ def verify_made(made: Made, levels: tuple[str, ...] | None = None, axes: tuple[i
 
 
 def verify_pair(pair: Pair) -> Report:
-    """Return the report on an honest pair, on every level that it allows."""
-    return verify_made(pair.make(), axes=pair.torch_axes)
+    """Return the report on an honest pair, on its levels."""
+    return verify_made(pair.make(), pair.levels, pair.torch_axes)
 
 
 def verify_fault(fault: Fault) -> Report:

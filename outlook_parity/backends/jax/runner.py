@@ -19,6 +19,7 @@ from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.model import weights_of
 from outlook_parity.backends.jax.program import leaf_kinds, program_of
 from outlook_parity.backends.jax.random import shared_bernoulli
+from outlook_parity.backends.jax.resizing import listening
 from outlook_parity.backends.jax.settings import jax_device, pinned
 from outlook_parity.backends.jax.truth import lifted
 from outlook_parity.core.attributes import Attributes
@@ -109,13 +110,13 @@ class JaxRunner(Runner):
             repeated=repeated,
         )
 
-    @guarded
-    @or_unlifted
     def _cotangent(self, request: Request, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return the cotangent of an output; zero if PyTorch has none such."""
         alone = self._matched is not None and name in self._matched.alone
         return np.zeros(shape) if alone else request.cotangent(name, shape)
 
+    @guarded
+    @or_unlifted
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
         place = jax_device(request.device)
@@ -132,7 +133,7 @@ class JaxRunner(Runner):
         """See `Runner`."""
         place = jax_device(request.device)
         trained: dict[str, np.ndarray] = {}
-        draws = Draws(request.seed, keep_all=request.keep_all)
+        draws = Draws(request.seed, keep_all=request.keep_all, single=request.single)
         with pinned(request.dtype, place), self._lifted(request):
             model, *start, inputs = self._placed(request, place, training=True)
             task = self._task(request)
@@ -182,10 +183,21 @@ class JaxRunner(Runner):
     def attributes(self, request: Request) -> Attributes:
         """See `Runner`."""
         modules: dict[str, Any] = {}
+        resizings: Attributes = {}
+        running = [ROOT]
 
-        def around(path: str, module: Any) -> AbstractContextManager[Any]:
+        @contextmanager
+        def around(path: str, module: Any) -> Iterator[None]:
             modules[path] = module
-            return mark(path)
+            running.append(path)
+            try:
+                with mark(path):
+                    yield
+            finally:
+                running.pop()
+
+        def note(resizing: dict[str, Any]) -> None:
+            resizings.setdefault(running[-1], {}).update(resizing)
 
         place = jax_device("cpu")
         with pinned(request.dtype, place):
@@ -195,9 +207,12 @@ class JaxRunner(Runner):
                 watching = {"around": around, "module_name": self._names.module}
                 return self._outputs(model.call(parameters, buffers, request.arguments(inputs), **watching)[0])
 
-            jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
+            with listening(note):
+                jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
             found = attributes_of(modules, PRECISIONS[request.dtype].products)
         add_operations(jaxpr, found)
+        for path, resizing in resizings.items():
+            found.setdefault(path, {}).update(resizing)
         if self.model.mode is not None:
             found.setdefault(ROOT, {})["mode"] = self.model.mode
         return found
