@@ -234,7 +234,7 @@ class LayerDrop(nnx.Module):
 
 @pytest.mark.parametrize(
     ("theirs", "ours", "verdict"),
-    [(0.5, 0.5, "pass"), (0.5, 0.1, "mismatch"), (0.0, None, "pass"), (0.5, None, "mismatch"), (1.0, None, "mismatch")],
+    [(0.5, 0.5, "pass"), (0.5, 0.1, "mismatch"), (0.0, None, "pass"), (0.5, None, "mismatch")],
 )
 def test_layers_left_out_by_single_random_numbers_are_the_same(theirs: float, ours: float | None, verdict: str) -> None:
     module = TorchLayerDrop(theirs)
