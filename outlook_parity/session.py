@@ -65,7 +65,8 @@ class Session:
 
     def run(self) -> None:
         """Compare the weights, and run all passes of the plan."""
-        self.checks += compare.compare_weights(self.weights["torch"], self.weights["jax"], self._pair.names.expected)
+        torch, jax = (self.weights[twin] | self._pair.constants[twin] for twin in TWINS)
+        self.checks += compare.compare_weights(torch, jax, self._pair.names.expected)
         methods = {"evaluation": self._evaluate, "layers": self._compare_modules, "training": self._train}
         for name, dtype in self._plan.passes:
             methods[name](dtype)

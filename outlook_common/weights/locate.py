@@ -1,5 +1,7 @@
 """Locate weight files: a path, a folder, or a Hub id."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +10,47 @@ from outlook_common.weights.formats import orbax, sharded
 from outlook_common.weights.formats.base import PathLike
 from outlook_common.weights.formats.registry import FORMATS
 
+# Suffixes of files that are no weights, or of formats that are not read.
+_FILE_SUFFIXES = (
+    ".safetensor", ".st", ".npy", ".h5", ".hdf5", ".keras", ".msgpack", ".distcp", ".onnx", ".gguf", ".pb", ".tflite",
+    ".pkl", ".pickle", ".joblib", ".tar", ".gz", ".tgz", ".zip", ".json", ".yaml", ".yml", ".txt", ".py",
+)  # fmt: skip
+
 
 def hub_id_in(source: PathLike) -> str | None:
     """Return `source` if it is a Hub id, else None.
 
-    "owner/name" and "owner/name@revision" are Hub ids unless a file or folder of that name exists or the name has the
-    suffix of a weight file; "hf-hub:owner/name" always is, a `Path` never.
+    "owner/name" and "owner/name@revision" are Hub ids unless they look like a path: the name has the suffix of a file,
+    or a file or folder of that name, or a folder "owner", is there. "hf-hub:owner/name" always is, a `Path` never.
     """
     if not isinstance(source, str):
         return None
-    if not source.startswith(PREFIX) and (source.lower().endswith(tuple(FORMATS)) or Path(source).exists()):
+    if not source.startswith(PREFIX) and _looks_like_a_path(source):
         return None
     try:
         split_hub_id(source)
     except ValueError:
         return None
     return source
+
+
+def _looks_like_a_path(source: str) -> bool:
+    path = Path(source)
+    is_in_folder = path.parent != Path() and path.parent.is_dir()
+    return source.lower().endswith((*FORMATS, *_FILE_SUFFIXES)) or path.exists() or is_in_folder
+
+
+def _check_exists(source: PathLike) -> None:
+    """Raise a FileNotFoundError if there is no such file or folder; with the way to the Hub if that is its form."""
+    if Path(source).exists():
+        return
+    why = os.strerror(errno.ENOENT)
+    try:
+        split_hub_id(str(source))
+    except ValueError:
+        raise FileNotFoundError(errno.ENOENT, why, str(source)) from None
+    why = f"{why}; as it looks like a path, the Hub was not asked: {PREFIX}{source} does"
+    raise FileNotFoundError(errno.ENOENT, why, str(source))
 
 
 def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | None]:
@@ -38,7 +65,7 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
 
     Raises:
         HubError: as `fetch` says.
-        FileNotFoundError: the folder has no weights.
+        FileNotFoundError: there is no such file or folder, or the folder has no weights.
         WeightsError: the folder has several Orbax checkpoints.
     """
     if (hub_id := hub_id_in(source)) is not None:
@@ -48,6 +75,7 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
             if hub_id.startswith(PREFIX):
                 raise
             raise type(error)(f"{error} (taken as a Hub id: there is no file or folder {source} here)") from error
+    _check_exists(source)
     folder = Path(source)
     if not folder.is_dir():
         return folder, None

@@ -140,7 +140,8 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 def _leaf(entry: Mapping[str, Any]) -> Leaf:
     leaf = tuple(str(step["key"]) for step in entry["key_metadata"])
-    if not leaf or any(not step or step in (".", "..") or set(step) & set("/\\\0") for step in leaf):
+    # Haiku's modules are called "outer/inner".
+    if not leaf or any(part in ("", ".", "..") or set(part) & set("\\\0") for step in leaf for part in step.split("/")):
         raise ValueError(f"{printable('.'.join(leaf))!r} is not a name of an array")
     return leaf
 

@@ -17,10 +17,11 @@ from outlook_common.arrays import to_numpy
 from outlook_parity.backends.jax.attributes import add_operations, attributes_of, mark
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.model import weights_of
+from outlook_parity.backends.jax.placement import Place, Placement, placement_of
 from outlook_parity.backends.jax.program import leaf_kinds, program_of
 from outlook_parity.backends.jax.random import shared_bernoulli
 from outlook_parity.backends.jax.resizing import listening
-from outlook_parity.backends.jax.settings import jax_device, pinned
+from outlook_parity.backends.jax.settings import pinned
 from outlook_parity.backends.jax.truth import lifted
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.dropout import Draws
@@ -46,6 +47,7 @@ class JaxRunner(Runner):
         task: for a request, what training minimises.
         outputs: which of its outputs are which of PyTorch's; None if the names are the same.
         weightless: whether the twin has no weights that these could be compared with.
+        placement: where it runs; None means as the weights are sharded.
     """
 
     name = "jax"
@@ -58,12 +60,14 @@ class JaxRunner(Runner):
         outputs: OutputMatch | None = None,
         *,
         weightless: bool = False,
+        placement: Placement | None = None,
     ) -> None:
         self.model = model
         self._names = names
         self._task = task
         self._matched = outputs
         self._weightless = weightless
+        self._placement = placement_of(model) if placement is None else placement
         self.truth = Truth()
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -78,14 +82,14 @@ class JaxRunner(Runner):
     @or_unlifted
     def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
-        place = jax_device(request.device)
-        with pinned(request.dtype, place), self._lifted(request):
+        place = self._placement.on(request.device)
+        with pinned(request.dtype, place.device), self._lifted(request):
             model, parameters, buffers, inputs = self._placed(request, place)
             forward = partial(_forward, model, request, self._outputs)
             floating, others = jax.eval_shape(forward, parameters, {}, buffers, inputs)[0:2]
             order = [*floating, *others]
             cotangents = {
-                name: jax.device_put(self._cotangent(request, name, shape.shape).astype(shape.dtype), place)
+                name: place.other(self._cotangent(request, name, shape.shape).astype(shape.dtype))
                 for name, shape in (floating.items() if gradients else ())
             }
             evaluate = jax.jit(partial(_evaluate, forward, gradients))
@@ -93,7 +97,7 @@ class JaxRunner(Runner):
 
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
                 nonlocal buffers
-                placed = {name: jax.device_put(x, place) for name, x in request.rounded_inputs(inputs).items()}
+                placed = {name: place.input(name, x) for name, x in request.rounded_inputs(inputs).items()}
                 if any(inputs[name].shape != array.shape for name, array in request.inputs.items()):
                     # Cotangents are of the given size; and a state that a model keeps must not be of another.
                     outputs, *_ = jax.jit(partial(_evaluate, forward, False))(parameters, buffers, placed, {})
@@ -110,17 +114,12 @@ class JaxRunner(Runner):
             repeated=repeated,
         )
 
-    def _cotangent(self, request: Request, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the cotangent of an output; zero if PyTorch has none such."""
-        alone = self._matched is not None and name in self._matched.alone
-        return np.zeros(shape) if alone else request.cotangent(name, shape)
-
     @guarded
     @or_unlifted
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
-        place = jax_device(request.device)
-        with pinned(request.dtype, place), self._lifted(request, recorder):
+        place = self._placement.on(request.device)
+        with pinned(request.dtype, place.device), self._lifted(request, recorder):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
             watching = {} if recorder is None else {"recorder": recorder, "module_name": self._names.module}
             output = model.call(parameters, buffers, request.arguments(inputs), **watching)[0]
@@ -131,13 +130,13 @@ class JaxRunner(Runner):
     @or_unlifted
     def train(self, request: Request) -> Training:
         """See `Runner`."""
-        place = jax_device(request.device)
+        place = self._placement.on(request.device)
         trained: dict[str, np.ndarray] = {}
         draws = Draws(request.seed, keep_all=request.keep_all, single=request.single)
-        with pinned(request.dtype, place), self._lifted(request):
+        with pinned(request.dtype, place.device), self._lifted(request):
             model, *start, inputs = self._placed(request, place, training=True)
             task = self._task(request)
-            targets = {name: jax.device_put(request.fixed(target), place) for name, target in task.targets.items()}
+            targets = {name: place.other(request.fixed(target)) for name, target in task.targets.items()}
 
             def loss_of(parameters: Values, buffers: Values, inputs: Values, targets: Values) -> Any:
                 draws.begin()
@@ -171,6 +170,11 @@ class JaxRunner(Runner):
                 self.truth.saw_constant(self._names.module(path), to_numpy(value), leaf)
         return lifted(self.truth, lambda: None if recorder is None else recorder.inside)
 
+    def _cotangent(self, request: Request, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the cotangent of an output; zero if PyTorch has none such."""
+        alone = self._matched is not None and name in self._matched.alone
+        return np.zeros(shape) if alone else request.cotangent(name, shape)
+
     def _slots(self, state: Any, names: Mapping[str, str]) -> dict[str, np.ndarray]:
         """Return an optimizer's state as "momentum of head.weight"."""
         found: dict[str, np.ndarray] = {}
@@ -199,8 +203,8 @@ class JaxRunner(Runner):
         def note(resizing: dict[str, Any]) -> None:
             resizings.setdefault(running[-1], {}).update(resizing)
 
-        place = jax_device("cpu")
-        with pinned(request.dtype, place):
+        place = self._placement.on("cpu")
+        with pinned(request.dtype, place.device):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
 
             def call(parameters: Values, buffers: Values, inputs: Values) -> Any:
@@ -220,8 +224,8 @@ class JaxRunner(Runner):
     @guarded
     def program(self, request: Request, keep: Callable[[str], bool]) -> Program:
         """See `Runner`."""
-        place = jax_device("cpu")
-        with pinned(request.dtype, place):
+        place = self._placement.on("cpu")
+        with pinned(request.dtype, place.device):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
 
             def call(parameters: Values, buffers: Values, inputs: Values) -> Any:
@@ -235,8 +239,8 @@ class JaxRunner(Runner):
     @contextmanager
     def module(self, request: Request, path: str) -> Iterator[Any]:
         """See `Runner`."""
-        place = jax_device(request.device)
-        with pinned(request.dtype, place):
+        place = self._placement.on(request.device)
+        with pinned(request.dtype, place.device):
             model, parameters, buffers, _ = self._placed(request, place, one_by_one=True)
             modules = {self._names.module(flax): module for flax, module in model.merged(parameters, buffers).items()}
             yield modules.get(path)
@@ -253,9 +257,9 @@ class JaxRunner(Runner):
         return lambda *inputs, **named: NamedOutputs(self._outputs(model(*inputs, **named)))
 
     def _placed(
-        self, request: Request, place: jax.Device, *, training: bool = False, one_by_one: bool = False
+        self, request: Request, place: Place, *, training: bool = False, one_by_one: bool = False
     ) -> tuple[JaxModel, Values, Values, Values]:
-        """Return the model, its parameters and buffers and the inputs, recast and on the device."""
+        """Return the model, its parameters and buffers and the inputs, recast and placed."""
         one_by_one |= training and self.model.drops  # masks are shared draw by draw
         model = self.model.prepared(PRECISIONS[request.dtype].storage, training=training, one_by_one=one_by_one)
 
@@ -264,9 +268,9 @@ class JaxRunner(Runner):
             return request.rounded(self._torch_name(name), to_numpy(value)) if recast else value
 
         def placed(values: Values) -> Values:
-            return {name: jax.device_put(rounded(name, value), place) for name, value in values.items()}
+            return {name: place.weight(rounded(name, value), value) for name, value in values.items()}
 
-        inputs = {name: jax.device_put(array, place) for name, array in request.rounded_inputs().items()}
+        inputs = {name: place.input(name, array) for name, array in request.rounded_inputs().items()}
         return model, placed(model.parameters), placed(model.buffers), inputs
 
     def _torch_name(self, flax: str) -> str:
