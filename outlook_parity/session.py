@@ -95,7 +95,7 @@ class Session:
         self.checks = excused.with_unused([*self.checks, *rows], self._unused)
 
     def _note_gradients(self, twin: str, run: Run) -> None:
-        """Keep which parameters PyTorch's outputs do not depend on, and which gradients are exactly zero in JAX."""
+        """Keep which parameters no output depends on, and which gradients are exactly zero in JAX."""
         self._unused |= run.unused
         if twin == "jax" and run.gradients and self._stopped is None:
             self._stopped = frozenset(name for name, gradient in run.gradients.items() if not gradient.any())

@@ -146,6 +146,37 @@ def test_a_fault_as_small_as_float32_rounds_is_no_note_in_a_module_without_const
     assert (report.verdict, report.first_divergence) == ("mismatch", "norm")
 
 
+class TorchScaled(torch.nn.Module):
+    """A residual branch that is scaled by a number, as those of stochastic depth."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.rate = torch.nn.Linear(WIDTH, WIDTH), rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = x + self.linear(x) / (1 - self.rate)
+        return y
+
+
+class Scaled(nnx.Module):
+    def __init__(self) -> None:
+        self.linear = nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.linear(x) / (1 - 0.1)
+
+
+@pytest.mark.parametrize(
+    ("rate", "verdict"), [(torch.linspace(0, 0.1, 2)[1].item(), "pass"), (0.1 + 1.5e-9, "mismatch"), (0.1, "pass")]
+)
+def test_a_number_of_float32_in_a_module_is_a_constant_of_float32(rate: float, verdict: str) -> None:
+    module, x = TorchScaled(rate), np.random.default_rng(0).standard_normal((4, WIDTH))
+    report = verify(module, load_torch_weights(Scaled(), module), x, levels=("forward", "training"))
+    assert report.verdict == verdict, str(report)
+    assert any("rate of shape () (torch)" in note for note in report.notes) == (verdict == "pass" and rate != 0.1)
+
+
 def _torch_casts() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     f32 = torch.float32
     return {

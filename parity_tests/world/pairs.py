@@ -243,7 +243,7 @@ def wav2vec2(**config: Any) -> Made:
     In training the port's layers neither drop nor are left out, nor is anything masked: so it is in the original.
     """
     sizes = dict.fromkeys(("layerdrop", "hidden_dropout", "attention_dropout", "activation_dropout"), 0.0)
-    sizes |= {"mask_time_prob": 0.0, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"apply_spec_augment": False, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"intermediate_size": 48, "num_conv_pos_embeddings": 4}
     sizes |= {"conv_dim": (16, 16), "conv_kernel": (4, 3), "conv_stride": (2, 2)}
     sizes |= {"num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer", "do_stable_layer_norm": True}

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from outlook_common.arrays import to_numpy
 from outlook_parity.backends.jax.attributes import add_operations, attributes_of, mark
@@ -106,12 +107,29 @@ class JaxRunner(Runner):
                 return {name: to_float64(outputs[name]) for name in order}
 
             repeated = repeat_calls(request, call) if repeat else {}
+            unused = self._unused_alone(forward, parameters, buffers, inputs) if gradients else frozenset()
         return Run(
             outputs=request.masked({name: to_float64(outputs[name]) for name in order}),
             dtypes={name: outputs[name].dtype.name for name in order},
             gradients={n: to_float64(x) for n, x in of_inputs.items()}
             | ({} if self._weightless else self._under_torch_names(of_parameters)),
             repeated=repeated,
+            unused=unused,
+        )
+
+    def _unused_alone(
+        self, forward: Callable[..., Any], parameters: Values, buffers: Values, inputs: Values
+    ) -> frozenset[str]:
+        """Return the parameters that PyTorch lacks and no output depends on."""
+        alone = self._names.found.candidates.keys() & parameters.keys()
+        if not alone:
+            return frozenset()
+        jaxpr = jax.make_jaxpr(lambda given: forward(given, {}, buffers, inputs)[0:2])(parameters).jaxpr
+        _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        return frozenset(
+            self._torch_name(name)
+            for name, so in zip(sorted(parameters), used, strict=True)
+            if not so and name in alone
         )
 
     @guarded
