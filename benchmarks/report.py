@@ -123,7 +123,7 @@ def verify(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
         [
             "# What a verification takes",
             "",
-            "As `outlook verify` runs by default: float64 and float32, two training steps with each optimizer in",
+            "As `outlook verify` runs by default: float64 and float32, three training steps with each optimizer in",
             "float64; each figure of a process of its own.",
             "",
             "## Seconds of the processor",

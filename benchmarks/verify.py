@@ -17,7 +17,7 @@ from outlook_parity.core.memory import release_large_blocks, resident_bytes
 LEVELS = ("forward", "layers", "gradients", "training")
 ALL = "all levels"
 # As `outlook verify` runs by default.
-STEPS, TRAINED = 2, ("float64",)
+TRAINED = ("float64",)
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -147,7 +147,7 @@ def _verify(pair: Pair, level: str) -> str:
 
     levels = None if level == ALL else (level,)
     names = None if pair.torch_axes is None else NameMap(torch_axes=pair.torch_axes)
-    report = verify(*pair[:3], levels=levels, training_dtypes=TRAINED, steps=STEPS, names=names)
+    report = verify(*pair[:3], levels=levels, training_dtypes=TRAINED, names=names)
     return report.verdict
 
 

@@ -1,10 +1,11 @@
 """Recorded events of one twin in the layout of the other. Imports no framework."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from outlook_parity.core.layout import Axes, axes_to_jax, fitting_axes
+from outlook_parity.core.layout import Axes, fitting_axes, nearest_axes
 from outlook_parity.core.recorder import Arrays, Events, Key, Shaped, shapes_of
 
 # Of an event and the index of an array in it: the order in which JAX has PyTorch's axes.
@@ -34,21 +35,49 @@ class _Relaid(Mapping[Key, Arrays], Shaped):
         return [tuple(shape[axis] for axis in self._order(key, index)) for index, shape in shapes]
 
 
-def event_axes(torch: Events, jax: Events, shared: Sequence[str]) -> EventAxes:
-    """Return for each array of both in which order JAX has PyTorch's axes; without those that do not fit."""
-    found: EventAxes = {}
+# Types of PyTorch's modules whose arguments and results have one layout.
+_ONE_LAYOUT = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "MaxPool", "AvgPool", "Adaptive", "Upsample")
+
+
+def event_axes(torch: Events, jax: Events, shared: Sequence[str], kinds: Mapping[str, str] | None = None) -> EventAxes:
+    """Return for each array of both in which order JAX has PyTorch's axes; without those that do not fit.
+
+    Where several fit by shape, the order of arrays that fit in one alone: of modules of this type, on this side, or on
+    either where a type has one layout. Where these tell nothing or not the same, the one that is nearest in numbers.
+
+    Args:
+        torch: recorded in PyTorch.
+        jax: recorded in JAX.
+        shared: the modules that both have.
+        kinds: path -> type of PyTorch's module.
+    """
+    kinds = kinds or {}
+    fitting: dict[tuple[Key, int], list[Axes]] = {}
     members = set(shared)
     for key in torch:
         if key.path not in members or key not in jax:
             continue
         shapes, others = shapes_of(torch, key), shapes_of(jax, key)
-        if len(shapes) != len(others):
-            continue
-        fitting = [fitting_axes(one, other) for one, other in zip(shapes, others, strict=True)]
-        if any(len(orders) > 1 for orders in fitting):  # the numbers tell
-            pairs = zip(torch[key], jax[key], strict=True)
-            fitting = [[axes] if (axes := axes_to_jax(one, other)) else [] for one, other in pairs]
-        found |= {(key, index): orders[0] for index, orders in enumerate(fitting) if orders}
+        if len(shapes) == len(others):
+            for index, (one, other) in enumerate(zip(shapes, others, strict=True)):
+                if orders := fitting_axes(one, other):
+                    fitting[key, index] = orders
+
+    def alike(key: Key, ndim: int) -> tuple[str, str, int]:
+        kind = kinds.get(key.path, key.path)
+        return kind, "" if kind.startswith(_ONE_LAYOUT) else key.side, ndim
+
+    known: defaultdict[tuple[str, str, int], set[Axes]] = defaultdict(set)
+    for (key, _), orders in fitting.items():
+        if len(orders) == 1:
+            known[alike(key, len(orders[0]))].add(orders[0])
+    found: EventAxes = {}
+    for (key, index), orders in fitting.items():
+        left = [order for order in orders if order in known[alike(key, len(orders[0]))]] if len(orders) > 1 else orders
+        if len(left) == 1:
+            found[key, index] = left[0]
+        else:
+            found[key, index] = nearest_axes(torch[key][index], jax[key][index], left or orders)
     return found
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,12 +23,10 @@ class Stepper:
 
     Args:
         optimizer: updates each number by its own gradient.
-        parameters: that are trained.
-        place: where it runs.
+        parameters: that are trained; they stay sharded as they are.
     """
 
-    def __init__(self, optimizer: optax.GradientTransformation, parameters: Values, place: jax.Device) -> None:
-        self._place = place
+    def __init__(self, optimizer: optax.GradientTransformation, parameters: Values) -> None:
         self._init, self._update = jax.jit(optimizer.init), jax.jit(partial(_update, optimizer))
         self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self._parts = _parts({name: parameter.size for name, parameter in parameters.items()})
@@ -38,7 +37,10 @@ class Stepper:
     def step(self, parameters: Values, gradients: Values) -> None:
         """Replace the parameters by those afterwards; `gradients` is emptied."""
         for name, array in self._joined(self._vectors(parameters, gradients)):
-            parameters[name] = jax.device_put(array, self._place)
+            sharding = parameters[name].sharding
+            # What lies on one device is committed to none.
+            spread = len(sharding.device_set) > 1
+            parameters[name] = jax.device_put(array, sharding) if spread else jnp.asarray(array)
             del gradients[name]
 
     def _vectors(self, parameters: Values, gradients: Values) -> Iterator[np.ndarray]:
@@ -58,7 +60,7 @@ class Stepper:
 
     def _vector(self, values: Values, pieces: Sequence[Piece]) -> Any:
         arrays = [to_numpy(values[name]).reshape(-1)[start:stop] for name, start, stop in pieces]
-        return jax.device_put(np.concatenate(arrays), self._place)
+        return jnp.asarray(np.concatenate(arrays))
 
     def _joined(self, vectors: Iterable[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         """Yield parameters of the vectors of the parts, each when it is complete."""
@@ -73,7 +75,7 @@ class Stepper:
                     yield name, found.pop(name).reshape(self._shapes[name])
 
     def _read(self, index: int) -> Any:
-        leaves = [jax.device_put(self._shelf.read(kept), self._place) for kept in self._state[index]]
+        leaves = [jnp.asarray(self._shelf.read(kept)) for kept in self._state[index]]
         return jax.tree.unflatten(self._structure, leaves)
 
 

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from outlook_common.arrays import to_numpy
 from outlook_parity.backends.jax.attributes import add_operations, attributes_of, mark
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.model import weights_of
 from outlook_parity.backends.jax.optimizer import Stepper
+from outlook_parity.backends.jax.placement import Place, Placement, placement_of
 from outlook_parity.backends.jax.program import leaf_kinds, program_of
 from outlook_parity.backends.jax.random import shared_bernoulli
-from outlook_parity.backends.jax.settings import jax_device, pinned
+from outlook_parity.backends.jax.resizing import listening
+from outlook_parity.backends.jax.settings import pinned
 from outlook_parity.backends.jax.truth import lifted
 from outlook_parity.backends.jax.work import Work, compiled_for, work_of
 from outlook_parity.core.attributes import Attributes
@@ -54,6 +57,7 @@ class JaxRunner(Runner):
         task: for a request, what training minimises.
         outputs: which of its outputs are which of PyTorch's; None if the names are the same.
         weightless: whether the twin has no weights that these could be compared with.
+        placement: where it runs; None means as the weights are sharded.
     """
 
     name = "jax"
@@ -66,12 +70,14 @@ class JaxRunner(Runner):
         outputs: OutputMatch | None = None,
         *,
         weightless: bool = False,
+        placement: Placement | None = None,
     ) -> None:
         self.model = model
         self._names = names
         self._task = task
         self._matched = outputs
         self._weightless = weightless
+        self._placement = placement_of(model) if placement is None else placement
         self.truth = Truth()
         self._traces: dict[tuple[tuple[int, ...], ...], _Traced] = {}  # by the shapes of the inputs
 
@@ -87,23 +93,22 @@ class JaxRunner(Runner):
     @or_unlifted
     def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
-        place = jax_device(request.device)
-        with pinned(request.dtype, place), self._lifted(request):
+        place = self._placement.on(request.device)
+        with pinned(request.dtype, place.device), self._lifted(request):
             model, parameters, buffers, inputs = self._placed(request, place)
             forward = partial(_forward, model, request, self._outputs)
             traced = self._traced(forward, parameters, buffers, inputs)
             evaluate = jax.jit(partial(_evaluate, forward))
-            with compiled_for(traced.work, place):
+            with compiled_for(traced.work, place.device):
                 outputs, after = evaluate(parameters, buffers, inputs)
             floating = [name for name, output in outputs.items() if _is_floating(output)]
             order = dict.fromkeys([*floating, *outputs])
             found = Stored()
             if gradients:
                 cotangents = {
-                    name: jax.device_put(self._cotangent(request, name, shape), place)
-                    for name, shape in traced.floating.items()
+                    name: place.other(self._cotangent(request, name, shape)) for name, shape in traced.floating.items()
                 }
-                with compiled_for(traced.work, place, backward=True):
+                with compiled_for(traced.work, place.device, backward=True):
                     differentiate = jax.jit(partial(_differentiate, forward))
                     of_parameters, of_inputs = differentiate(parameters, buffers, inputs, cotangents)
                 found.update((name, to_numpy(x)) for name, x in of_inputs.items())
@@ -115,18 +120,35 @@ class JaxRunner(Runner):
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
                 nonlocal buffers
                 placed = self._inputs(request, place, inputs)
-                with compiled_for(traced.work, place):
+                with compiled_for(traced.work, place.device):
                     outputs, after = evaluate(parameters, buffers, placed)
                 if all(inputs[name].shape == array.shape for name, array in request.inputs.items()):
                     buffers = after  # a state that a model keeps must not be of another size
                 return {name: to_float64(outputs[name]) for name in order}
 
             repeated = repeat_calls(request, call) if repeat else {}
+            unused = self._unused_alone(forward, parameters, buffers, inputs) if gradients else frozenset()
         return Run(
             outputs=Stored(request.masked({name: to_float64(outputs[name]) for name in order}).items()),
             dtypes={name: outputs[name].dtype.name for name in order},
             gradients=found,
             repeated=repeated,
+            unused=unused,
+        )
+
+    def _unused_alone(
+        self, forward: Callable[..., Any], parameters: Values, buffers: Values, inputs: Values
+    ) -> frozenset[str]:
+        """Return the parameters that PyTorch lacks and no output depends on."""
+        alone = self._names.found.candidates.keys() & parameters.keys()
+        if not alone:
+            return frozenset()
+        jaxpr = jax.make_jaxpr(lambda given: forward(given, {}, buffers, inputs)[0:2])(parameters).jaxpr
+        _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        return frozenset(
+            self._torch_name(name)
+            for name, so in zip(sorted(parameters), used, strict=True)
+            if not so and name in alone
         )
 
     def _traced(self, forward: Callable[..., Any], parameters: Values, buffers: Values, inputs: Values) -> "_Traced":
@@ -148,11 +170,11 @@ class JaxRunner(Runner):
     @or_unlifted
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
-        place = jax_device(request.device)
-        with pinned(request.dtype, place), self._lifted(request, recorder):
+        place = self._placement.on(request.device)
+        with pinned(request.dtype, place.device), self._lifted(request, recorder):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
             watching = {} if recorder is None else {"recorder": recorder, "module_name": self._names.module}
-            with compiled_for(self._work(request), place):
+            with compiled_for(self._work(request), place.device):
                 output = model.call(parameters, buffers, request.arguments(inputs), **watching)[0]
             found = {name: to_float64(leaf) for name, leaf in self._outputs(output).items()}
             return request.masked(found)
@@ -161,14 +183,14 @@ class JaxRunner(Runner):
     @or_unlifted
     def train(self, request: Request) -> Training:
         """See `Runner`."""
-        place = jax_device(request.device)
+        place = self._placement.on(request.device)
         trained = Stored()
-        draws = Draws(request.seed, keep_all=request.keep_all)
-        with pinned(request.dtype, place), self._lifted(request):
+        draws = Draws(request.seed, keep_all=request.keep_all, single=request.single)
+        with pinned(request.dtype, place.device), self._lifted(request):
             model = self._prepared(request, training=True)
             inputs = self._inputs(request, place)
             task = self._task(request)
-            targets = {name: jax.device_put(request.fixed(target), place) for name, target in task.targets.items()}
+            targets = {name: place.other(request.fixed(target)) for name, target in task.targets.items()}
 
             def loss_of(parameters: Values, buffers: Values, inputs: Values, targets: Values) -> Any:
                 draws.begin()
@@ -180,7 +202,7 @@ class JaxRunner(Runner):
             compiled = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
 
             def differentiate(parameters: Values, buffers: Values) -> Any:
-                with compiled_for(self._work(request), place, backward=True):
+                with compiled_for(self._work(request), place.device, backward=True):
                     return compiled(parameters, buffers, inputs, targets)
 
             for name, optimizer in OPTIMIZERS.items():
@@ -190,14 +212,14 @@ class JaxRunner(Runner):
     def _steps(
         self,
         request: Request,
-        place: jax.Device,
+        place: Place,
         model: JaxModel,
         differentiate: Callable[..., Any],
         optimizer: Optimizer,
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Train with one optimizer; yield the losses, the weights afterwards and the optimizer's state."""
         parameters, buffers = self._weights(model, request, place)
-        stepper, losses = Stepper(optimizer.jax(), parameters, place), []
+        stepper, losses = Stepper(optimizer.jax(), parameters), []
         for _ in range(request.steps):
             (loss, buffers), gradients = differentiate(parameters, buffers)
             stepper.step(parameters, gradients)
@@ -221,8 +243,8 @@ class JaxRunner(Runner):
     @guarded
     def work(self, request: Request) -> Work:
         """Return what a forward pass computes."""
-        place = jax_device("cpu")
-        with pinned(request.dtype, place):
+        place = self._placement.on("cpu")
+        with pinned(request.dtype, place.device):
             model, parameters, buffers, inputs = self._placed(request, place)
             forward = partial(_forward, model, request, self._outputs)
             return self._traced(forward, parameters, buffers, inputs).work
@@ -236,22 +258,36 @@ class JaxRunner(Runner):
     def attributes(self, request: Request) -> Attributes:
         """See `Runner`."""
         modules: dict[str, Any] = {}
+        resizings: Attributes = {}
+        running = [ROOT]
 
-        def around(path: str, module: Any) -> AbstractContextManager[Any]:
+        @contextmanager
+        def around(path: str, module: Any) -> Iterator[None]:
             modules[path] = module
-            return mark(path)
+            running.append(path)
+            try:
+                with mark(path):
+                    yield
+            finally:
+                running.pop()
 
-        place = jax_device("cpu")
-        with pinned(request.dtype, place):
+        def note(resizing: dict[str, Any]) -> None:
+            resizings.setdefault(running[-1], {}).update(resizing)
+
+        place = self._placement.on("cpu")
+        with pinned(request.dtype, place.device):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
 
             def call(parameters: Values, buffers: Values, inputs: Values) -> Any:
                 watching = {"around": around, "module_name": self._names.module}
                 return self._outputs(model.call(parameters, buffers, request.arguments(inputs), **watching)[0])
 
-            jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
+            with listening(note):
+                jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
             found = attributes_of(modules, PRECISIONS[request.dtype].products)
         add_operations(jaxpr, found)
+        for path, resizing in resizings.items():
+            found.setdefault(path, {}).update(resizing)
         if self.model.mode is not None:
             found.setdefault(ROOT, {})["mode"] = self.model.mode
         return found
@@ -259,8 +295,8 @@ class JaxRunner(Runner):
     @guarded
     def program(self, request: Request, keep: Callable[[str], bool]) -> Program:
         """See `Runner`."""
-        place = jax_device("cpu")
-        with pinned(request.dtype, place):
+        place = self._placement.on("cpu")
+        with pinned(request.dtype, place.device):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
 
             def call(parameters: Values, buffers: Values, inputs: Values) -> Any:
@@ -274,8 +310,8 @@ class JaxRunner(Runner):
     @contextmanager
     def module(self, request: Request, path: str) -> Iterator[Any]:
         """See `Runner`."""
-        place = jax_device(request.device)
-        with pinned(request.dtype, place):
+        place = self._placement.on(request.device)
+        with pinned(request.dtype, place.device):
             model, parameters, buffers, _ = self._placed(request, place, one_by_one=True)
             modules = {self._names.module(flax): module for flax, module in model.merged(parameters, buffers).items()}
             yield modules.get(path)
@@ -292,7 +328,7 @@ class JaxRunner(Runner):
         return lambda *inputs, **named: NamedOutputs(self._outputs(model(*inputs, **named)))
 
     def _placed(
-        self, request: Request, place: jax.Device, *, one_by_one: bool = False
+        self, request: Request, place: Place, *, one_by_one: bool = False
     ) -> tuple[JaxModel, Values, Values, Values]:
         """Return the model in eval mode, its parameters and buffers and the inputs, recast and on the device."""
         model = self._prepared(request, one_by_one=one_by_one)
@@ -303,7 +339,7 @@ class JaxRunner(Runner):
         dtype = PRECISIONS[request.dtype].storage
         return self.model.prepared(dtype, training=training, one_by_one=one_by_one)
 
-    def _weights(self, model: JaxModel, request: Request, place: jax.Device) -> tuple[Values, Values]:
+    def _weights(self, model: JaxModel, request: Request, place: Place) -> tuple[Values, Values]:
         """Return parameters and buffers, recast and on the device."""
 
         def rounded(name: str, value: Any) -> Any:
@@ -311,12 +347,12 @@ class JaxRunner(Runner):
             return request.rounded(self._torch_name(name), to_numpy(value)) if recast else value
 
         def placed(values: Values) -> Values:
-            return {name: jax.device_put(rounded(name, value), place) for name, value in values.items()}
+            return {name: place.weight(rounded(name, value), value) for name, value in values.items()}
 
         return placed(model.parameters), placed(model.buffers)
 
-    def _inputs(self, request: Request, place: jax.Device, inputs: Inputs | None = None) -> Values:
-        return {name: jax.device_put(array, place) for name, array in request.rounded_inputs(inputs).items()}
+    def _inputs(self, request: Request, place: Place, inputs: Inputs | None = None) -> Values:
+        return {name: place.input(name, array) for name, array in request.rounded_inputs(inputs).items()}
 
     def _torch_name(self, flax: str) -> str:
         return self._names.by_flax[flax].torch if flax in self._names.by_flax else flax
