@@ -111,12 +111,10 @@ def volo(compiled: dict[str, dict[str, dict[str, float]]], timings: dict[str, di
 def verify(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Return a table of processor seconds and one of peak memory; case -> level -> `benchmarks.verify.Cost` as JSON."""
     seconds = {case: {level: f"{cost['seconds']:.1f}" for level, cost in of.items()} for case, of in costs.items()}
+    large = {case: of for case, of in costs.items() if any(cost["weights"] for cost in of.values())}
     memory = {
-        case: {
-            level: f"{cost['megabytes']:.0f} ({cost['megabytes'] / cost['weights']:.1f}×)" for level, cost in of.items()
-        }
-        for case, of in costs.items()
-        if all(cost["weights"] for cost in of.values())
+        case: {level: f"{c['megabytes']:.0f} ({c['megabytes'] / c['weights']:.1f}×)" for level, c in of.items()}
+        for case, of in large.items()
     }
     imports = max(cost["imports"] for of in costs.values() for cost in of.values())
     return "\n".join(
