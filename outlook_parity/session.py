@@ -1,6 +1,5 @@
 """All runs of one pair of twins: what runs, in which precision, and the rows that it gives."""
 
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -66,7 +65,7 @@ class Session:
 
     def run(self) -> None:
         """Compare the weights, and run all passes of the plan."""
-        torch, jax = (ChainMap(dict(self._pair.constants[twin]), self.weights[twin]) for twin in TWINS)
+        torch, jax = (self.weights[twin] | self._pair.constants[twin] for twin in TWINS)
         self.checks += compare.compare_weights(torch, jax, self._pair.names.expected)
         methods = {"evaluation": self._evaluate, "layers": self._compare_modules, "training": self._train}
         for name, dtype in self._plan.passes:

@@ -18,7 +18,7 @@ from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import Inputs, Request, batch_of, batch_reversed, scattered
 from outlook_parity.core.sizes import SIZES, resized
-from outlook_parity.core.stored import Stored
+from outlook_parity.core.stored import Computed, Stored
 from outlook_parity.core.truth import Truth
 
 
@@ -108,7 +108,7 @@ class Runner(ABC):
         return {name: array.shape for name, array in request.inputs.items()}
 
     @abstractmethod
-    def weights(self) -> Tensors:
+    def weights(self) -> Computed:
         """Return every parameter and buffer; each is converted when it is read."""
 
     @abstractmethod

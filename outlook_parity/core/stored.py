@@ -5,6 +5,7 @@ is computed, and read again, one at a time, when both twins have it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from functools import partial
 from os import SEEK_END
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
@@ -89,6 +90,9 @@ class Computed(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]()
+
+    def __or__(self, others: Mapping[str, np.ndarray]) -> "Computed":
+        return Computed({**self._arrays, **{name: partial(others.__getitem__, name) for name in others}})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
