@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 # Names of the weights in a repository, as timm uses them; the first one found counts.
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+)
 CONFIG_FILE = "config.json"
 
 # Seconds in which the Hub must answer, unless HF_HUB_ETAG_TIMEOUT is set.
