@@ -36,6 +36,8 @@ def event_axes(torch: Events, jax: Events, shared: Sequence[str], kinds: Mapping
         if key.path in members and len(arrays) == len(others):
             for index, (one, other) in enumerate(zip(arrays, others, strict=True)):
                 orders = fitting_axes(one.shape, other.shape) if one.ndim == other.ndim else []
+                if not orders and key.side == "out" and is_repeated(one.shape, other.shape):
+                    orders = [tuple(range(one.ndim))]
                 if orders:
                     fitting[key, index] = orders
 
@@ -53,6 +55,11 @@ def event_axes(torch: Events, jax: Events, shared: Sequence[str], kinds: Mapping
         one, other = torch[key][index], jax[key][index]
         found[key, index] = left[0] if len(left) == 1 else nearest_axes(one, other, left or orders)
     return found
+
+
+def is_repeated(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether results are the same for all samples in one twin, as those of positions, and repeated in the other."""
+    return len(one) == len(other) > 1 and one[1:] == other[1:] and 1 in (one[0], other[0])
 
 
 def has_axes(key: Key, arrays: Arrays, axes: EventAxes) -> bool:
