@@ -6,6 +6,7 @@ archive as `torch.save` writes it.
 
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -226,7 +227,7 @@ class _Files:
         """Raise a ValueError if two blocks share bytes."""
         for name, taken in self._taken.items():
             taken.sort()
-            for (_, end), (start, _) in zip(taken, taken[1:], strict=False):
+            for (_, end), (start, _) in pairwise(taken):
                 if start < end:
                     raise ValueError(f"two blocks in {printable(name)} share the bytes from {start} to {end}")
 
