@@ -102,7 +102,8 @@ def _value(model: nnx.Module, path: Any, variable: nnx.Variable[Any], rngs: nnx.
     if isinstance(variable, nnx.RngCount):
         return jnp.zeros(old.shape, old.dtype)
     if isinstance(variable, DropRate):  # network.<part>.<block>.drop_path<1 or 2>.rate
-        config, (_, part, block, *_) = model.config, path
+        config: Any = getattr(model, "config", None)
+        _, part, block, *_ = path
         return jnp.asarray(config.drop_path_rates(config.network[part].stage)[block], old.dtype)
     raise ValueError(f"{path_name(path)}, a {type(variable).__name__}, is abstract: make it after the model")
 
