@@ -178,7 +178,7 @@ class _Comparison:
         None if it cannot be told. `suspects` are all of that module.
         """
         # Of JAX on torch's numbers: what is wrong in the other view alone would undo what the module gives inside.
-        keys = {suspect.key for suspect in suspects if suspect.view == "torch"}
+        keys = {suspect.key for suspect in suspects if suspect.view == "torch" and suspect.key is not None}
         answers = {key: self._answers[key] for key in keys if key in self._answers}
         replacements = in_torch_layout(answers, self._axes)
         if not replacements or any(not self._can_replace(key, arrays) for key, arrays in replacements.items()):
