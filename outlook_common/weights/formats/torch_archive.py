@@ -34,6 +34,8 @@ _STUBS: dict[str, Any] = {
 # The end of an archive: magic, two numbers of disks, two counts of members, size and position of their list, comment.
 # Before it the same in 64 bits, behind its own length and two versions, and where that lies.
 _END, _LONG_END, _LOCATOR = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
+# An entry in the list of members; of its parts the lengths of what follows: name, extra field, comment.
+_ENTRY = struct.Struct("<28x3H12x")
 # Bytes of the pickle of one tensor, which has some 200.
 _PICKLE_BYTES = 1 << 16
 
@@ -87,6 +89,18 @@ def _check_end(file: UnchangedFile, start: int, size: int, count: int) -> None:
     magics = magic == b"PK\5\6" and long_magic == b"PK\6\6" and locator == (b"PK\6\7", 0, size - whole, 1)
     if not magics or said != long_end or said[:4] != [0, 0, count, count] or comment:
         raise ValueError(f"an archive does not end at byte {start + size} as PyTorch's do, with {count} members")
+    if position + length != size - whole or length > limits.HEADER_BYTES:
+        raise ValueError(f"the list of an archive's members does not end at byte {start + size - whole}")
+    with file.open() as opened:
+        opened.seek(start + position)
+        listed = opened.read(length)
+    at = 0
+    for _ in range(count):
+        if len(entry := listed[at : at + _ENTRY.size]) < _ENTRY.size:
+            break
+        at += _ENTRY.size + sum(_ENTRY.unpack(entry))
+    if at != length:
+        raise ValueError(f"the list of an archive's members has {length} bytes, {at} by the lengths in it")
 
 
 class _Storage:
