@@ -27,8 +27,9 @@ from outlook_common.volo import (
     stage_ends,
     take_indices,
 )
+from outlook_jax.batch_norm import AxisNames
 from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer, unchanged
-from outlook_jax.layers import LayerOptions, dropout, layer_norm, linear, parameter
+from outlook_jax.layers import LayerOptions, Statistics, dropout, layer_norm, linear, parameter
 from outlook_jax.ops import IMPLEMENTATIONS
 from outlook_jax.scan import run_blocks
 
@@ -44,6 +45,8 @@ class VOLO(nnx.Module):
         dtype: dtype of the computation; None infers it from images and parameters, as Flax does.
         param_dtype: dtype of the parameters.
         precision: precision of every product, as in `jax.lax.dot_general`.
+        axis_name: of `jax.shard_map`, over which BatchNorm takes its statistics, as Flax's does; see `BatchNorm`.
+        ghost_batches: in how many parts of the batch BatchNorm takes them, each for itself, as PyTorch's ranks do.
         deterministic: True means evaluation, as `model.eval()`: no dropout, running statistics in BatchNorm.
         rngs: random streams `params` and `dropout`, the latter for the mixing boxes too.
     """
@@ -57,6 +60,8 @@ class VOLO(nnx.Module):
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         precision: PrecisionLike = None,
+        axis_name: AxisNames = None,
+        ghost_batches: int = 1,
         deterministic: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
@@ -78,8 +83,9 @@ class VOLO(nnx.Module):
         self.pos_embed: nnx.Param[Array] | None = parameter((1, *config.token_map, features), **options)
         has_class_token = config.post_layers is not None
         self.cls_token = parameter((1, 1, features), **options) if has_class_token else None
+        statistics: Statistics = {"axis_name": axis_name, "ghost_batches": ghost_batches}
         self.patch_embed = PatchEmbed(
-            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], **options
+            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], statistics, **options
         )
         self.pos_drop = dropout(config.pos_drop_rate, **options)
 
@@ -433,6 +439,8 @@ def volo(
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
     precision: PrecisionLike = None,
+    axis_name: AxisNames = None,
+    ghost_batches: int = 1,
     deterministic: bool = False,
     rngs: nnx.Rngs,
     **overrides: Any,
@@ -451,6 +459,8 @@ def volo(
         dtype=dtype,
         param_dtype=param_dtype,
         precision=precision,
+        axis_name=axis_name,
+        ghost_batches=ghost_batches,
         deterministic=deterministic,
         rngs=rngs,
     )

@@ -1,12 +1,13 @@
 """Load, export and save the weights and the training state of a model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, NamedSharding
 
 from outlook_common.arrays import cast, contiguous, to_numpy
 from outlook_common.volo import check_complete
@@ -35,23 +36,26 @@ def load_weights(model: nnx.Module, source: Source, *, prefix: str = "", use_ema
         OSError: the file cannot be opened.
         TypeError: `model` is not one of this package, or has other weights than its configuration says.
     """
-    table = _table(model)
+    table = table_of(model)
     arrays = resolve(source, table, prefix=prefix, use_ema=use_ema)
     entries = table.names(FLAX)
     loaded = []
     for path, variable in nnx.to_flat_state(nnx.state(model, WEIGHTS)):
         entry, old = entries[path_name(path)], variable.get_value()
         array = contiguous(cast(entry.to_flax(arrays[entry.torch]), old.dtype.name))
-        loaded.append((path, variable.replace(_put_like(array, old))))
+        loaded.append((path, variable.replace(put_like(array, old))))
     nnx.update(model, nnx.from_flat_state(loaded))
 
 
 def export_weights(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout."""
+    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout.
+
+    Weights that several processes share are gathered, one after the other: all of these must call it.
+    """
     state = {path_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model, WEIGHTS))}
     weights = {}
-    for entry in _table(model).entries:
-        array = to_numpy(state[entry.flax])
+    for entry in table_of(model).entries:
+        array = gathered(state[entry.flax])
         weights[entry.torch] = contiguous(entry.to_torch(cast(array, entry.dtype or array.dtype.name)))
     return weights
 
@@ -59,11 +63,14 @@ def export_weights(model: nnx.Module) -> dict[str, np.ndarray]:
 def save_weights(model: nnx.Module, path: PathLike) -> None:
     """Write the weights of `model` under PyTorch's names; the suffix of `path` decides the format.
 
+    If several processes share the weights, all of them must call it, and the first writes.
+
     Raises:
         WeightsError: the suffix is unknown.
         OSError: the file cannot be written; an existing file is unchanged.
     """
-    write_arrays(path, export_weights(model), {"format": "pt"})
+    weights = export_weights(model)
+    write_once(model, lambda: write_arrays(path, weights, {"format": "pt"}))
 
 
 def path_name(path: Iterable[Any]) -> str:
@@ -80,7 +87,8 @@ _COUNTS = ("step", "count")
 def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike, *, step: int | None = None) -> None:
     """Write weights, optimizer moments and step, to resume training in either framework.
 
-    Hyperparameters, schedules and random streams are not written.
+    Hyperparameters, schedules and random streams are not written. If several processes share the weights, all of them
+    must call it, and the first writes.
 
     Args:
         model: one of this package.
@@ -96,9 +104,10 @@ def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
     """
     moments: dict[str, dict[str, np.ndarray]] = {}
     for kind, entry, _, variable in _moments(model, optimizer):
-        moments.setdefault(kind, {})[entry.torch] = contiguous(entry.to_torch(to_numpy(variable.get_value())))
-    counted = int(optimizer.step.get_value()) if step is None else step
-    write_training(path, Training(export_weights(model), moments, counted))
+        moments.setdefault(kind, {})[entry.torch] = contiguous(entry.to_torch(gathered(variable.get_value())))
+    counted = int(gathered(optimizer.step.get_value())) if step is None else step
+    training = Training(export_weights(model), moments, counted)
+    write_once(model, lambda: write_training(path, training))
 
 
 def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike) -> int:
@@ -116,24 +125,25 @@ def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
         OSError: the file cannot be opened.
     """
     slots = list(_moments(model, optimizer))
-    table, kinds = _table(model), {kind for kind, *_ in slots}
+    table, kinds = table_of(model), {kind for kind, *_ in slots}
     training = read_training(path, table, kinds, _trained(model, optimizer))
     load_weights(model, training.weights)
     loaded = []
     for kind, entry, at, variable in slots:
         old = variable.get_value()
         array = contiguous(cast(entry.to_flax(training.moments[kind][entry.torch]), old.dtype.name))
-        loaded.append((at, variable.replace(_put_like(array, old))))
+        loaded.append((at, variable.replace(put_like(array, old))))
     for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
         if at[-1] in _COUNTS and variable.get_value().shape == ():
-            loaded.append((at, variable.replace(jnp.asarray(training.step, variable.get_value().dtype))))
+            old = variable.get_value()
+            loaded.append((at, variable.replace(put_like(np.asarray(training.step, old.dtype), old))))
     nnx.update(optimizer, nnx.from_flat_state(loaded))
     return training.step
 
 
 def _moments(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> Iterator[tuple[str, Entry, Any, Any]]:
     """Yield (kind, parameter, path in the optimizer's state, variable) of every moment that an optimizer keeps."""
-    entries = _table(model).names(FLAX)
+    entries = table_of(model).names(FLAX)
     unknown = []
     for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
         names = [step for step in at[1:] if isinstance(step, str)]
@@ -151,19 +161,54 @@ def _moments(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> Iterator[tuple
 
 def _trained(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> set[str]:
     """Return PyTorch's names of the parameters of an optimizer."""
-    entries = _table(model).names(FLAX)
+    entries = table_of(model).names(FLAX)
     flat = nnx.to_flat_state(nnx.state(model, optimizer.wrt))
     return {entries[path_name(path)].torch for path, _ in flat}
 
 
-def _put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    """Put `array` where `old` is; uncommitted if `old` is."""
+def put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """Put `array` where `old` is; uncommitted if `old` is. Each device gets its own part alone."""
     sharding = old.sharding if getattr(old, "committed", True) else None
-    return jax.device_put(array, sharding)
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):  # made under `jax.set_mesh`
+        sharding = NamedSharding(jax.sharding.get_mesh(), sharding.spec)
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
-def _table(model: nnx.Module) -> WeightTable:
-    """Return the weight table of `model`."""
+def gathered(array: jax.Array) -> np.ndarray:
+    """Return an array of JAX as one of NumPy; what several processes share is whole in each of them afterwards."""
+    if array.is_fully_addressable:
+        return to_numpy(array)
+    if array.is_fully_replicated:
+        return to_numpy(array.addressable_data(0))
+    return to_numpy(multihost_utils.process_allgather(array, tiled=True))
+
+
+def write_once(model: nnx.Module, write: Callable[[], None]) -> None:
+    """Call `write` in the first of the processes that share the weights; the others wait.
+
+    Raises:
+        OSError: in the others, if the first could not.
+    """
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(nnx.state(model, WEIGHTS))):
+        write()
+        return
+    failure: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            write()
+        except Exception as error:  # the others would wait for ever
+            failure = error
+    failed = multihost_utils.broadcast_one_to_all(np.asarray(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise OSError("the first process could not write the file; its own error says why")
+
+
+def table_of(model: nnx.Module) -> WeightTable:
+    """Return the weight table of `model`; raise a TypeError if it has others than its configuration says."""
     check_complete(model)
     table = table_for(getattr(model, "config", model))
     flat = nnx.to_flat_state(nnx.state(model, WEIGHTS))

@@ -130,8 +130,8 @@ def verify(
         session.waive(ignore)
     left_out = {} if levels is not None else pair.refused
     found = _report(session, plan, left_out, has_weights=bool(pair.names.expected), environment=available.environment)
-    notes = (note_on_correspondence(pair.names), pair.sharding and str(pair.sharding))
-    return replace(found, notes=(*found.notes, *filter(None, notes)), sharding=pair.sharding)
+    notes = (note_on_correspondence(pair.names), str(pair.sharding) if pair.sharding else None)
+    return replace(found, notes=(*found.notes, *(note for note in notes if note)), sharding=pair.sharding)
 
 
 def _check_arguments(

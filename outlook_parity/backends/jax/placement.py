@@ -17,7 +17,7 @@ from outlook_parity.core.sharding import AS_GIVEN, Sharding, ShardingRequest
 
 AXIS = "data"  # of the mesh that rules are for
 
-WHOLE = PartitionSpec()
+WHOLE = PartitionSpec()  # type: ignore[no-untyped-call]
 
 NOTHING = ShardingRequest()
 
@@ -52,7 +52,7 @@ class Placement:
         assert self.mesh is not None
         if (given := self.inputs.get(name)) is not None:
             return given if divides(self.mesh, given, shape) else WHOLE
-        first = PartitionSpec(self.mesh.axis_names[0])
+        first = PartitionSpec(self.mesh.axis_names[0])  # type: ignore[no-untyped-call]
         return first if shape and divides(self.mesh, first, shape) else WHOLE
 
     def weight_spec(self, value: Any) -> PartitionSpec:
@@ -147,7 +147,7 @@ def placement_of(model: JaxModel, request: ShardingRequest = NOTHING) -> Placeme
 def make_cpu_devices(count: int) -> None:
     """Let JAX take the CPU for so many devices; without effect once it is in use."""
     with suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
 
 
 def few_devices(device: str, devices: int | None) -> str | None:
@@ -167,7 +167,7 @@ def longest_axis(shape: Sequence[int], devices: int) -> PartitionSpec:
     if not fitting:
         return WHOLE
     longest = max(fitting, key=lambda axis: shape[axis])
-    return PartitionSpec(*(None,) * longest, AXIS)
+    return PartitionSpec(*(None,) * longest, AXIS)  # type: ignore[no-untyped-call]
 
 
 def divides(mesh: Mesh, spec: PartitionSpec, shape: Sequence[int]) -> bool:
@@ -196,7 +196,7 @@ def _mesh_of(shardings: Mapping[str, Any]) -> Mesh | None:
                 f"{name} is spread over {len(sharding.device_set)} devices of {jax.process_count()} processes; verify "
                 "runs in one process: verify the same model on several devices of it (devices=N)"
             )
-        if not isinstance(sharding, NamedSharding):
+        if not (isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)):
             raise ValueError(
                 f"{name} is sharded by a {type(sharding).__name__}, which verify cannot place anew; place the twin by "
                 "jax.sharding.NamedSharding"
