@@ -164,11 +164,19 @@ class VOLO(nnx.Module):
         """Channels, reduction and module name of each stage, as timm describes them."""
         return self.config.feature_info[: len(stage_ends(self.config, len(self.network)))]
 
-    def __call__(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B *tokens classes"]:
+    def __call__(
+        self,
+        images: Float[Array, "B rows columns in_chans"],
+        *,
+        token_labels: bool = False,
+        mix_box: MixBox | None = None,
+    ) -> Float[Array, "B *tokens classes"] | tuple[Array, Array, MixBox]:
         """Return the logits: those of the class token + 0.5 * the maximum of the auxiliary head over the tokens.
 
         Args:
             images: (B, H, W, C), normalised as the variant says.
+            token_labels: return what `forward_train` does: for what calls the model itself and no other method of it.
+            mix_box: likewise, with `token_labels`.
 
         Returns:
             (B, classes), or the features if there is no classifier; a score per token with `global_pool=""`.
@@ -176,6 +184,8 @@ class VOLO(nnx.Module):
         Raises:
             ValueError: the images have another rank, other channels, or a size that does not fit.
         """
+        if token_labels or mix_box is not None:
+            return self.forward_train(images, mix_box)
         return self.forward_head(self.forward_features(images))
 
     def forward_train(

@@ -14,14 +14,15 @@ from outlook_common.weights.identify import check_weights_of, table_for
 from outlook_common.weights.match import resolve
 from outlook_common.weights.tables.base import TORCH, WeightTable
 from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
+from outlook_torch.placement import sharded_like, whole, write_once
 
 
 def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema: bool = False) -> None:
     """Load all parameters and buffers of `model`; on error, none.
 
     Args:
-        model: one of this package; its parameters keep their dtypes and devices; those on the meta device are then on
-            the CPU.
+        model: one of this package, also after `fully_shard`; its parameters keep their dtypes, devices and shards;
+            those on the meta device are then on the CPU.
         source: a path, or a mapping of arrays, in PyTorch's, Flax's or External-Attention-pytorch's naming.
         prefix: of the model's names in the source ("network.0.0.attn"); other names are ignored.
         use_ema: whether to take the averaged weights of a checkpoint.
@@ -31,28 +32,35 @@ def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema:
         OSError: the file cannot be opened.
         TypeError: `model` is not one of this package, or has other weights than its configuration says.
     """
-    arrays = resolve(source, _table(model), prefix=prefix, use_ema=use_ema)
+    arrays = resolve(source, table_of(model), prefix=prefix, use_ema=use_ema)
     state = model.state_dict()
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
-    tensors = {name: to_tensor(cast(array, dtypes[name])) for name, array in arrays.items()}
+    tensors = {name: sharded_like(to_tensor(cast(array, dtypes[name])), state[name]) for name, array in arrays.items()}
     # There is nothing to copy into on the meta device.
     model.load_state_dict(tensors, assign=any(tensor.is_meta for tensor in state.values()))
 
 
 def export_weights(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout."""
+    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout.
+
+    Weights that several ranks share are gathered, one after the other: all of these must call it. BatchNorm's
+    statistics are those of the rank.
+    """
     state = model.state_dict()
-    return {entry.torch: contiguous(to_numpy(state[entry.torch])) for entry in _table(model).entries}
+    return {entry.torch: contiguous(to_numpy(whole(state[entry.torch]))) for entry in table_of(model).entries}
 
 
 def save_weights(model: nn.Module, path: PathLike) -> None:
     """Write the weights of `model` under PyTorch's names; the suffix of `path` decides the format.
 
+    If several ranks share the weights, all of them must call it, and rank 0 writes.
+
     Raises:
         WeightsError: the suffix is unknown.
         OSError: the file cannot be written; an existing file is unchanged.
     """
-    write_arrays(path, export_weights(model), {"format": "pt"})
+    weights = export_weights(model)
+    write_once(model, lambda: write_arrays(path, weights, {"format": "pt"}))
 
 
 def save_training(
@@ -60,7 +68,8 @@ def save_training(
 ) -> None:
     """Write weights, optimizer moments and step, to resume training in either framework.
 
-    Hyperparameters, schedules and random streams are not written.
+    Hyperparameters, schedules and random streams are not written. If several ranks share the weights, all of them must
+    call it, and rank 0 writes.
 
     Args:
         model: one of this package.
@@ -79,13 +88,14 @@ def save_training(
     refuse_moments(key for state in states.values() for key in state if key not in (*MOMENTS, "step"))
     moments = {
         kind: {
-            name: contiguous(to_numpy(_or_zeros(states[name].get(kind), parameter)))
+            name: contiguous(to_numpy(whole(_or_zeros(states[name].get(kind), parameter))))
             for name, parameter in names.items()
         }
         for kind in _kinds(optimizer)
     }
     counted = _counted(optimizer, states.values()) if step is None else step
-    write_training(path, Training(export_weights(model), moments, counted))
+    training = Training(export_weights(model), moments, counted)
+    write_once(model, lambda: write_training(path, training))
 
 
 def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, path: PathLike) -> int:
@@ -103,12 +113,13 @@ def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
         OSError: the file cannot be opened.
     """
     names, kinds = _trained(model, optimizer), _kinds(optimizer)
-    training = read_training(path, _table(model), kinds, names)
+    training = read_training(path, table_of(model), kinds, names)
     load_weights(model, training.weights)
     counted = {"step": torch.tensor(float(training.step))} if _counts(optimizer) else {}
     indices = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
+    moments = training.moments
     state = {
-        indices[id(parameter)]: {kind: to_tensor(training.moments[kind][name]) for kind in kinds}
+        indices[id(parameter)]: {kind: sharded_like(to_tensor(moments[kind][name]), parameter) for kind in kinds}
         | {key: value.clone() for key, value in counted.items()}
         for name, parameter in names.items()
     }
@@ -158,8 +169,8 @@ def _counted(optimizer: torch.optim.Optimizer, states: Iterable[dict[str, torch.
     return steps.pop()
 
 
-def _table(model: nn.Module) -> WeightTable:
-    """Return the weight table of `model`."""
+def table_of(model: nn.Module) -> WeightTable:
+    """Return the weight table of `model`; raise a TypeError if it has others than its configuration says."""
     check_complete(model)
     table = table_for(getattr(model, "config", model))
     check_weights_of({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, table, TORCH)
