@@ -121,7 +121,8 @@ class Attention(nnx.Module):
         B, H, W, C = x.shape
         q, k, v = _split(self.qkv(x).reshape(B, H * W, 3 * C), 3, self.num_heads)
         out = attend(q, k, v, self.attn_drop, self.precision)
-        return self.proj(out.reshape(B, H, W, C))
+        # In two steps, each of which an explicitly sharded batch passes: what merges axes and splits others does not.
+        return self.proj(out.reshape(B, H * W, C).reshape(B, H, W, C))
 
 
 class Transformer(nnx.Module):

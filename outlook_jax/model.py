@@ -403,7 +403,7 @@ class VOLO(nnx.Module):
         x = x.reshape(B, H * W, C)
         if self.post_network is not None:
             assert self.cls_token is not None
-            token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (B, 1, C))
+            token = jnp.zeros_like(x[:, :1]) + self.cls_token[...].astype(x.dtype)  # sharded as x, explicitly too
             x = self._run_blocks(self.post_network, jnp.concatenate([token, x], axis=1))
         return self.norm(x)
 

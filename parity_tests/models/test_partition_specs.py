@@ -12,8 +12,10 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 import outlook_jax
 from outlook_common.axes import LOGICAL_AXES, logical_axes, mesh_axes
 from outlook_common.config import VOLO_VARIANTS, OutlookAttentionConfig, volo_config
+from outlook_common.weights import write_arrays
 from outlook_common.weights.identify import table_for
 from outlook_common.weights.tables.volo import volo_table
+from outlook_parity.models.builtin import draw_weights
 
 SIZES: dict[str, Any] = {
     "layers": (1, 2, 1, 1),
@@ -138,12 +140,17 @@ def test_the_axis_fsdp_is_taken_before_data(model: outlook_jax.VOLO) -> None:
     assert {axis for axes in found.values() for axis in axes} == {None, "fsdp"}
 
 
-def test_pretrained_weights_go_where_the_shardings_say(tmp_path: Path) -> None:
-    model = outlook_jax.volo("volo_d1_224", rngs=nnx.Rngs(0), **SIZES)
-    outlook_jax.save_weights(model, tmp_path / "volo.safetensors")
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "volo.safetensors"
+    write_arrays(path, draw_weights(volo_config("volo_d1_224", **SIZES)))
+    return path
+
+
+def test_pretrained_weights_go_where_the_shardings_say(model: outlook_jax.VOLO, weights: Path) -> None:
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     loaded = outlook_jax.from_pretrained(
-        tmp_path / "volo.safetensors",
+        weights,
         variant="volo_d1_224",
         shardings=lambda model: outlook_jax.named_shardings(model, mesh, "fsdp"),
         **SIZES,
@@ -152,16 +159,12 @@ def test_pretrained_weights_go_where_the_shardings_say(tmp_path: Path) -> None:
     for path, value in flat(nnx.state(loaded)).items():
         assert value.sharding == NamedSharding(mesh, specs[path]), path
     with pytest.raises(ValueError, match="shardings has none for"):
-        outlook_jax.from_pretrained(
-            tmp_path / "volo.safetensors", variant="volo_d1_224", shardings=nnx.State({}), **SIZES
-        )
+        outlook_jax.from_pretrained(weights, variant="volo_d1_224", shardings=nnx.State({}), **SIZES)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_pretrained_weights_load_under_a_mesh(tmp_path: Path, kind: AxisType) -> None:
-    model = outlook_jax.volo("volo_d1_224", rngs=nnx.Rngs(0), **SIZES)
-    outlook_jax.save_weights(model, tmp_path / "volo.safetensors")
+def test_pretrained_weights_load_under_a_mesh(weights: Path, kind: AxisType) -> None:
     mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))
     with jax.set_mesh(mesh):
-        loaded = outlook_jax.from_pretrained(tmp_path / "volo.safetensors", variant="volo_d1_224", **SIZES)
+        loaded = outlook_jax.from_pretrained(weights, variant="volo_d1_224", **SIZES)
     assert loaded.head.kernel.get_value().sharding.mesh == mesh

@@ -17,22 +17,21 @@ def check(errors: dict[str, float]) -> None:
 
 @pytest.fixture(scope="module")
 def quick() -> Any:
-    return run_on_devices(MODULE, 8, "fsdp,tensor")
+    return run_on_devices(MODULE, 8, "fsdp")
 
 
 @pytest.fixture(scope="module")
 def slow() -> Any:
-    return run_on_devices(MODULE, 8, "data,shard_map,ghosts", timeout=1200)
+    return run_on_devices(MODULE, 8, "data,tensor,shard_map,ghosts", timeout=1200)
 
 
-@pytest.mark.parametrize("rules", ["fsdp", "tensor"])
-def test_training_by_rules_on_eight_devices_is_training_on_one(quick: Any, rules: str) -> None:
-    check(quick[rules])
+def test_training_with_split_weights_on_eight_devices_is_training_on_one(quick: Any) -> None:
+    check(quick["fsdp"])
 
 
 @pytest.mark.slow  # each compiles a training step for eight devices
-@pytest.mark.parametrize("way", ["data", "shard_map", "ghosts"])
-def test_so_is_training_with_shared_statistics(slow: Any, way: str) -> None:
+@pytest.mark.parametrize("way", ["data", "tensor", "shard_map", "ghosts"])
+def test_so_is_training_by_other_rules_and_with_statistics_of_all_or_of_parts(slow: Any, way: str) -> None:
     check(slow[way])
 
 
