@@ -7,6 +7,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from outlook_common.constants import BATCH_NORM_MOMENTUM, NORM_EPSILON
+from outlook_jax.promotion import along_last_axis, at_least_float32
 
 # Of `jax.shard_map` or `jax.vmap`.
 AxisNames = str | tuple[str, ...] | None
@@ -55,7 +56,7 @@ class BatchNorm(nnx.Module):
         self.use_running_average = use_running_average
         self.axis_name = axis_name
         self.ghost_batches = ghost_batches
-        statistics_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        statistics_dtype = at_least_float32(param_dtype)
         self.scale = nnx.Param(jnp.ones(features, param_dtype))
         self.bias = nnx.Param(jnp.zeros(features, param_dtype))
         self.mean = nnx.BatchStat(jnp.zeros(features, statistics_dtype))
@@ -70,15 +71,17 @@ class BatchNorm(nnx.Module):
                 `ghost_batches` equal parts.
         """
         dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = at_least_float32(dtype)
         shape, x = x.shape, x.astype(dtype).astype(wide)
         if self.use_running_average:
             mean, variance = self.mean[...], self.var[...]
         else:
             x = self._in_parts(x)
             mean, variance = self._batch_statistics(x)
-        scale = lax.rsqrt(variance.astype(wide) + self.epsilon) * self.scale[...].astype(wide)
-        return ((x - mean.astype(wide)) * scale + self.bias[...].astype(wide)).astype(dtype).reshape(shape)
+        factor = _beside(self.scale[...].astype(wide), variance)
+        scale = lax.rsqrt(variance.astype(wide) + self.epsilon) * factor
+        mean, scale, bias = (_beside(p.astype(wide), x) for p in (mean, scale, self.bias[...]))
+        return ((x - mean) * scale + bias).astype(dtype).reshape(shape)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode for `nnx.view`, as `nnx.BatchNorm` does.
@@ -105,7 +108,7 @@ class BatchNorm(nnx.Module):
             raise ValueError(f"batch normalisation in training needs 2 values per channel, got shape {x.shape}")
         axes, apart = tuple(range(parts > 1, x.ndim - 1)), parts > 1
         mean = self._over_devices(x.mean(axes, keepdims=apart))
-        variance = self._over_devices(jnp.square(x - mean).mean(axes, keepdims=apart))
+        variance = self._over_devices(jnp.square(x - _beside(mean, x)).mean(axes, keepdims=apart))
         for statistic, batch in ((self.mean, mean), (self.var, variance * (values / (values - 1)))):
             old, first = statistic[...], batch[0].reshape(-1) if apart else batch
             updated = (1 - self.momentum) * old + self.momentum * first.astype(old.dtype)
@@ -118,3 +121,8 @@ class BatchNorm(nnx.Module):
             return x
         mean: Array = lax.pmean(x, self.axis_name)  # type: ignore[no-untyped-call]
         return mean
+
+
+def _beside(p: Array, x: Array) -> Array:
+    """Return one number per channel, or one per part and channel, with as many axes as `x`."""
+    return along_last_axis(p, x.ndim) if p.ndim == 1 else p

@@ -16,7 +16,7 @@ from outlook_parity.compare.tensors import judge, notes_on_inputs, refusal
 from outlook_parity.core.attributes import ONLY_AS_CAUSE
 from outlook_parity.core.check import Check
 from outlook_parity.core.environment import versions
-from outlook_parity.core.plan import LEVELS, Plan, Progress
+from outlook_parity.core.plan import LEVELS, STEPS, Plan, Progress
 from outlook_parity.core.precision import PRECISIONS, TRUTH
 from outlook_parity.core.request import DEVICES, Inputs, Request, inputs_of, keywords_of, named_inputs
 from outlook_parity.core.sharding import RULES, ShardingRequest
@@ -31,8 +31,6 @@ from outlook_parity.session import Session
 if TYPE_CHECKING:
     from outlook_parity.backends.devices import Availability
     from outlook_parity.pair import Pair
-
-STEPS = 3
 
 
 def verify(

@@ -24,6 +24,7 @@ from outlook_parity.cli.options import (
 )
 from outlook_parity.cli.output import finish
 from outlook_parity.cli.progress import steps
+from outlook_parity.core.plan import STEPS
 from outlook_parity.core.precision import IN_WORDS
 from outlook_parity.models.builtin import Model, enough_for, make
 from outlook_parity.models.user import load_factory, read_inputs
@@ -65,7 +66,7 @@ class RunOptions:
         list[str] | None,
         typer.Option(help="Which of the dtypes to train in; repeatable.", show_default="the first: training is slow"),
     ] = None
-    steps: Annotated[int, typer.Option(help="Training steps, with SGD and with AdamW.", min=1)] = 2
+    steps: Annotated[int, typer.Option(help="Training steps, with SGD and with AdamW.", min=1)] = STEPS
     seed: Seed = 0
     devices: Annotated[
         int | None,

@@ -121,7 +121,7 @@ class _Comparison:
         events = {twin: self._record(twin) for twin in TWINS}
         self._events = events
         self._shared = _shared(events["torch"], events["jax"])
-        self._axes = event_axes(events["torch"], events["jax"], self._shared)
+        self._axes = event_axes(events["torch"], events["jax"], self._shared, runners["torch"].kinds())
 
     def results(self) -> ModuleResults:
         rows = _Rows(self._dtype, self._shared, self._request.positions)

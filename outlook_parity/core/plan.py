@@ -7,6 +7,8 @@ from itertools import count
 from outlook_parity.core.precision import TRUTH
 
 LEVELS = ("forward", "layers", "gradients", "training")
+# Training steps with each optimizer, unless asked for others: from the second on its state counts.
+STEPS = 3
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from outlook_parity.mapping.names import is_counter
 Leaves = dict[str, tuple[str, tuple[int, ...]]]
 
 FORMAT = "outlook-parity-trace"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Header:
         leaves: of a torch trace: name of each weight -> type of its module, shape; JAX's names are inferred from them.
         modules: of a torch trace: the paths of the modules.
         output_dtypes: name of each output -> the dtype that the model gave it.
+        constants: of a trace in float64: module, "" for an unknown one -> the float32 constants that it uses.
     """
 
     framework: str
@@ -59,6 +60,7 @@ class Header:
     leaves: Leaves = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
     output_dtypes: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

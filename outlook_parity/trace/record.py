@@ -114,6 +114,7 @@ def _run(request: TraceRequest, twin: TracedTwin, inputs: dict[str, np.ndarray],
         leaves=twin.leaves,
         modules=twin.modules,
         output_dtypes=dict(result.dtypes),
+        constants={path or "": sorted(names) for path, names in twin.runner.truth.constants.items()},
     )
     return TraceFile(header, dict(result.outputs), dict(result.gradients), recorder.events, jumps)
 

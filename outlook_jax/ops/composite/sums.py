@@ -22,7 +22,7 @@ from outlook_jax.ops.composite.gather import products_per_window, weighted_sum
 from outlook_jax.ops.composite.map_last import map_last
 from outlook_jax.ops.composite.primitives import alike, apart, define
 from outlook_jax.ops.composite.softmax import softmax
-from outlook_jax.ops.reference import at_least_float32
+from outlook_jax.promotion import at_least_float32
 
 # How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
 UNROLLED = 1024
@@ -54,7 +54,8 @@ def weights(
     # last, both run along contiguous memory.
     probabilities = softmax(map_last(logits).astype(at_least_float32(logits)))
     if dropout_mask is not None:
-        probabilities = probabilities * map_last(dropout_mask)
+        wide = at_least_float32(probabilities, dropout_mask)
+        probabilities = probabilities.astype(wide) * map_last(dropout_mask).astype(wide)
     return probabilities.astype(dtype)
 
 

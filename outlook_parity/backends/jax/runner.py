@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from outlook_common.arrays import to_numpy
 from outlook_parity.backends.jax.attributes import add_operations, attributes_of, mark
@@ -20,6 +21,7 @@ from outlook_parity.backends.jax.model import weights_of
 from outlook_parity.backends.jax.placement import Place, Placement, placement_of
 from outlook_parity.backends.jax.program import leaf_kinds, program_of
 from outlook_parity.backends.jax.random import shared_bernoulli
+from outlook_parity.backends.jax.resizing import listening
 from outlook_parity.backends.jax.settings import pinned
 from outlook_parity.backends.jax.truth import lifted
 from outlook_parity.core.attributes import Attributes
@@ -105,12 +107,29 @@ class JaxRunner(Runner):
                 return {name: to_float64(outputs[name]) for name in order}
 
             repeated = repeat_calls(request, call) if repeat else {}
+            unused = self._unused_alone(forward, parameters, buffers, inputs) if gradients else frozenset()
         return Run(
             outputs=request.masked({name: to_float64(outputs[name]) for name in order}),
             dtypes={name: outputs[name].dtype.name for name in order},
             gradients={n: to_float64(x) for n, x in of_inputs.items()}
             | ({} if self._weightless else self._under_torch_names(of_parameters)),
             repeated=repeated,
+            unused=unused,
+        )
+
+    def _unused_alone(
+        self, forward: Callable[..., Any], parameters: Values, buffers: Values, inputs: Values
+    ) -> frozenset[str]:
+        """Return the parameters that PyTorch lacks and no output depends on."""
+        alone = self._names.found.candidates.keys() & parameters.keys()
+        if not alone:
+            return frozenset()
+        jaxpr = jax.make_jaxpr(lambda given: forward(given, {}, buffers, inputs)[0:2])(parameters).jaxpr
+        _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        return frozenset(
+            self._torch_name(name)
+            for name, so in zip(sorted(parameters), used, strict=True)
+            if not so and name in alone
         )
 
     @guarded
@@ -131,7 +150,7 @@ class JaxRunner(Runner):
         """See `Runner`."""
         place = self._placement.on(request.device)
         trained: dict[str, np.ndarray] = {}
-        draws = Draws(request.seed, keep_all=request.keep_all)
+        draws = Draws(request.seed, keep_all=request.keep_all, single=request.single)
         with pinned(request.dtype, place.device), self._lifted(request):
             model, *start, inputs = self._placed(request, place, training=True)
             task = self._task(request)
@@ -186,10 +205,21 @@ class JaxRunner(Runner):
     def attributes(self, request: Request) -> Attributes:
         """See `Runner`."""
         modules: dict[str, Any] = {}
+        resizings: Attributes = {}
+        running = [ROOT]
 
-        def around(path: str, module: Any) -> AbstractContextManager[Any]:
+        @contextmanager
+        def around(path: str, module: Any) -> Iterator[None]:
             modules[path] = module
-            return mark(path)
+            running.append(path)
+            try:
+                with mark(path):
+                    yield
+            finally:
+                running.pop()
+
+        def note(resizing: dict[str, Any]) -> None:
+            resizings.setdefault(running[-1], {}).update(resizing)
 
         place = self._placement.on("cpu")
         with pinned(request.dtype, place.device):
@@ -199,9 +229,12 @@ class JaxRunner(Runner):
                 watching = {"around": around, "module_name": self._names.module}
                 return self._outputs(model.call(parameters, buffers, request.arguments(inputs), **watching)[0])
 
-            jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
+            with listening(note):
+                jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
             found = attributes_of(modules, PRECISIONS[request.dtype].products)
         add_operations(jaxpr, found)
+        for path, resizing in resizings.items():
+            found.setdefault(path, {}).update(resizing)
         if self.model.mode is not None:
             found.setdefault(ROOT, {})["mode"] = self.model.mode
         return found

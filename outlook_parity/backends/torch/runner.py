@@ -138,7 +138,7 @@ class TorchRunner(Runner):
         """See `Runner`."""
         place = torch_device(request.device)
         trained: dict[str, np.ndarray] = {}
-        draws = Draws(request.seed, keep_all=request.keep_all)
+        draws = Draws(request.seed, keep_all=request.keep_all, single=request.single)
         with pinned(request.dtype, place):
             task = self._task(request)
             targets = {
@@ -177,7 +177,7 @@ class TorchRunner(Runner):
         with pinned(request.dtype, place), torch.no_grad():
             model = self._recast(request, place).eval()
             found = attributes_of(model, PRECISIONS[request.dtype].products)
-            with listening(model, found):
+            with self._lifted(request, model), listening(model, found):
                 called(model, request.arguments(self._inputs(request, place)))
         found[ROOT]["mode"] = "training" if self.model.training else "eval"
         return found
@@ -189,7 +189,7 @@ class TorchRunner(Runner):
         with pinned(request.dtype, place):
             model = self._recast(request, place).eval()
             inputs = self._inputs(request, place)
-            with traced(model, inputs.values(), keep) as program:
+            with self._lifted(request, model), traced(model, inputs.values(), keep) as program:
                 called(model, request.arguments(inputs))
         return program
 
