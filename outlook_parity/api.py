@@ -94,7 +94,8 @@ def verify(
         write_map: a file to write what was found to correspond to, as `read_name_map` reads it.
         devices: over how many devices to spread a JAX twin that lies on one; the CPU needs as many, for float64.
         sharding: how: "data", where all have the weights and each its part of the batch, or "fsdp", where each weight
-            is split too, along its longest axis that the devices divide.
+            is split too: of this package's models as by `outlook_jax.partition_specs`, else along its longest axis that
+            the devices divide.
 
     Returns:
         The report. Its verdict is "not-run" if the device is absent, or there are fewer than `devices`, or it has no
