@@ -5,14 +5,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from outlook_common.constants import OP_CHECKPOINT_NAME
-from outlook_common.dispatch import Implementation, ImplementationRequest, choose
+from outlook_common.dispatch import ImplementationRequest, choose
 from outlook_common.geometry import IntOrPair, check_operands
-from outlook_jax.ops.composite import COMPOSITE
-from outlook_jax.ops.pallas import PALLAS, on_tpu_or_interpreted
-from outlook_jax.ops.reference import REFERENCE
-
-# From fastest to slowest: the order that `implementation=None` tries.
-IMPLEMENTATIONS: dict[str, Implementation] = {"pallas": PALLAS, "composite": COMPOSITE, "reference": REFERENCE}
+from outlook_jax.ops.choice import IMPLEMENTATIONS, choose_by_platform
+from outlook_jax.ops.pallas import on_tpu_or_interpreted
 
 
 def outlook_attention(
@@ -36,7 +32,8 @@ def outlook_attention(
         stride: S, in pixels, likewise.
         padding: P, in pixels, likewise. Places outside the map read as zero, and what falls there is dropped.
         dropout_mask: multiplies the probabilities, shape of `logits`: 0, or 1/(1-rate).
-        implementation: None for the fastest that can run here, a name, or a sequence of names to try in order.
+        implementation: None for the fastest on the platform that the program is lowered for, a name, or a sequence of
+            names to try in order.
         precision: of the weighted sum, as in `jax.lax.dot_general`; None means `jax.default_matmul_precision`.
 
     Returns:
@@ -60,7 +57,10 @@ def outlook_attention(
         stride=stride,
         padding=padding,
     )
-    run = choose(_for_this_platform(implementation), IMPLEMENTATIONS, value, logits, dropout_mask, grid)
+    if implementation is None:
+        run = choose_by_platform(value, logits, dropout_mask, grid)
+    else:
+        run = choose(_for_this_platform(implementation), IMPLEMENTATIONS, value, logits, dropout_mask, grid)
     out = run(value, logits, dropout_mask, grid, precision=precision)
     named: Array = checkpoint_name(out, OP_CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
     return named
@@ -71,7 +71,7 @@ def _for_this_platform(implementation: ImplementationRequest) -> ImplementationR
 
     What a program is lowered for is not known while it is traced. Asked for alone, "pallas" is taken at its word.
     """
-    if implementation is None or isinstance(implementation, str) or on_tpu_or_interpreted():
+    if isinstance(implementation, str) or implementation is None or on_tpu_or_interpreted():
         return implementation
     return [name for name in implementation if name != "pallas"] or implementation
 
