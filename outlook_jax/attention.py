@@ -12,6 +12,7 @@ from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
 from outlook_jax.layers import LayerOptions, dropout, linear
 from outlook_jax.ops import IMPLEMENTATIONS, outlook_attention
+from outlook_jax.promotion import at_least_float32
 
 # The default of `nnx.Linear`.
 KERNEL_INIT: Initializer = nnx.initializers.lecun_normal()
@@ -124,7 +125,7 @@ class OutlookAttention(nnx.Module):
         # Read from the dropout layer itself: its mode and rate may be changed.
         training = not (self.attn_drop.deterministic if deterministic is None else deterministic)
         if dropout_mask is None and training and self.attn_drop.rate > 0:
-            ones = jnp.ones(logits.shape, jnp.promote_types(logits.dtype, jnp.float32))
+            ones = jnp.ones(logits.shape, at_least_float32(logits))
             dropout_mask = self.attn_drop(ones, deterministic=deterministic, rngs=rngs)
 
         out = outlook_attention(
@@ -145,7 +146,7 @@ class OutlookAttention(nnx.Module):
 
 def _scaled(logits: Array, scale: float) -> Array:
     # JAX would round the factor itself to bfloat16 before multiplying; PyTorch rounds only the product.
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    wide = at_least_float32(logits)
     return (logits.astype(wide) * scale).astype(logits.dtype)
 
 
@@ -154,7 +155,7 @@ def average_pool(x: Float[Array, "B H W C"], stride: tuple[int, int]) -> Float[A
     if stride == (1, 1):
         return x
     _, H, W, _ = x.shape
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x)
     # Per axis: how far the last window reaches past the border, and how many pixels inside each window has.
     beyond = [grid_size(size, step) * step - size for size, step in zip((H, W), stride, strict=True)]
     inside = [
@@ -169,4 +170,4 @@ def average_pool(x: Float[Array, "B H W C"], stride: tuple[int, int]) -> Float[A
         window_strides=(1, *stride, 1),
         padding=((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)),
     )
-    return (sums / np.outer(*inside)[:, :, None].astype(wide)).astype(x.dtype)
+    return (sums / np.outer(*inside)[None, :, :, None].astype(wide)).astype(x.dtype)

@@ -7,6 +7,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from outlook_common.constants import BATCH_NORM_MOMENTUM, NORM_EPSILON
+from outlook_jax.promotion import along_last_axis, at_least_float32
 
 
 class BatchNorm(nnx.Module):
@@ -38,7 +39,7 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
         self.dtype = dtype
         self.use_running_average = use_running_average
-        statistics_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        statistics_dtype = at_least_float32(param_dtype)
         self.scale = nnx.Param(jnp.ones(features, param_dtype))
         self.bias = nnx.Param(jnp.zeros(features, param_dtype))
         self.mean = nnx.BatchStat(jnp.zeros(features, statistics_dtype))
@@ -52,14 +53,15 @@ class BatchNorm(nnx.Module):
             ValueError: in training, when a channel has a single value, which has no variance.
         """
         dtype = self.dtype or jnp.promote_types(x.dtype, self.scale.dtype)
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = at_least_float32(dtype)
         x = x.astype(dtype).astype(wide)
         if self.use_running_average:
             mean, variance = self.mean[...], self.var[...]
         else:
             mean, variance = self._batch_statistics(x)
         scale = lax.rsqrt(variance.astype(wide) + self.epsilon) * self.scale[...].astype(wide)
-        return ((x - mean.astype(wide)) * scale + self.bias[...].astype(wide)).astype(dtype)
+        mean, scale, bias = (along_last_axis(p.astype(wide), x.ndim) for p in (mean, scale, self.bias[...]))
+        return ((x - mean) * scale + bias).astype(dtype)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode for `nnx.view`, as `nnx.BatchNorm` does.
@@ -76,7 +78,7 @@ class BatchNorm(nnx.Module):
             raise ValueError(f"batch normalisation in training needs 2 values per channel, got shape {x.shape}")
         axes = tuple(range(x.ndim - 1))
         mean = x.mean(axes)
-        variance = jnp.square(x - mean).mean(axes)
+        variance = jnp.square(x - along_last_axis(mean, x.ndim)).mean(axes)
         for statistic, batch in ((self.mean, mean), (self.var, variance * (values / (values - 1)))):
             old = statistic[...]
             updated = (1 - self.momentum) * old + self.momentum * batch.astype(old.dtype)

@@ -16,6 +16,7 @@ from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_jax.attention import OutlookAttention
 from outlook_jax.layers import INIT, LayerOptions, batch_norm, conv, dropout, layer_norm, linear
+from outlook_jax.promotion import at_least_float32
 
 
 class DropRate(nnx.Variable[Array]):
@@ -35,7 +36,7 @@ class DropPath(nnx.Module):
         if self.deterministic:
             return x
         keep = 1 - self.rate[...]
-        kept = jax.random.bernoulli(self.rngs(), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+        kept = jax.random.bernoulli(self.rngs(), keep, x.shape[:1]).reshape(-1, *(1,) * (x.ndim - 1))
         return x * (kept.astype(keep.dtype) / jnp.where(keep > 0, keep, 1)).astype(x.dtype)
 
     def set_view(self, deterministic: bool | None = None) -> None:
@@ -255,7 +256,7 @@ def attend(
 ) -> Float[Array, "B t N D"]:
     """Return softmax(q @ k / sqrt(D)) @ v per head, with dropout on the weights in training."""
     # Not jax.nn.dot_product_attention, whose softmax would round float64 to float32.
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    wide = at_least_float32(q)
     # Keys before queries in the logits: a softmax along the last axis takes XLA's CPU
     # compiler more than twice as long.
     logits = jnp.einsum("bTnd,btnd->bnTt", k, q, precision=precision, preferred_element_type=wide)
@@ -271,7 +272,7 @@ def gelu(x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:
     As PyTorch does, by erf: by erfc, as JAX does, and with constants that JAX would round to bfloat16, an MLP takes
     XLA's TPU compiler several times as long.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(at_least_float32(x))
     return (0.5 * wide * (1 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 

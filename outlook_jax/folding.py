@@ -1,6 +1,5 @@
 """Fold BatchNorm into the convolutions before it, for inference."""
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
@@ -8,6 +7,7 @@ from outlook_common.volo import check_foldable
 from outlook_jax.batch_norm import BatchNorm
 from outlook_jax.blocks import unchanged
 from outlook_jax.model import VOLO
+from outlook_jax.promotion import along_last_axis, at_least_float32
 
 
 def fold_batch_norm(model: VOLO) -> VOLO:
@@ -44,11 +44,11 @@ def _fused(convolution: nnx.Conv, norm: BatchNorm) -> nnx.Conv:
     """Return `convolution`, changed in place to compute norm(convolution(x)); it must have no bias."""
     kernel = convolution.kernel[...]
     dtype = kernel.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = at_least_float32(dtype)
     scale = lax.rsqrt(norm.var[...].astype(wide) + norm.epsilon) * norm.scale[...].astype(wide)
     bias = norm.bias[...].astype(wide) - norm.mean[...].astype(wide) * scale
     # New variables: the old ones are those of the model itself.
-    convolution.kernel = nnx.Param((kernel.astype(wide) * scale).astype(dtype))
+    convolution.kernel = nnx.Param((kernel.astype(wide) * along_last_axis(scale, kernel.ndim)).astype(dtype))
     del convolution.bias  # NNX lets no attribute change between None and an array
     convolution.bias = nnx.Param(bias.astype(dtype))
     convolution.use_bias = True

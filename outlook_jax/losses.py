@@ -83,7 +83,7 @@ class TokenLabelCrossEntropy:
         cls, aux, mix_box = outputs
         target_cls = self.class_target(target)
         # Inside the box the class token saw the batch in reverse order; the tokens' logits are swapped back already.
-        seen = _share_outside(mix_box, aux.shape[1])
+        seen = jnp.asarray(_share_outside(mix_box, aux.shape[1]), target_cls.dtype)
         target_cls = seen * target_cls + (1 - seen) * target_cls[::-1]
         loss_cls = soft_target_cross_entropy(cls, target_cls)
         loss_aux = soft_target_cross_entropy(aux.reshape(-1, aux.shape[2]), _token_targets(target, aux.shape[1]))

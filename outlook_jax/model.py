@@ -406,9 +406,9 @@ class VOLO(nnx.Module):
 
 def mix(x: Float[Array, "B H W C"], box: MixBox) -> Float[Array, "B H W C"]:
     """Replace the inside of the box by that of the batch in reverse order; applied twice it undoes itself."""
-    y1, x1, y2, x2 = box
-    rows = jnp.arange(x.shape[1])[:, None]
-    columns = jnp.arange(x.shape[2])[None, :]
+    y1, x1, y2, x2 = (jnp.asarray(bound, jnp.int32) for bound in box)
+    rows = jnp.arange(x.shape[1], dtype=jnp.int32)[:, None]
+    columns = jnp.arange(x.shape[2], dtype=jnp.int32)[None, :]
     inside = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < x2)
     return jnp.where(inside[None, :, :, None], x[::-1], x)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -15,20 +16,31 @@ from outlook_common.text import listed
 from outlook_parity.backends.jax.base import JaxModel
 from outlook_parity.backends.jax.functions import FunctionModel
 from outlook_parity.backends.jax.model import as_jax_model, output_shapes
+from outlook_parity.backends.jax.placement import Placement, placement_of
 from outlook_parity.backends.jax.runner import JaxRunner
+from outlook_parity.backends.jax.runner import to_float64 as jax_to_float64
 from outlook_parity.backends.names import names_of_models
 from outlook_parity.backends.order import call_order
-from outlook_parity.backends.torch.model import FunctionModule, argument_names_of, as_torch_module, compared_weights
+from outlook_parity.backends.torch.model import (
+    FunctionModule,
+    argument_names_of,
+    as_torch_module,
+    compared_weights,
+    to_float64,
+)
 from outlook_parity.backends.torch.runner import TorchRunner
 from outlook_parity.core.calls import accept_keywords
-from outlook_parity.core.check import NOT_COMPARED
+from outlook_parity.core.check import NOT_COMPARED, TWINS, Tensors
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.layout import Axes, fitting_axes
 from outlook_parity.core.masks import OutputMasks, output_masks
+from outlook_parity.core.memory import Sizes
 from outlook_parity.core.outputs import Beside, Output, match_outputs
 from outlook_parity.core.request import Inputs, Request
+from outlook_parity.core.sharding import Sharding, ShardingRequest
 from outlook_parity.core.task import MASK, Task, mean_square, no_task
 from outlook_parity.mapping.names import Names
+from outlook_parity.mapping.output_axes import Shapes, output_axes
 from outlook_parity.mapping.structure import Order
 from outlook_parity.mapping.user import NameMap, torch_axes_of
 from outlook_parity.models.registry import KnownModel, known_model
@@ -46,6 +58,8 @@ class Pair:
         keywords: of the inputs, in their order, where the models are called by keyword.
         masks: which positions of the outputs count.
         notes: what else to know of the pair.
+        constants: twin -> arrays that are no weights, under one name in both.
+        sharding: over which devices JAX's runs, None for one.
     """
 
     torch: TorchRunner
@@ -55,6 +69,18 @@ class Pair:
     keywords: tuple[str, ...] = ()
     masks: OutputMasks = field(default_factory=OutputMasks)
     notes: tuple[str, ...] = ()
+    constants: Mapping[str, Tensors] = field(default_factory=lambda: {twin: {} for twin in TWINS})
+    sharding: Sharding | None = None
+
+    def sizes(self, inputs: Inputs) -> Sizes:
+        """Return how many numbers the twins hold, and a forward pass of these inputs."""
+        counts = [
+            [x.numel() for x in self.torch.model.parameters()],
+            [x.size for x in self.jax.model.parameters.values()],
+        ]
+        work = self.jax.work(Request(inputs, "float32", "cpu", 0, "float32", keywords=self.keywords))
+        largest = max((size for sizes in counts for size in sizes), default=0)
+        return Sizes(max(map(sum, counts)), largest, work.live, work.numbers)
 
 
 def make_pair(
@@ -64,6 +90,7 @@ def make_pair(
     name_map: NameMap,
     keywords: tuple[str, ...] = (),
     output_mask: Any = None,
+    sharding: ShardingRequest | None = None,
 ) -> Pair:
     """Return two models as a pair of twins.
 
@@ -74,21 +101,24 @@ def make_pair(
         name_map: the user's map.
         keywords: of the inputs, in their order: by which they are passed if both models have arguments of these names.
         output_mask: see `output_masks`.
+        sharding: over how many devices JAX's is to run; None runs it as it is given.
 
     Raises:
         TypeError: a model is no module, no function, and no pair of a Linen module and its variables.
-        ValueError: `torch_axes` has another number of axes than the inputs.
+        ValueError: `torch_axes` has another number of axes than the inputs; or JAX's cannot run sharded so.
     """
-    module, model = _models(torch_model, jax_model)
+    module, model = normalise_models(torch_model, jax_model)
+    placement = placement_of(model, sharding or ShardingRequest())
     known = _known_pair(module, model, inputs, name_map)
     if known is None:
-        return _user_pair(module, model, inputs, name_map, keywords, output_mask)
+        return _user_pair(module, model, inputs, name_map, keywords, output_mask, placement)
     if output_mask is not None:
         raise ValueError("output_mask is for models of your own: every position of a VOLO counts")
-    return _own_pair(module, model, inputs, name_map, known)
+    return _own_pair(module, model, inputs, name_map, known, placement)
 
 
-def _models(torch_model: Any, jax_model: Any) -> tuple[torch.nn.Module, JaxModel]:
+def normalise_models(torch_model: Any, jax_model: Any) -> tuple[torch.nn.Module, JaxModel]:
+    """Return both twins as `as_torch_module` and `as_jax_model` do; a TypeError if they are exchanged."""
     if isinstance(torch_model, nnx.Module | linen.Module):
         raise TypeError(f"the torch model is a {type(torch_model).__name__} of Flax: are the two exchanged?")
     module = as_torch_module(torch_model)
@@ -111,12 +141,25 @@ def _known_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_m
     return known
 
 
-def _own_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map: NameMap, known: KnownModel) -> Pair:
+def _own_pair(
+    module: torch.nn.Module,
+    model: JaxModel,
+    inputs: Inputs,
+    name_map: NameMap,
+    known: KnownModel,
+    placement: Placement,
+) -> Pair:
     names = known.names()
     shape = next(iter(inputs.values())).shape
     task = _per_seed(lambda rng: known.task(shape, rng))
     axes = torch_axes_of(name_map, inputs, known.torch_axes)
-    return Pair(TorchRunner(module, axes, task), JaxRunner(model, names, task), names, _refused(module, model))
+    return Pair(
+        TorchRunner(module, axes, task),
+        JaxRunner(model, names, task, placement=placement),
+        names,
+        _refused(module, model),
+        sharding=placement.describe(model, inputs),
+    )
 
 
 def _user_pair(
@@ -126,6 +169,7 @@ def _user_pair(
     name_map: NameMap,
     given: tuple[str, ...],
     output_mask: Any,
+    placement: Placement,
 ) -> Pair:
     keywords = shared_keywords(module, model, given)
     alone = _alone_with_weights(module, model)
@@ -135,23 +179,50 @@ def _user_pair(
     torch_outputs, jax_outputs, beside = _outputs(module, model, inputs, axes, keywords)
     matched = match_outputs(torch_outputs, jax_outputs, lambda one, other: bool(fitting_axes(one, other)))
     opaque = [f"{NOT_COMPARED}, as it holds no arrays: {listed(beside.opaque)}"] if beside.opaque else []
-    torch_shapes = {name: output.shape for name, output in torch_outputs.items()}
-    jax_shapes = {name: output.shape for name, output in matched.of_jax(jax_outputs).items()}
-    out_axes = _output_axes(torch_shapes, jax_shapes, name_map)
+
+    def shapes(torch_outputs: Mapping[str, Output], jax_outputs: Mapping[str, Output]) -> tuple[Shapes, Shapes]:
+        ours = {name: output.shape for name, output in torch_outputs.items()}
+        return ours, {name: output.shape for name, output in matched.of_jax(jax_outputs).items()}
+
+    def shapes_of(inputs: Mapping[str, np.ndarray]) -> tuple[Shapes, Shapes]:
+        return shapes(*_outputs(module, model, inputs, axes, keywords)[:2])
+
+    torch_shapes, jax_shapes = shapes(torch_outputs, jax_outputs)
+    found = output_axes(torch_shapes, jax_shapes, name_map.out_axes, axes, inputs, shapes_of)
     common = {name: output for name, output in matched.of_jax(jax_outputs).items() if name in torch_outputs}
     masks = output_masks(output_mask, inputs, jax_shapes)
     floating = {name: output.shape for name, output in common.items() if output.floating}
     task = _per_seed(lambda rng: _mean_square(floating, masks.by_output, rng))
     compared = [name for name in compared_weights(module) if name in set(names.expected)]
+    constants, uncompared = _constants(module, model, names)
     return Pair(
-        TorchRunner(module, axes, task, out_axes, compared, matched),
-        JaxRunner(model, names, task, matched, weightless=bool(alone)),
+        TorchRunner(module, axes, task, found.orders, compared, matched),
+        JaxRunner(model, names, task, matched, weightless=bool(alone), placement=placement),
         names,
         _refused(module, model),
         keywords,
         masks,
-        (*alone, *matched.notes, *opaque, *masks.notes),
+        (*alone, *matched.notes, *found.notes, *opaque, *uncompared, *masks.notes),
+        constants,
+        placement.describe(model, inputs),
     )
+
+
+def _constants(
+    module: torch.nn.Module, model: JaxModel, names: Names
+) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """Return JAX's constants and PyTorch's buffers of the same names, and as a note which have none."""
+    found: dict[str, dict[str, np.ndarray]] = {twin: {} for twin in TWINS}
+    buffers, left = dict(module.named_buffers()), []
+    for flax in model.constants:
+        array = model.buffers[flax]
+        owner, _, leaf = flax.rpartition(".")
+        name = ".".join(filter(None, (names.module(owner), leaf)))
+        if name in buffers and not jnp.issubdtype(array.dtype, jax.dtypes.extended):  # a random key is no number
+            found["torch"][name], found["jax"][name] = to_float64(buffers[name]), jax_to_float64(array)
+        else:
+            left.append(f"{flax} {tuple(array.shape)}")
+    return found, [f"constants of the JAX model without a buffer of that name in torch: {listed(left)}"] if left else []
 
 
 def _alone_with_weights(module: torch.nn.Module, model: JaxModel) -> list[str]:
@@ -224,26 +295,3 @@ def _outputs(
     of_torch = runner.beside
     opaque = [*(f"{name} of torch" for name in of_torch.opaque), *(f"{name} of JAX" for name in of_jax.opaque)]
     return torch_outputs, jax_outputs, Beside(opaque)
-
-
-def _output_axes(
-    torch_shapes: Mapping[str, tuple[int, ...]], jax_shapes: Mapping[str, tuple[int, ...]], name_map: NameMap
-) -> dict[str, Axes]:
-    """Return the order in which JAX has the axes of each output, where it is another one than PyTorch's.
-
-    As the map says, else by shapes where they do not fit as they are; never by numbers: a twin that exchanges axes is
-    wrong.
-    """
-    if unknown := name_map.out_axes.keys() - torch_shapes.keys():
-        raise ValueError(
-            f"out_axes names {', '.join(sorted(unknown))}; the torch model gives {', '.join(torch_shapes)}"
-        )
-    orders: dict[str, Axes] = {}
-    for name, shape in torch_shapes.items():
-        fitting = fitting_axes(shape, jax_shapes.get(name, ()))
-        order = name_map.out_axes.get(name, fitting[0] if fitting else None)
-        if order is not None and sorted(order) != list(range(len(shape))):
-            raise ValueError(f"out_axes of {name}, in torch of shape {shape}, must not be {list(order)}")
-        if order is not None and order != tuple(range(len(shape))):
-            orders[name] = order
-    return orders

@@ -10,13 +10,8 @@ from outlook_torch.folding import fold_batch_norm  # noqa: E402
 from outlook_torch.model import VOLO, volo  # noqa: E402
 from outlook_torch.ops import outlook_attention  # noqa: E402
 from outlook_torch.pretrained import from_pretrained  # noqa: E402
-from outlook_torch.weights import (  # noqa: E402
-    export_weights,
-    load_training,
-    load_weights,
-    save_training,
-    save_weights,
-)
+from outlook_torch.training import load_training, save_training  # noqa: E402
+from outlook_torch.weights import export_weights, load_weights, save_weights  # noqa: E402
 
 __all__ = [
     "VOLO",

@@ -1,11 +1,9 @@
 """Convert a checkpoint to another naming, layout and file format, bit for bit unless cast."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,9 @@ from outlook_common.weights.formats.sharded import folder_of_shards
 from outlook_common.weights.identify import Recognised, identify
 from outlook_common.weights.io.lazy import LazyTensor
 from outlook_common.weights.match import Match, match
+from outlook_common.weights.metadata import FORMAT, OURS, own_metadata
 from outlook_common.weights.rename import rename
 from outlook_common.weights.tables.base import FLAX, TORCH
-
-# The key by which other programs recognise whose names a .safetensors file holds.
-_FORMAT = "format"
-_FORMAT_OF_NAMING = {FLAX: "flax"}
-# Metadata written here start so; other metadata of the source are kept.
-_OURS = "outlook."
 
 Progress = Callable[[int, int], None]
 
@@ -163,16 +156,11 @@ def _write(
 def _metadata(
     checkpoint: Checkpoint, found: Recognised, naming: str, source_hash: "Future[str] | None"
 ) -> dict[str, "str | Future[str]"]:
-    kept = {name: text for name, text in checkpoint.metadata.items() if name != _FORMAT and not name.startswith(_OURS)}
-    added: dict[str, str | Future[str]] = {
-        "version": version("outlook-attention"),
-        "model": found.table.model,
-        "config": json.dumps(found.config),
-    }
+    kept = {name: text for name, text in checkpoint.metadata.items() if name != FORMAT and not name.startswith(OURS)}
+    own: dict[str, str | Future[str]] = {**own_metadata(found.table.model, found.config, naming)}
     if source_hash is not None:
-        added["source_sha256"] = source_hash
-    own = {_OURS + name: value for name, value in added.items()}
-    return kept | own | {_FORMAT: _FORMAT_OF_NAMING.get(naming, "pt")}
+        own[f"{OURS}source_sha256"] = source_hash
+    return kept | own
 
 
 def _cumulative(progress: Progress | None, total: int) -> Callable[[int], None] | None:

@@ -5,11 +5,11 @@ from itertools import product
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
+from outlook_jax.promotion import at_least_float32
 
 
 def reference(
@@ -26,18 +26,14 @@ def reference(
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between.
     probabilities = jax.nn.softmax(logits.astype(at_least_float32(logits)), axis=-1)
     if dropout_mask is not None:
-        probabilities = probabilities * dropout_mask
+        wide = at_least_float32(probabilities, dropout_mask)
+        probabilities = probabilities.astype(wide) * dropout_mask.astype(wide)
     sum_dtype = at_least_float32(value)
     probabilities = probabilities.astype(value.dtype).astype(sum_dtype)
 
     windows = _unfold(value.astype(sum_dtype), grid)
     mixed = jnp.einsum("bhwnpq,bhwnqd->bhwnpd", probabilities, windows, precision=precision)
     return _fold(mixed, grid).astype(value.dtype)
-
-
-def at_least_float32(x: Array) -> DTypeLike:
-    """Return the dtype that softmax and sums of `x` run in."""
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _unfold(value: Float[Array, "B H W N D"], grid: WindowGrid) -> Float[Array, "B h w N KK D"]:

@@ -24,14 +24,8 @@ def fitting_axes(torch: tuple[int, ...], jax: tuple[int, ...]) -> list[Axes]:
     return [axes for axes in candidates if tuple(torch[axis] for axis in axes) == jax]
 
 
-def axes_to_jax(torch: np.ndarray, jax: np.ndarray) -> Axes | None:
-    """Return the order in which JAX has the axes of PyTorch's array; None if none fits.
-
-    Where several fit by shape, the one with the smallest mean difference.
-    """
-    fitting = fitting_axes(torch.shape, jax.shape)
-    if len(fitting) < 2:
-        return fitting[0] if fitting else None
+def nearest_axes(torch: np.ndarray, jax: np.ndarray, fitting: list[Axes]) -> Axes:
+    """Return which of several orders that fit by shape gives the smallest mean difference."""
     distances = [_distance(torch.transpose(axes), jax) for axes in fitting]
     return fitting[int(np.argmin(distances))]
 

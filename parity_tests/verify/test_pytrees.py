@@ -280,13 +280,75 @@ def test_sequences_may_have_their_steps_first_in_torch() -> None:
     assert {("attn", "torch"), ("norm", "jax")} <= alone
 
 
-def test_an_output_whose_shape_fits_in_two_orders_is_taken_as_it_is_unless_the_map_says_otherwise() -> None:
+class StridedInTorch(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 1, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class StridedInJax(nnx.Module):
+    def __init__(self, channels: int = 3, swapped: bool = False) -> None:
+        self.conv = nnx.Conv(channels, 8, (1, 1), 2, padding="VALID", rngs=nnx.Rngs(0))
+        self.swapped = swapped
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        out = self.conv(x)
+        return out.transpose(0, 3, 1, 2) if self.swapped else out
+
+
+def channels_first(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("size", [16, (16, 16), 15])
+def test_an_output_whose_shape_fits_in_two_orders_has_the_one_that_fits_at_another_size(size: Any) -> None:
+    theirs = StridedInTorch()
+    ours = load_torch_weights(StridedInJax(), theirs)
+    rows, columns = size if isinstance(size, tuple) else (size, size)
+    x = np.random.default_rng(0).standard_normal((2, rows, columns, 3))
+    report = verify(theirs, ours, x, dtypes=("float64",), steps=2, names=NameMap(torch_axes=(0, 3, 1, 2)))
+    assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
+    (note,) = [note for note in report.notes if note.startswith("output of shape (2, 8, 8, 8) fits in 2 orders")]
+    assert "taken in [0, 2, 3, 1], as alone fits for inputs half as large" in note
+
+
+def test_axes_that_a_twin_exchanges_are_a_mismatch_though_the_shape_fits() -> None:
+    theirs = StridedInTorch()
+    ours = load_torch_weights(StridedInJax(), theirs)
+    ours.swapped = True  # channels first, as in torch: the shapes at another size say so, whatever the inputs' order
+    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3))
+    names = NameMap(torch_axes=(0, 3, 1, 2))
+    levels = ("forward", "gradients")
+    assert verify(theirs, ours, x, levels=levels, dtypes=("float64",), names=names).verdict == "pass"
+    as_inputs = NameMap(torch_axes=(0, 3, 1, 2), out_axes={"output": (0, 2, 3, 1)})
+    assert verify(theirs, ours, x, levels=levels, dtypes=("float64",), names=as_inputs).verdict == "mismatch"
+
+
+def test_an_output_whose_shape_fits_in_two_orders_at_every_size_follows_the_inputs_unless_the_map_says() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 3, 3))  # too small to be halved
+    axes = (0, 3, 1, 2)
+    report = verify(torch.tanh, jnp.tanh, x, dtypes=("float64",), names=NameMap(torch_axes=axes))
+    assert report.verdict == "pass"
+    assert any("taken in [0, 2, 3, 1], the order said for the inputs" in note for note in report.notes)
+    names = NameMap(torch_axes=axes, out_axes={"output": (0, 1, 2, 3)})
+    assert verify(torch.tanh, jnp.tanh, x, dtypes=("float64",), names=names).verdict == "mismatch"
+
+
+def test_an_output_that_nothing_tells_the_order_of_is_taken_as_it_is_and_noted() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 3, 3))
+    report = verify(torch.tanh, jnp.tanh, x, dtypes=("float64",))
+    assert report.verdict == "pass"
+    assert any("taken in [0, 1, 2, 3], as it is, for nothing says otherwise" in note for note in report.notes)
+    turned = verify(channels_first, jnp.tanh, x, dtypes=("float64",))
+    assert turned.verdict == "mismatch"
+
+
+def test_out_axes_of_an_unknown_output_are_an_error() -> None:
     x = np.random.default_rng(0).standard_normal((2, 4, 4, 4))
     pair = (torch.tanh, jnp.tanh)
-    axes = (0, 3, 1, 2)
-    assert verify(*pair, x, dtypes=("float64",), names=NameMap(torch_axes=axes)).verdict == "mismatch"
-    names = NameMap(torch_axes=axes, out_axes={"output": (0, 2, 3, 1)})
-    assert verify(*pair, x, dtypes=("float64",), names=names).verdict == "pass"
     with pytest.raises(ValueError, match="out_axes names logits; the torch model gives output"):
         verify(*pair, x, dtypes=("float64",), names=NameMap(out_axes={"logits": (0,)}))
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from outlook_jax.promotion import at_least_float32
 
 Shaped = Any  # an array, what has a shape and a dtype alone, or None where an operand may be missing
 
@@ -18,4 +19,4 @@ def out_shape(like: Array) -> Any:
 
 def sums_dtype(value: Shaped, logits: Shaped) -> np.dtype[Any]:
     """Return the dtype that a kernel computes in."""
-    return jnp.promote_types(jnp.promote_types(value.dtype, logits.dtype), jnp.float32)
+    return at_least_float32(value.dtype, logits.dtype)

@@ -20,12 +20,14 @@ class JaxModel(ABC):
         buffers: all other state, by path.
         statistics: the paths of the buffers that are weights.
         rates: the paths of dropout rates, which keep their dtype in every precision.
+        constants: the paths of the buffers that are arrays and no variables: nothing writes to them.
     """
 
     parameters: Values
     buffers: Values
     statistics: tuple[str, ...]
     rates: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
 
     @abstractmethod
     def prepared(self, dtype: np.dtype, *, training: bool, one_by_one: bool) -> "JaxModel":

@@ -23,12 +23,18 @@ class NNXModel(JaxModel):
     def __init__(self, module: nnx.Module) -> None:
         self.module = module
         self._graph, *states = nnx.split(module, nnx.Param, ...)
+        leaves = [list(nnx.to_flat_state(state)) for state in states]
+        # Numbers and booleans stay what they are: code may branch on them.
+        self._fixed = [(path, leaf) for path, leaf in leaves[1] if not hasattr(leaf, "dtype")]
         self._variables = [
-            {".".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
-            for state in states
+            {".".join(map(str, path)): (path, leaf) for path, leaf in found if hasattr(leaf, "dtype")}
+            for found in leaves
         ]
         self.parameters, self.buffers = (
-            {name: variable.get_value() for name, (_, variable) in variables.items()} for variables in self._variables
+            {name: _value(leaf) for name, (_, leaf) in variables.items()} for variables in self._variables
+        )
+        self.constants = tuple(
+            name for name, (_, leaf) in self._variables[1].items() if not isinstance(leaf, nnx.Variable)
         )
         # Other state, caches and counters say, PyTorch need not have: it shows in the outputs.
         self.statistics = tuple(
@@ -100,15 +106,24 @@ class NNXModel(JaxModel):
     def _merged(self, parameters: Values, buffers: Values) -> Any:
         states = [
             nnx.from_flat_state(
-                [(path, variable.replace(values[name])) for name, (path, variable) in variables.items()]
+                [(path, _replaced(leaf, values[name])) for name, (path, leaf) in variables.items()] + fixed
             )
-            for variables, values in zip(self._variables, (parameters, buffers), strict=True)
+            for variables, values, fixed in zip(self._variables, (parameters, buffers), ([], self._fixed), strict=True)
         ]
         return nnx.merge(self._graph, *states, copy=True)  # else its buffers could not be written to
 
     def _buffers_of(self, model: nnx.Module) -> Values:
         state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param)))
-        return {".".join(map(str, path)): variable.get_value() for path, variable in state}
+        return {".".join(map(str, path)): _value(leaf) for path, leaf in state if hasattr(leaf, "dtype")}
+
+
+def _value(leaf: Any) -> Any:
+    """Return the array of a variable; what `nnx.data` marks is one itself."""
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _replaced(leaf: Any, value: Any) -> Any:
+    return leaf.replace(value) if isinstance(leaf, nnx.Variable) else value
 
 
 class _NNXForLoss:

@@ -1,0 +1,73 @@
+"""What the JAX twin draws: Flax's bits, on few axes, for XLA compiles a draw in six axes ten times as long."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+import outlook_jax
+from outlook_jax.layers import Dropout
+from parity_tests.support.volo import small_config
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("rate", [0.1, 0.7, 1.0])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 2, 9, 9), (2, 6, 7, 7), (8,), ()])
+def test_dropout_is_flax_own_bit_for_bit(shape: tuple[int, ...], rate: float, dtype: str) -> None:
+    x = jax.random.normal(jax.random.key(1), shape, dtype)
+    ours, theirs = Dropout(rate, rngs=nnx.Rngs(0)), nnx.Dropout(rate, rngs=nnx.Rngs(0))
+    for _ in range(2):  # the second call draws anew
+        out = ours(x)
+        assert out.dtype == x.dtype
+        assert jnp.array_equal(out, theirs(x))
+    assert jnp.array_equal(ours(x, rngs=nnx.Rngs(5)), theirs(x, rngs=nnx.Rngs(5)))
+    assert ours(x, deterministic=True) is x
+
+
+def test_dropout_keeps_a_sharding_that_is_part_of_the_type() -> None:
+    mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        spec = PartitionSpec("data", None, "model")
+        x = jax.device_put(jnp.ones((2, 3, 4)), NamedSharding(mesh, spec))
+        out = Dropout(0.5, rngs=nnx.Rngs(0))(x)
+        assert jax.typeof(out).sharding.spec == spec
+        assert jnp.array_equal(out, nnx.Dropout(0.5, rngs=nnx.Rngs(0))(x))
+
+
+def _draws(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "random_bits":
+            yield tuple(equation.params["shape"])
+        for value in equation.params.values():
+            for inner in value if isinstance(value, list | tuple) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _draws(inner)
+
+
+RATES = {"drop_rate": 0.1, "pos_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_training_draws_every_mask_on_one_axis(scan_layers: bool) -> None:
+    config = small_config(**RATES)
+    model = nnx.eval_shape(lambda: outlook_jax.VOLO(config, scan_layers=scan_layers, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+
+    def train(state: Any, images: jax.Array) -> Any:
+        return nnx.merge(graph, state).forward_train(images)
+
+    drawn = list(_draws(jax.make_jaxpr(train)(state, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)).jaxpr))
+    assert len(drawn) >= 8  # equal blocks are one loop
+    assert max(map(len, drawn)) == 1
+
+
+def test_initial_weights_are_drawn_on_two_axes_at_most() -> None:
+    config = small_config()
+    drawn = list(_draws(jax.make_jaxpr(lambda: nnx.state(outlook_jax.VOLO(config, rngs=nnx.Rngs(0))))().jaxpr))
+    assert len(drawn) >= 10
+    assert max(map(len, drawn)) == 2
