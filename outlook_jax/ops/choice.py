@@ -40,6 +40,8 @@ IMPLEMENTATIONS: dict[str, Implementation] = {"pallas": PALLAS, "composite": COM
 def choose_by_platform(value: Array, logits: Array, dropout_mask: Array | None, grid: WindowGrid) -> Callable[..., Any]:
     """Return what computes the op: pallas on a TPU, if it can, and composite or the reference elsewhere.
 
+    Where XLA splits the program among several TPUs (GSPMD) it is as elsewhere: it splits no kernel.
+
     Which platform a program is for is known when it is lowered, so the choice is part of a primitive's lowering, and
     one `jax.export` for several platforms is right on each.
     """

@@ -34,3 +34,7 @@ def test_shard_map_computes_what_one_device_does(found: Any, name: str) -> None:
 def test_operands_shared_by_heads_are_gathered_nowhere(found: Any) -> None:
     assert found["gathered"] == 0
     assert found["reduced"] >= 1  # the loss: the program is shared at all
+
+
+def test_tpus_get_kernels_except_where_xla_splits_the_program(found: Any) -> None:
+    assert found["kernels"] == {"XLA": 0, "shard_map": 1, "one": 1}

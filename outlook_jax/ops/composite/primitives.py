@@ -19,7 +19,6 @@ def define(
     static: str | None = None,
     cpu: Callable[..., Array] | None = None,
     gpu: Callable[..., Array] | None = None,
-    tpu: Callable[..., Array] | None = None,
 ) -> Any:
     """Return a primitive whose operands and result all have the batch as their first axis; it has no derivatives yet.
 
@@ -31,13 +30,12 @@ def define(
         cpu: computes it on a CPU, if another way than `run` is better there. Each platform's way is chosen when a
             program is lowered, for several platforms at once too.
         gpu: likewise.
-        tpu: likewise. What is not lowered for a platform is not traced for it either.
     """
     primitive: Any = Primitive(name)  # JAX does not type what defines a primitive
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
-    for platform, way in (("cpu", cpu), ("gpu", gpu), ("tpu", tpu)):
+    for platform, way in (("cpu", cpu), ("gpu", gpu)):
         if way is not None:
             mlir.register_lowering(primitive, mlir.lower_fun(way, multiple_results=False), platform=platform)
     batching.primitive_batchers[primitive] = partial(_batched, primitive)

@@ -173,21 +173,34 @@ def _absent_shape(*operands: Any, kernel: Callable[..., Array]) -> Any:
 _absent_p.def_abstract_eval(_absent_shape)
 mlir.register_lowering(_absent_p, _refuse)
 
-_attend_p = define(
-    "outlook_attend",
-    partial(_off_tpu, _attend_kernel, _by_operations),
-    lambda value, *_, how: value,
-    static="how",
-    tpu=_attend_kernel,
-)
+
+def _partitioned_by_xla(axes: Any) -> bool:
+    """Return whether XLA splits a program among devices, which it cannot do with a kernel outside of `shard_map`."""
+    manual = getattr(axes, "manual_axes", None)
+    if manual is None:
+        return bool(getattr(axes, "num_devices", 1) != 1)
+    return bool(manual) and manual | set(axes.mesh.manual_axes) != frozenset(axes.mesh.axis_names)
+
+
+def _define(
+    name: str, kernel: Callable[..., Array], by_operations: Callable[..., Array], shape: Callable[..., Any]
+) -> Any:
+    """Return a primitive that runs a kernel on a TPU."""
+    primitive = define(name, partial(_off_tpu, kernel, by_operations), shape, static="how")
+    on_tpu, split = (mlir.lower_fun(way, multiple_results=False) for way in (kernel, by_operations))
+
+    def lower(ctx: Any, *operands: Any, how: How) -> Any:
+        has_choice = how.off_tpu in (OffTpu.COMPOSITE, OffTpu.REFERENCE)
+        way = split if has_choice and _partitioned_by_xla(ctx.module_context.axis_context) else on_tpu
+        return way(ctx, *operands, how=how)
+
+    mlir.register_lowering(primitive, lower, platform="tpu")
+    return primitive
+
+
+_attend_p = _define("outlook_attend", _attend_kernel, _by_operations, lambda value, *_, how: value)
 _push_p = define("outlook_push", _push_by_operations, lambda _, value, *__, how: value, static="how")
-_gram_p = define(
-    "outlook_logits_gradient",
-    partial(_off_tpu, _gram_kernel, _gram_by_operations),
-    lambda _, __, logits, *___, how: logits,
-    static="how",
-    tpu=_gram_kernel,
-)
+_gram_p = _define("outlook_logits_gradient", _gram_kernel, _gram_by_operations, lambda _, __, logits, *___, how: logits)
 
 
 def _moves(tangent: Any) -> bool:
