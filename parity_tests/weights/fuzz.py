@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,7 +187,9 @@ def _by_torch(folder: Path) -> dict[str, np.ndarray]:
         if hasattr(tensor, "size")
     }
     try:
-        dcp.load(state, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is not run by several processes
+            dcp.load(state, storage_reader=reader, no_dist=True)
     except CheckpointException as error:  # a BaseException
         raise ValueError(str(error).splitlines()[-1]) from error
     paths = about.planner_data if isinstance(about.planner_data, dict) else {}

@@ -77,7 +77,7 @@ def test_a_checkpoint_is_replaced_whole_and_nothing_else_is(tmp_path: Path, suff
     other = tmp_path / f"other{suffix}"
     other.mkdir()
     (other / "precious").touch()
-    with pytest.raises(WeightsError, match="a folder, expected a file|is not replaced"):
+    with pytest.raises(WeightsError, match=r"a folder, expected a file|is not replaced"):
         convert(WEIGHTS, other)
 
 

@@ -6,6 +6,7 @@ archive as `torch.save` writes it.
 
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -226,7 +227,7 @@ class _Files:
         """Raise a ValueError if two blocks share bytes."""
         for name, taken in self._taken.items():
             taken.sort()
-            for (_, end), (start, _) in zip(taken, taken[1:], strict=False):
+            for (_, end), (start, _) in pairwise(taken):
                 if start < end:
                     raise ValueError(f"two blocks in {printable(name)} share the bytes from {start} to {end}")
 
@@ -262,13 +263,14 @@ class _InArchive(LazyTensor):
 def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
     """Fill a folder with a checkpoint, which has no metadata; all numbers are in memory at once."""
     require("torch", extra="torch", needed_by="writing a distributed checkpoint of PyTorch's")
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     state = {name: to_tensor(tensor.read()) for name, tensor in tensors.items()}
-    writer = dcp.FileSystemWriter(path, single_file_per_rank=True, sync_files=False, thread_count=1)
+    writer = FileSystemWriter(path, single_file_per_rank=True, sync_files=False, thread_count=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not run by several processes
-        dcp.save(state, storage_writer=writer, no_dist=True)
+        save(state, storage_writer=writer, no_dist=True)
     return {}
 
 

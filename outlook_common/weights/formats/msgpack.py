@@ -8,6 +8,7 @@ that is needed.
 import io
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,11 @@ class _Reader:
         if code >= 0xE0:
             return code - 0x100
         if code < 0x90:
-            return self._mapping(code & 0xF, depth)
+            return self.mapping(code & 0xF, depth)
         if code < 0xA0:
-            return self._list(code & 0xF, depth)
+            return self.sequence(code & 0xF, depth)
         if code < 0xC0:
-            return self._string(code & 0x1F)
+            return self.string(code & 0x1F)
         if code not in _CODES:
             raise ValueError(f"byte {self.at - 1} is {code:#x}, which begins no value")
         return _CODES[code](self, depth)
@@ -108,7 +109,8 @@ class _Reader:
         """Return the next number of this type, as `struct` calls it."""
         return struct.unpack(f">{code}", self._bytes(struct.calcsize(code)))[0]
 
-    def _mapping(self, count: int, depth: int) -> Any:
+    def mapping(self, count: int, depth: int) -> Any:
+        """Return the mapping of `count` names that follows, or the array that it stands for."""
         self._count(count)
         found: dict[str, Any] = {}
         for _ in range(count):
@@ -121,13 +123,15 @@ class _Reader:
             found[key] = self.value(depth + 1)
         return _chunked(self._file.path, found) if _CHUNKED in found else found
 
-    def _list(self, count: int, depth: int) -> NotNumbers:
+    def sequence(self, count: int, depth: int) -> NotNumbers:
+        """Read past `count` values."""
         self._count(count)
         for _ in range(count):
             self.value(depth + 1)
         return NotNumbers("list")
 
-    def _string(self, length: int) -> str:
+    def string(self, length: int) -> str:
+        """Return the string that follows."""
         return self._bytes(length).decode("utf-8")
 
     def _count(self, count: int) -> None:
@@ -135,7 +139,8 @@ class _Reader:
         if self._names > limits.NAMES:
             raise ValueError(f"more than {limits.NAMES} names")
 
-    def _raw(self, length: int) -> NotNumbers:
+    def raw(self, length: int) -> NotNumbers:
+        """Read past bytes."""
         self._skip(length)
         return NotNumbers("bytes")
 
@@ -145,7 +150,8 @@ class _Reader:
         self.at += length
         self._opened.seek(self.at)
 
-    def _extension(self, length: int) -> Any:
+    def extension(self, length: int) -> Any:
+        """Return the array that follows, or a placeholder."""
         kind, start = self.number("b"), self.at
         if kind not in (_ARRAY, _SCALAR):
             self._skip(length)
@@ -161,7 +167,7 @@ class _Reader:
             raise ValueError(f"the array before byte {self.at} is not described by shape, dtype and bytes")
         shape = check_shape(self._file.path, "an array", self._integers())
         name = self._length_of(_STRINGS, "the name of a dtype")
-        dtype = DTYPES.get(self._string(name) if name <= limits.NAME_LENGTH else "")
+        dtype = DTYPES.get(self.string(name) if name <= limits.NAME_LENGTH else "")
         length = self._length_of(_BINARIES, "the bytes of an array")
         start = self.at
         self._skip(length)
@@ -201,26 +207,38 @@ _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 _Read = Callable[[_Reader, int], Any]
 
 
+def _constant(constant: Any, reader: _Reader, depth: int) -> Any:
+    return constant
+
+
+def _number(kind: str, reader: _Reader, depth: int) -> Any:
+    return reader.number(kind)
+
+
+def _fixed_extension(size: int, reader: _Reader, depth: int) -> Any:
+    return reader.extension(size)
+
+
+def _of_length(kind: str, read_rest: Callable[[_Reader, int, int], Any], reader: _Reader, depth: int) -> Any:
+    return read_rest(reader, int(reader.number(kind)), depth)
+
+
+# Values with a length -> what reads the rest of them.
+_WITH_LENGTH: tuple[tuple[dict[int, str], Callable[[_Reader, int, int], Any]], ...] = (
+    (_STRINGS, lambda reader, length, depth: reader.string(length)),
+    (_BINARIES, lambda reader, length, depth: reader.raw(length)),
+    (_LISTS, lambda reader, length, depth: reader.sequence(length, depth)),
+    (_MAPPINGS, lambda reader, length, depth: reader.mapping(length, depth)),
+    (_EXTENSIONS, lambda reader, length, depth: reader.extension(length)),
+)
+
+
 def _codes() -> Iterator[tuple[int, _Read]]:
-    for code, constant in _CONSTANTS.items():
-        yield code, lambda reader, depth, constant=constant: constant
-    for code, kind in _NUMBERS.items():
-        yield code, lambda reader, depth, kind=kind: reader.number(kind)
-    for code, size in _FIXED_EXTENSIONS.items():
-        yield code, lambda reader, depth, size=size: reader._extension(size)
-    for codes, read_rest in (
-        (_STRINGS, lambda reader, length, depth: reader._string(length)),
-        (_BINARIES, lambda reader, length, depth: reader._raw(length)),
-        (_LISTS, lambda reader, length, depth: reader._list(length, depth)),
-        (_MAPPINGS, lambda reader, length, depth: reader._mapping(length, depth)),
-        (_EXTENSIONS, lambda reader, length, depth: reader._extension(length)),
-    ):
-        for code, kind in codes.items():
-            if kind:
-                yield (
-                    code,
-                    lambda reader, depth, rest=read_rest, kind=kind: rest(reader, int(reader.number(kind)), depth),
-                )
+    yield from ((code, partial(_constant, constant)) for code, constant in _CONSTANTS.items())
+    yield from ((code, partial(_number, kind)) for code, kind in _NUMBERS.items())
+    yield from ((code, partial(_fixed_extension, size)) for code, size in _FIXED_EXTENSIONS.items())
+    for codes, read_rest in _WITH_LENGTH:
+        yield from ((code, partial(_of_length, kind, read_rest)) for code, kind in codes.items() if kind)
 
 
 _CODES: dict[int, _Read] = dict(_codes())

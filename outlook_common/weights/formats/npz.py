@@ -26,7 +26,6 @@ from outlook_common.weights.formats.base import (
     Positions,
     Tensors,
     awaited,
-    check_names,
     check_shape,
     damage_errors,
 )
@@ -47,10 +46,7 @@ def read(path: Path) -> Contents:
     """Open an archive; only the header of each member is read."""
     file = UnchangedFile.at(path)
     with damage_errors(path, ".npz"):
-        inside = members(file)
-        names = [name.removesuffix(_SUFFIX) for name in inside]
-        check_names(path, names)
-        found = {name: _member(file, name, *inside[full]) for name, full in zip(names, inside, strict=True)}
+        found = {name: _member(file, name, *member) for name, member in members(file, suffix=_SUFFIX).items()}
         note = _note(path, found)
         bfloat16 = note.get("bfloat16", [])
         for name in bfloat16:

@@ -22,6 +22,8 @@ class Record:
 
     __slots__ = ("arguments", "state")
     kind = ""  # the name of the class
+    arguments: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *arguments: Any) -> "Record":
         """Keep the arguments, whatever they are."""
@@ -71,7 +73,7 @@ def load(contents: bytes, stubs: Mapping[str, Any], persistent: Callable[[Any], 
         Exception: it is damaged.
     """
 
-    class Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+    class Unpickler(pickle._Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             if (full := f"{module}.{name}") not in stubs:
                 raise WeightsError(f"it refers to {printable(full)}, which is code and is not executed")

@@ -32,7 +32,10 @@ _STUBS: dict[str, Any] = {
     "torch.storage.UntypedStorage": Constant(None),
 }
 # The end of an archive: magic, two numbers of disks, two counts of members, size and position of their list, comment.
-_END = struct.Struct("<4s4H2IH")
+# Before it the same in 64 bits, behind its own length and two versions, and where that lies.
+_END, _LONG_END, _LOCATOR = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
+# An entry in the list of members; of its parts the lengths of what follows: name, extra field, comment.
+_ENTRY = struct.Struct("<28x3H12x")
 # Bytes of the pickle of one tensor, which has some 200.
 _PICKLE_BYTES = 1 << 16
 
@@ -44,8 +47,8 @@ def open_tensor(file: UnchangedFile, start: int, size: int) -> LazyTensor:
         ValueError, TypeError: it holds something else, or a tensor larger than its storage.
         WeightsError: its pickle names code.
     """
-    _check_end(file, start, size)
     inside = {name.partition("/")[2]: member for name, member in members(file, start, size).items()}
+    _check_end(file, start, size, len(inside))
     if any(byte_range.deflated for byte_range, _ in inside.values()):
         raise ValueError("a tensor is compressed; PyTorch never compresses")
     if "byteorder" in inside and (order := _contents(inside, "byteorder")) != b"little":
@@ -68,16 +71,36 @@ def open_tensor(file: UnchangedFile, start: int, size: int) -> LazyTensor:
     return _view(dtype, shape, steps, first, byte_range, length)
 
 
-def _check_end(file: UnchangedFile, start: int, size: int) -> None:
-    """Raise a ValueError unless an archive ends as PyTorch's do, in one part and without a comment."""
+def _check_end(file: UnchangedFile, start: int, size: int, count: int) -> None:
+    """Raise a ValueError unless an archive ends as PyTorch's do: in one part, without a comment, all said alike twice.
+
+    Python's module reads past contradictions that PyTorch refuses.
+    """
+    whole = _LONG_END.size + _LOCATOR.size + _END.size
+    if size < whole:
+        raise ValueError(f"an archive has {size} bytes, less than its end alone, {whole}")
     with file.open() as opened:
-        opened.seek(max(start, start + size - _END.size))
-        end = opened.read(min(size, _END.size))
-    if len(end) < _END.size:
-        raise ValueError(f"an archive has {size} bytes, less than its end alone")
-    magic, *disks, here, all_of_them, _, _, comment = _END.unpack(end)
-    if magic != b"PK\5\6" or any(disks) or here != all_of_them or comment:
-        raise ValueError(f"an archive does not end at byte {start + size}, where it should")
+        opened.seek(start + size - whole)
+        end = opened.read(whole)
+    magic, disk, first_disk, here, members_in_all, length, position, comment = _END.unpack(end[-_END.size :])
+    long_magic, _, _, _, *long_end = _LONG_END.unpack(end[: _LONG_END.size])
+    locator = _LOCATOR.unpack(end[_LONG_END.size : -_END.size])
+    said = [disk, first_disk, here, members_in_all, length, position]
+    magics = magic == b"PK\5\6" and long_magic == b"PK\6\6" and locator == (b"PK\6\7", 0, size - whole, 1)
+    if not magics or said != long_end or said[:4] != [0, 0, count, count] or comment:
+        raise ValueError(f"an archive does not end at byte {start + size} as PyTorch's do, with {count} members")
+    if position + length != size - whole or length > limits.HEADER_BYTES:
+        raise ValueError(f"the list of an archive's members does not end at byte {start + size - whole}")
+    with file.open() as opened:
+        opened.seek(start + position)
+        listed = opened.read(length)
+    at = 0
+    for _ in range(count):
+        if len(entry := listed[at : at + _ENTRY.size]) < _ENTRY.size:
+            break
+        at += _ENTRY.size + sum(_ENTRY.unpack(entry))
+    if at != length:
+        raise ValueError(f"the list of an archive's members has {length} bytes, {at} by the lengths in it")
 
 
 class _Storage:

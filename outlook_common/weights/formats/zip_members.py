@@ -54,13 +54,16 @@ class Section(io.RawIOBase):
         return count
 
 
-def members(file: UnchangedFile, start: int = 0, size: int | None = None) -> dict[str, tuple[ByteRange, int]]:
+def members(
+    file: UnchangedFile, start: int = 0, size: int | None = None, *, suffix: str = ""
+) -> dict[str, tuple[ByteRange, int]]:
     """Return each member's byte range in the file and its unpacked size.
 
     Args:
         file: that holds the archive.
         start: of the archive in it.
         size: of the archive; None for the rest of the file.
+        suffix: removed from names.
 
     Raises:
         ValueError: members overlap, are encrypted, patched or packed in other ways than deflate, or are a ZIP bomb.
@@ -72,7 +75,7 @@ def members(file: UnchangedFile, start: int = 0, size: int | None = None) -> dic
         section = io.BufferedReader(Section(opened, start, size))
         with zipfile.ZipFile(section) as archive:
             infos = archive.infolist()
-            names = [info.filename for info in infos]
+            names = [info.filename.removesuffix(suffix) for info in infos]
             check_names(file.path, names)
             _check_sizes(infos, size)
             return {
