@@ -99,7 +99,8 @@ def verify(
         write_map: a file to write what was found to correspond to, as `read_name_map` reads it.
         devices: over how many devices to spread a JAX twin that lies on one; the CPU needs as many, for float64.
         sharding: how: "data", where all have the weights and each its part of the batch, or "fsdp", where each weight
-            is split too, along its longest axis that the devices divide.
+            is split too: of this package's models as by `outlook_jax.partition_specs`, else along its longest axis that
+            the devices divide.
 
     Returns:
         The report. Its verdict is "not-run" if the device is absent, or there are fewer than `devices`, or it has no
@@ -136,8 +137,8 @@ def verify(
         session.waive(ignore)
     left_out = {} if levels is not None else pair.refused
     found = _report(session, plan, left_out, has_weights=bool(pair.names.expected), environment=available.environment)
-    notes = (note_on_correspondence(pair.names), pair.sharding and str(pair.sharding))
-    return replace(found, notes=(*found.notes, *filter(None, notes)), sharding=pair.sharding)
+    notes = (note_on_correspondence(pair.names), str(pair.sharding) if pair.sharding else None)
+    return replace(found, notes=(*found.notes, *(note for note in notes if note)), sharding=pair.sharding)
 
 
 def _check_arguments(

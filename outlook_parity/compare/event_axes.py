@@ -60,7 +60,10 @@ def event_axes(torch: Events, jax: Events, shared: Sequence[str], kinds: Mapping
         shapes, others = shapes_of(torch, key), shapes_of(jax, key)
         if len(shapes) == len(others):
             for index, (one, other) in enumerate(zip(shapes, others, strict=True)):
-                if orders := fitting_axes(one, other):
+                orders = fitting_axes(one, other)
+                if not orders and key.side == "out" and is_repeated(one, other):
+                    orders = [tuple(range(len(one)))]
+                if orders:
                     fitting[key, index] = orders
 
     def alike(key: Key, ndim: int) -> tuple[str, str, int]:
@@ -79,6 +82,11 @@ def event_axes(torch: Events, jax: Events, shared: Sequence[str], kinds: Mapping
         else:
             found[key, index] = nearest_axes(torch[key][index], jax[key][index], left or orders)
     return found
+
+
+def is_repeated(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether results are the same for all samples in one twin, as those of positions, and repeated in the other."""
+    return len(one) == len(other) > 1 and one[1:] == other[1:] and 1 in (one[0], other[0])
 
 
 def _has_axes(key: Key, events: Events, axes: EventAxes) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from outlook_parity.compare.event_axes import event_axes, in_jax_layout, in_torch_layout, with_axes
+from outlook_parity.compare.event_axes import event_axes, in_jax_layout, in_torch_layout, is_repeated, with_axes
 from outlook_parity.compare.noise import sum_noise
 from outlook_parity.compare.patterns import how_they_differ
 from outlook_parity.compare.ranking import MOST_MEASURED, ranked
@@ -178,7 +178,7 @@ class _Comparison:
         None if it cannot be told. `suspects` are all of that module.
         """
         # Of JAX on torch's numbers: what is wrong in the other view alone would undo what the module gives inside.
-        keys = {suspect.key for suspect in suspects if suspect.view == "torch"}
+        keys = {suspect.key for suspect in suspects if suspect.view == "torch" and suspect.key is not None}
         answers = {key: self._answers[key] for key in keys if key in self._answers}
         replacements = in_torch_layout(answers, self._axes)
         if not replacements or any(not self._can_replace(key, arrays) for key, arrays in replacements.items()):
@@ -300,6 +300,10 @@ class _Rows:
                 continue
             # A sum over n numbers may be added up in any order: here over those that make one of the results.
             least = sum_noise(numbers / one.size, self._dtype)
+            if one.shape != other.shape and is_repeated(one.shape, other.shape):
+                whole = np.broadcast_shapes(one.shape, other.shape)
+                one, other = np.broadcast_to(one, whole), np.broadcast_to(other, whole)
+                exact = None if exact is None else np.broadcast_to(exact, whole)
             pair = TensorPair(shown_path(path), self._counting(one), self._counting(other))
             exact = None if exact is None else self._counting(exact)
             yield compare_pair("layers", self._dtype, pair, bound=bound, truth=exact, least=least)

@@ -144,12 +144,12 @@ def read(path: Path) -> TraceFile:
         raise FileNotFoundError(f"{path}: no such file; `outlook trace` writes traces")
     try:
         file = safe_open(path, "np")
-        metadata: dict[str, str] = file.metadata() or {}
+        metadata: dict[str, str] = file.metadata() or {}  # type: ignore[no-untyped-call]
         if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
             found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
             raise ValueError(f"{path}: {found} found, a trace of version {VERSION} expected; write it again")
         header = _header(json.loads(metadata["header"]))
-        readers = {name: partial(file.get_tensor, name) for name in sorted(file.keys())}
+        readers = {name: partial(file.get_tensor, name) for name in sorted(file.keys())}  # type: ignore[no-untyped-call]
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path}: no trace, or a damaged one: {error}; `outlook trace` writes traces") from error
     outputs, gradients, jumps = (Computed(_named(readers, f"{kind}/")) for kind in ("output", "gradient", "jump"))

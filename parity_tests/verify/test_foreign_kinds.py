@@ -184,6 +184,45 @@ def test_a_batch_norm_that_stays_in_eval_mode_is_placed(told: bool) -> None:
     assert report.first_divergence == ("norm" if told else "second")  # Flax keeps the biased variance
 
 
+# Results that are the same for all samples: of one sample in one twin, repeated in the other.
+
+
+class TorchPositions(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.positions, self.types = torch.nn.Embedding(5, WIDTH), torch.nn.Embedding(2, WIDTH)
+        self.last = torch.nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + self.positions(torch.arange(5)[None]) + self.types(torch.zeros(x.shape[:2], dtype=torch.long))
+        z: torch.Tensor = self.last(y)
+        return z
+
+
+class Positions(nnx.Module):
+    def __init__(self, type_: int, shift: int) -> None:
+        rngs = nnx.Rngs(0)
+        self.positions, self.types = nnx.Embed(5, WIDTH, rngs=rngs), nnx.Embed(2, WIDTH, rngs=rngs)
+        self.last, self.type, self.shift = nnx.Linear(WIDTH, WIDTH, rngs=rngs), type_, shift
+
+    def __call__(self, x: Any) -> Any:
+        positions = (jnp.arange(5) + self.shift) % 5
+        y = x + self.positions(jnp.broadcast_to(positions, x.shape[:2]))
+        return self.last(y + self.types(jnp.full(x.shape[:2], self.type)))
+
+
+@pytest.mark.parametrize(("type_", "shift", "table"), [(0, 0, ""), (1, 0, "types"), (0, 1, "positions")])
+def test_results_of_one_sample_are_compared_with_those_that_are_repeated(type_: int, shift: int, table: str) -> None:
+    theirs, x = TorchPositions(), np.random.default_rng(0).standard_normal((3, 5, WIDTH))
+    ours = load_torch_weights(Positions(type_, shift), theirs)
+    report = verify(theirs, ours, x, levels=("layers",), dtypes=("float64",))
+    assert report.verdict == ("mismatch" if table else "pass"), str(report)
+    assert not table or f"calls {table} with other integers" in str(report.cause)
+    rows = {(row.name, row.view): row.verdict for row in report.checks}
+    assert rows["positions", "propagated"] == ("mismatch" if table == "positions" else "pass")
+
+
 # Maps that are resized.
 
 

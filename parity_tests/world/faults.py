@@ -252,6 +252,12 @@ FAULTS = (
         ("mask", "window"),
     ),
     Fault(
+        "electra: token types of one (released)",
+        lambda: pairs.electra()._replace(inputs={"input_ids": pairs.ids()}),
+        ("embeddings",),
+        ("other integers",),
+    ),
+    Fault(
         "t5: cross-attention never drops (released)",
         lambda: pairs.t5(dropout_rate=0.1),
         ("decoder.block.0.layer.1.EncDecAttention",),

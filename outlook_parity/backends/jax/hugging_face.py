@@ -64,7 +64,7 @@ class HuggingFaceModel(JaxModel):
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
         """See `JaxModel`: the model is changed."""
-        new = as_jax_arrays(weights)
+        new = as_jax_arrays(weights, self.parameters | self.buffers)
         parameters = {name: new.get(name, value) for name, value in self.parameters.items()}
         buffers = {name: new.get(name, value) for name, value in self.buffers.items()}
         self.model.params = self._params(parameters, buffers)

@@ -347,7 +347,7 @@ class JaxRunner(Runner):
             return request.rounded(self._torch_name(name), to_numpy(value)) if recast else value
 
         def placed(values: Values) -> Values:
-            return {name: place.weight(rounded(name, value), value) for name, value in values.items()}
+            return {name: place.weight(name, rounded(name, value), value) for name, value in values.items()}
 
         return placed(model.parameters), placed(model.buffers)
 

@@ -94,9 +94,9 @@ def compiled_for(work: Work, place: jax.Device, *, backward: bool = False) -> It
         yield
         return
     before = jax.config._read(_SWITCH)  # type: ignore[no-untyped-call]
-    jax.config.update(_SWITCH, True)
+    jax.config.update(_SWITCH, True)  # type: ignore[no-untyped-call]
     try:
         with _context(True):
             yield
     finally:
-        jax.config.update(_SWITCH, before)
+        jax.config.update(_SWITCH, before)  # type: ignore[no-untyped-call]

@@ -66,4 +66,6 @@ def _parts(parameter: torch.nn.Parameter) -> list[tuple[torch.Tensor, torch.Tens
     assert gradient is not None
     if not numbers.is_contiguous() or numbers.numel() <= MOST_NUMBERS:
         return [(numbers, gradient)]
-    return list(zip(numbers.view(-1).split(MOST_NUMBERS), gradient.reshape(-1).split(MOST_NUMBERS), strict=True))
+    flat = (numbers.view(-1), gradient.reshape(-1))
+    parts = (tensor.split(MOST_NUMBERS) for tensor in flat)  # type: ignore[no-untyped-call]
+    return list(zip(*parts, strict=True))
