@@ -1,7 +1,8 @@
 """Download files from the Hugging Face Hub, checked against its hashes; errors are one line.
 
 Access is that of `huggingface_hub`, with its environment variables: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
-`HF_TOKEN`, `HF_HUB_OFFLINE`.
+`HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_ETAG_TIMEOUT`. Before it is asked for a file that is not in the cache, the Hub
+must have answered once, within seconds: the library itself tries for half a minute.
 """
 
 import hashlib
@@ -11,8 +12,19 @@ from pathlib import Path
 from typing import Any
 
 # Names of the weights in a repository, as timm uses them; the first one found counts.
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+)
 CONFIG_FILE = "config.json"
+
+# Seconds in which the Hub must answer, unless HF_HUB_ETAG_TIMEOUT is set.
+_ANSWERS_IN = 5
+# Endpoints that have answered.
+_answered: set[str] = set()
 
 PREFIX = "hf-hub:"  # as timm writes it
 _HUB_ID = re.compile(rf"(?:{PREFIX})?(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^@\s]+))?", re.ASCII)
@@ -91,8 +103,14 @@ def _download(repo: str, filename: str, access: dict[str, Any]) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     at = f"{repo}@{access['revision']}" if access["revision"] else repo
+    if not _is_cached(repo, filename, access) and (error := _unreachable(access)) is not None:
+        within = f"tried for at most {_timeout()} s, which HF_HUB_ETAG_TIMEOUT changes"
+        raise HubError(
+            f"{at}: {filename} is not in the cache, and {_endpoint()} cannot be reached: {_words(error)} ({within})"
+        ) from error
     try:
-        return Path(hf_hub_download(repo, filename, library_name="outlook-attention", **access))
+        options = {**access, "library_name": "outlook-attention", "etag_timeout": _timeout()}
+        return Path(hf_hub_download(repo, filename, **options))
     except errors.LocalEntryNotFoundError as error:
         if _is_offline(access):
             raise NoSuchFileOnHubError(_offline(at, filename, access)) from error
@@ -115,6 +133,38 @@ def _download(repo: str, filename: str, access: dict[str, Any]) -> Path:
         raise ValueError(f"{repo!r} is not a name of a repository: {_words(error)}") from error
     except Exception as error:  # of the libraries below, whose errors differ between versions
         raise HubError(f"{at}: {filename} could not be downloaded from {_endpoint()}: {_words(error)}") from error
+
+
+def _is_cached(repo: str, filename: str, access: dict[str, Any]) -> bool:
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repo, filename, cache_dir=access["cache_dir"], revision=access["revision"])
+    except errors.HFValidationError:  # told by the download
+        return True
+    return isinstance(found, str)
+
+
+def _unreachable(access: dict[str, Any]) -> Exception | None:
+    """Return the error of asking the Hub for its front page; None if it answers, whatever that is."""
+    from huggingface_hub import errors, get_hf_file_metadata
+
+    if _is_offline(access) or _endpoint() in _answered:
+        return None
+    try:
+        get_hf_file_metadata(_endpoint(), token=False, timeout=_timeout())
+    except errors.HfHubHTTPError:  # an answer
+        pass
+    except Exception as error:  # of the libraries below, whose errors differ between versions
+        return error
+    _answered.add(_endpoint())
+    return None
+
+
+def _timeout() -> float:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else _ANSWERS_IN
 
 
 def _verified(path: Path, repo: str, filename: str) -> Path:

@@ -1,6 +1,6 @@
-"""Load, export and save the weights and the training state of a model."""
+"""Load, export and save the weights of a model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -8,50 +8,62 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from outlook_common.arrays import cast, contiguous, to_numpy
+from outlook_common.arrays import cast, contiguous
+from outlook_common.text import listed
 from outlook_common.volo import check_complete
 from outlook_common.weights.checkpoint import Source
 from outlook_common.weights.formats.registry import PathLike, write_arrays
 from outlook_common.weights.identify import check_weights_of, table_for
 from outlook_common.weights.match import resolve
-from outlook_common.weights.tables.base import FLAX, Entry, WeightTable
-from outlook_common.weights.training import MOMENTS, Training, read_training, refuse_moments, write_training
+from outlook_common.weights.metadata import metadata_of
+from outlook_common.weights.tables.base import FLAX, WeightTable
+from outlook_jax.blocks import DropRate
+from outlook_jax.placement import gathered, put_like, write_once
 
 # Kinds of variables that are weights: parameters and running statistics, no random streams.
 WEIGHTS = (nnx.Param, nnx.BatchStat)
 
 
-def load_weights(model: nnx.Module, source: Source, *, prefix: str = "", use_ema: bool = False) -> None:
+def load_weights(
+    model: nnx.Module, source: Source, *, prefix: str = "", use_ema: bool = False, rngs: nnx.Rngs | None = None
+) -> None:
     """Load all parameters and buffers of `model`; on error, none.
 
     Args:
-        model: one of this package; its parameters keep their dtypes and shardings.
+        model: one of this package, also an abstract one of `nnx.eval_shape`; its parameters keep their dtypes and
+            shardings.
         source: a path, or a mapping of arrays, in PyTorch's, Flax's or External-Attention-pytorch's naming.
         prefix: of the model's names in the source ("network.0.0.attn"); other names are ignored.
         use_ema: whether to take the averaged weights of a checkpoint.
+        rngs: the random streams of an abstract model; streams that are not abstract stay as they are.
 
     Raises:
         WeightsError: the source cannot be read or does not fit; all faults are reported together.
         OSError: the file cannot be opened.
         TypeError: `model` is not one of this package, or has other weights than its configuration says.
+        ValueError: `model` has abstract random streams, and there is no `rngs`.
     """
-    table = _table(model)
+    table = table_of(model)
+    concrete = _concrete(model, rngs)
     arrays = resolve(source, table, prefix=prefix, use_ema=use_ema)
     entries = table.names(FLAX)
     loaded = []
     for path, variable in nnx.to_flat_state(nnx.state(model, WEIGHTS)):
         entry, old = entries[path_name(path)], variable.get_value()
         array = contiguous(cast(entry.to_flax(arrays[entry.torch]), old.dtype.name))
-        loaded.append((path, variable.replace(_put_like(array, old))))
-    nnx.update(model, nnx.from_flat_state(loaded))
+        loaded.append((path, variable.replace(put_like(array, old))))
+    nnx.update(model, nnx.from_flat_state([*loaded, *concrete]))
 
 
 def export_weights(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout."""
+    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout.
+
+    Weights that several processes share are gathered, one after the other: all of these must call it.
+    """
     state = {path_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model, WEIGHTS))}
     weights = {}
-    for entry in _table(model).entries:
-        array = to_numpy(state[entry.flax])
+    for entry in table_of(model).entries:
+        array = gathered(state[entry.flax])
         weights[entry.torch] = contiguous(entry.to_torch(cast(array, entry.dtype or array.dtype.name)))
     return weights
 
@@ -59,11 +71,46 @@ def export_weights(model: nnx.Module) -> dict[str, np.ndarray]:
 def save_weights(model: nnx.Module, path: PathLike) -> None:
     """Write the weights of `model` under PyTorch's names; the suffix of `path` decides the format.
 
+    Its configuration goes into the metadata, which PyTorch's files lack. If several processes share the weights, all of
+    them must call it, and the first writes.
+
     Raises:
         WeightsError: the suffix is unknown.
         OSError: the file cannot be written; an existing file is unchanged.
     """
-    write_arrays(path, export_weights(model), {"format": "pt"})
+    weights, metadata = export_weights(model), metadata_of(getattr(model, "config", model), table_of(model))
+    write_once(model, lambda: write_arrays(path, weights, metadata))
+
+
+def _concrete(model: nnx.Module, rngs: nnx.Rngs | None) -> list[tuple[Any, nnx.Variable[Any]]]:
+    """Return the abstract variables that are no weights, with values: random streams, rates of stochastic depth."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Any(*WEIGHTS))))
+    abstract = [(path, variable) for path, variable in flat if _is_abstract(variable)]
+    streams = [path_name(path) for path, variable in abstract if isinstance(variable, nnx.RngState)]
+    if streams and rngs is None:
+        raise ValueError(
+            f"the model is abstract, and so are its random streams ({listed(streams, 3)}): pass rngs=nnx.Rngs(seed)"
+        )
+    return [(path, variable.replace(_value(model, path, variable, rngs))) for path, variable in abstract]
+
+
+def _is_abstract(variable: Any) -> bool:
+    return isinstance(variable, nnx.Variable) and isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+
+
+def _value(model: nnx.Module, path: Any, variable: nnx.Variable[Any], rngs: nnx.Rngs | None) -> Any:
+    old = variable.get_value()
+    if isinstance(variable, nnx.RngKey):
+        assert rngs is not None
+        key = rngs.dropout()  # all streams of this package's models
+        return jax.random.split(key, old.shape) if old.shape else key
+    if isinstance(variable, nnx.RngCount):
+        return jnp.zeros(old.shape, old.dtype)
+    if isinstance(variable, DropRate):  # network.<part>.<block>.drop_path<1 or 2>.rate
+        config: Any = getattr(model, "config", None)
+        _, part, block, *_ = path
+        return jnp.asarray(config.drop_path_rates(config.network[part].stage)[block], old.dtype)
+    raise ValueError(f"{path_name(path)}, a {type(variable).__name__}, is abstract: make it after the model")
 
 
 def path_name(path: Iterable[Any]) -> str:
@@ -71,99 +118,8 @@ def path_name(path: Iterable[Any]) -> str:
     return ".".join(str(step) for step in path)
 
 
-# Optax's name of each kind of moment -> PyTorch's.
-_KINDS = {optax_name: torch_name for torch_name, optax_name in MOMENTS.items()}
-# Names of step counters in Flax's optimizer and in Optax's states.
-_COUNTS = ("step", "count")
-
-
-def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike, *, step: int | None = None) -> None:
-    """Write weights, optimizer moments and step, to resume training in either framework.
-
-    Hyperparameters, schedules and random streams are not written.
-
-    Args:
-        model: one of this package.
-        optimizer: of `optax.adam`, `adamw` or `sgd`, alone or in a chain, of parameters of `model`.
-        path: its suffix decides the format.
-        step: how many steps were made; None means as many as the optimizer has counted.
-
-    Raises:
-        ValueError: the optimizer has other parameters.
-        TypeError: the optimizer keeps something else than those do.
-        WeightsError: the suffix is unknown.
-        OSError: the file cannot be written; an existing file is unchanged.
-    """
-    moments: dict[str, dict[str, np.ndarray]] = {}
-    for kind, entry, _, variable in _moments(model, optimizer):
-        moments.setdefault(kind, {})[entry.torch] = contiguous(entry.to_torch(to_numpy(variable.get_value())))
-    counted = int(optimizer.step.get_value()) if step is None else step
-    write_training(path, Training(export_weights(model), moments, counted))
-
-
-def load_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike) -> int:
-    """Load a file of either twin's `save_training`, all or nothing; return the number of steps.
-
-    Args:
-        model: one of this package; its parameters keep their dtypes and shardings.
-        optimizer: of `optax.adam`, `adamw` or `sgd`, alone or in a chain, of parameters of `model`.
-        path: the file.
-
-    Raises:
-        WeightsError: the file does not fit the model or the optimizer.
-        ValueError: the optimizer has other parameters.
-        TypeError: the optimizer keeps something else than those do.
-        OSError: the file cannot be opened.
-    """
-    slots = list(_moments(model, optimizer))
-    table, kinds = _table(model), {kind for kind, *_ in slots}
-    training = read_training(path, table, kinds, _trained(model, optimizer))
-    load_weights(model, training.weights)
-    loaded = []
-    for kind, entry, at, variable in slots:
-        old = variable.get_value()
-        array = contiguous(cast(entry.to_flax(training.moments[kind][entry.torch]), old.dtype.name))
-        loaded.append((at, variable.replace(_put_like(array, old))))
-    for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
-        if at[-1] in _COUNTS and variable.get_value().shape == ():
-            loaded.append((at, variable.replace(jnp.asarray(training.step, variable.get_value().dtype))))
-    nnx.update(optimizer, nnx.from_flat_state(loaded))
-    return training.step
-
-
-def _moments(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> Iterator[tuple[str, Entry, Any, Any]]:
-    """Yield (kind, parameter, path in the optimizer's state, variable) of every moment that an optimizer keeps."""
-    entries = _table(model).names(FLAX)
-    unknown = []
-    for at, variable in nnx.to_flat_state(nnx.state(optimizer)):
-        names = [step for step in at[1:] if isinstance(step, str)]
-        if at[-1] in _COUNTS and variable.get_value().shape == ():
-            continue
-        slot, parameter = (names[0], path_name(at[at.index(names[0]) + 1 :])) if names else ("", "")
-        if slot not in _KINDS:
-            unknown.append(path_name(at[1:]))
-        elif parameter not in entries:
-            raise ValueError(f"the optimizer's {parameter} is not of this model")
-        else:
-            yield _KINDS[slot], entries[parameter], at, variable
-    refuse_moments(unknown)
-
-
-def _trained(model: nnx.Module, optimizer: nnx.Optimizer[Any]) -> set[str]:
-    """Return PyTorch's names of the parameters of an optimizer."""
-    entries = _table(model).names(FLAX)
-    flat = nnx.to_flat_state(nnx.state(model, optimizer.wrt))
-    return {entries[path_name(path)].torch for path, _ in flat}
-
-
-def _put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    """Put `array` where `old` is; uncommitted if `old` is."""
-    sharding = old.sharding if getattr(old, "committed", True) else None
-    return jax.device_put(array, sharding)
-
-
-def _table(model: nnx.Module) -> WeightTable:
-    """Return the weight table of `model`."""
+def table_of(model: nnx.Module) -> WeightTable:
+    """Return the weight table of `model`; raise a TypeError if it has others than its configuration says."""
     check_complete(model)
     table = table_for(getattr(model, "config", model))
     flat = nnx.to_flat_state(nnx.state(model, WEIGHTS))

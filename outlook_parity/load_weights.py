@@ -31,12 +31,15 @@ def load_torch_weights(
         The model that was changed, the new Equinox module, or the pair with new weights.
 
     Raises:
+        TypeError: a model is none, or the two are exchanged.
         ValueError: weights without counterpart, or of another shape; the first of them are named.
     """
-    from outlook_parity.backends.jax.model import as_jax_model, weights_of
+    from outlook_parity.backends.jax.model import weights_of
     from outlook_parity.backends.names import names_of_models
+    from outlook_parity.pair import normalise_models
 
-    model, name_map = as_jax_model(jax_model), names or NameMap()
+    torch_model, model = normalise_models(torch_model, jax_model)
+    name_map = names or NameMap()
     order = None if inputs is None else partial(_call_order, torch_model, model, inputs, name_map)
     found = names_of_models(torch_model, model, name_map, order)
     torch_weights = torch_model.state_dict()

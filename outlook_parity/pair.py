@@ -16,6 +16,7 @@ from outlook_common.text import listed
 from outlook_parity.backends.jax.base import JaxModel
 from outlook_parity.backends.jax.functions import FunctionModel
 from outlook_parity.backends.jax.model import as_jax_model, output_shapes
+from outlook_parity.backends.jax.placement import Placement, placement_of
 from outlook_parity.backends.jax.runner import JaxRunner
 from outlook_parity.backends.jax.runner import to_float64 as jax_to_float64
 from outlook_parity.backends.names import names_of_models
@@ -33,8 +34,10 @@ from outlook_parity.core.check import NOT_COMPARED, TWINS, Tensors
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.layout import Axes, fitting_axes
 from outlook_parity.core.masks import OutputMasks, output_masks
+from outlook_parity.core.memory import Sizes
 from outlook_parity.core.outputs import Beside, Output, match_outputs
 from outlook_parity.core.request import Inputs, Request
+from outlook_parity.core.sharding import Sharding, ShardingRequest
 from outlook_parity.core.task import MASK, Task, mean_square, no_task
 from outlook_parity.mapping.names import Names
 from outlook_parity.mapping.output_axes import Shapes, output_axes
@@ -56,6 +59,7 @@ class Pair:
         masks: which positions of the outputs count.
         notes: what else to know of the pair.
         constants: twin -> arrays that are no weights, under one name in both.
+        sharding: over which devices JAX's runs, None for one.
     """
 
     torch: TorchRunner
@@ -66,6 +70,17 @@ class Pair:
     masks: OutputMasks = field(default_factory=OutputMasks)
     notes: tuple[str, ...] = ()
     constants: Mapping[str, Tensors] = field(default_factory=lambda: {twin: {} for twin in TWINS})
+    sharding: Sharding | None = None
+
+    def sizes(self, inputs: Inputs) -> Sizes:
+        """Return how many numbers the twins hold, and a forward pass of these inputs."""
+        counts = [
+            [x.numel() for x in self.torch.model.parameters()],
+            [x.size for x in self.jax.model.parameters.values()],
+        ]
+        work = self.jax.work(Request(inputs, "float32", "cpu", 0, "float32", keywords=self.keywords))
+        largest = max((size for sizes in counts for size in sizes), default=0)
+        return Sizes(max(map(sum, counts)), largest, work.live, work.numbers)
 
 
 def make_pair(
@@ -75,6 +90,7 @@ def make_pair(
     name_map: NameMap,
     keywords: tuple[str, ...] = (),
     output_mask: Any = None,
+    sharding: ShardingRequest | None = None,
 ) -> Pair:
     """Return two models as a pair of twins.
 
@@ -85,21 +101,24 @@ def make_pair(
         name_map: the user's map.
         keywords: of the inputs, in their order: by which they are passed if both models have arguments of these names.
         output_mask: see `output_masks`.
+        sharding: over how many devices JAX's is to run; None runs it as it is given.
 
     Raises:
         TypeError: a model is no module, no function, and no pair of a Linen module and its variables.
-        ValueError: `torch_axes` has another number of axes than the inputs.
+        ValueError: `torch_axes` has another number of axes than the inputs; or JAX's cannot run sharded so.
     """
-    module, model = _models(torch_model, jax_model)
+    module, model = normalise_models(torch_model, jax_model)
+    placement = placement_of(model, sharding or ShardingRequest())
     known = _known_pair(module, model, inputs, name_map)
     if known is None:
-        return _user_pair(module, model, inputs, name_map, keywords, output_mask)
+        return _user_pair(module, model, inputs, name_map, keywords, output_mask, placement)
     if output_mask is not None:
         raise ValueError("output_mask is for models of your own: every position of a VOLO counts")
-    return _own_pair(module, model, inputs, name_map, known)
+    return _own_pair(module, model, inputs, name_map, known, placement)
 
 
-def _models(torch_model: Any, jax_model: Any) -> tuple[torch.nn.Module, JaxModel]:
+def normalise_models(torch_model: Any, jax_model: Any) -> tuple[torch.nn.Module, JaxModel]:
+    """Return both twins as `as_torch_module` and `as_jax_model` do; a TypeError if they are exchanged."""
     if isinstance(torch_model, nnx.Module | linen.Module):
         raise TypeError(f"the torch model is a {type(torch_model).__name__} of Flax: are the two exchanged?")
     module = as_torch_module(torch_model)
@@ -122,12 +141,25 @@ def _known_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_m
     return known
 
 
-def _own_pair(module: torch.nn.Module, model: JaxModel, inputs: Inputs, name_map: NameMap, known: KnownModel) -> Pair:
+def _own_pair(
+    module: torch.nn.Module,
+    model: JaxModel,
+    inputs: Inputs,
+    name_map: NameMap,
+    known: KnownModel,
+    placement: Placement,
+) -> Pair:
     names = known.names()
     shape = next(iter(inputs.values())).shape
     task = _per_seed(lambda rng: known.task(shape, rng))
     axes = torch_axes_of(name_map, inputs, known.torch_axes)
-    return Pair(TorchRunner(module, axes, task), JaxRunner(model, names, task), names, _refused(module, model))
+    return Pair(
+        TorchRunner(module, axes, task),
+        JaxRunner(model, names, task, placement=placement),
+        names,
+        _refused(module, model),
+        sharding=placement.describe(model, inputs),
+    )
 
 
 def _user_pair(
@@ -137,6 +169,7 @@ def _user_pair(
     name_map: NameMap,
     given: tuple[str, ...],
     output_mask: Any,
+    placement: Placement,
 ) -> Pair:
     keywords = shared_keywords(module, model, given)
     alone = _alone_with_weights(module, model)
@@ -164,13 +197,14 @@ def _user_pair(
     constants, uncompared = _constants(module, model, names)
     return Pair(
         TorchRunner(module, axes, task, found.orders, compared, matched),
-        JaxRunner(model, names, task, matched, weightless=bool(alone)),
+        JaxRunner(model, names, task, matched, weightless=bool(alone), placement=placement),
         names,
         _refused(module, model),
         keywords,
         masks,
         (*alone, *matched.notes, *found.notes, *opaque, *uncompared, *masks.notes),
         constants,
+        placement.describe(model, inputs),
     )
 
 

@@ -10,6 +10,8 @@ MODULES = (
     "outlook_common",
     "outlook_common.config",
     "outlook_common.images",
+    "outlook_common.mixing",
+    "outlook_common.token_labels",
     "outlook_common.weights",
     "outlook_jax",
     "outlook_jax.linen",

@@ -24,12 +24,23 @@ _AVERAGED = ("state_dict_ema", "model_ema")
 _PREFIX_STEPS = 12
 # Keys whose value holds the weights; their siblings (optimizer, epoch) are ignored.
 _WRAPPERS = ("state_dict", "model")
-# Starts of names, removed if all names have one of them, in any order: DataParallel, torch.compile, Lightning, and the
-# collections of Flax Linen.
-_COMMON = (("module.",), ("_orig_mod.",), ("model.",), ("params.", "batch_stats."))
+# Steps of names that wrappers of modules add, removed anywhere: DataParallel and averaged models, torch.compile,
+# Opacus, FSDP of PyTorch and of FairScale, activation checkpointing.
+_WRAPPING_STEPS = {
+    "module",
+    "_orig_mod",
+    "_module",
+    "_fsdp_wrapped_module",
+    "_fpw_module",
+    "_checkpoint_wrapped_module",
+}
+# Starts of names, removed if all arrays' names have one of them, in any order: Lightning, and the collections of Flax
+# Linen.
+_COMMON = (("model.",), ("params.", "batch_stats."))
 _PARAMETERS, _STATISTICS = re.compile(r"(?<![^.])params\."), re.compile(r"((?:.+\.)?)batch_stats\.(.+)")
-# Variables of this package's NNX modules that are no weights: random streams, rates of stochastic depth.
-_NOT_WEIGHTS = re.compile(r"(?:.+\.)?(?:rngs\.(?:count|key)|drop_path[12]\.rate)")
+# Variables that are no weights: random streams and rates of stochastic depth of this package's NNX modules, and the
+# count of models in PyTorch's AveragedModel.
+_NOT_WEIGHTS = re.compile(r"(?:.+\.)?(?:rngs\.(?:count|key)|drop_path[12]\.rate|n_averaged)")
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Checkpoint:
         everything: (name, value) of every part, with prefixes.
         metadata: of the file.
         file: the file or folder; None for a mapping.
-        excluded: full names of values known to be no weights: random streams and rates of stochastic depth.
+        excluded: full names of values known to be no weights: random streams, rates of stochastic depth, `n_averaged`.
     """
 
     label: str
@@ -102,8 +113,9 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
     """Open a checkpoint and remove its wrappers; numbers are read later where the format allows.
 
     Nested mappings and paths with "/" become names with dots. The wrappers `state_dict`, `model` and, if `use_ema`,
-    `state_dict_ema` or `model_ema` are opened; `module.` and the like are removed if every name starts so. Flax Linen's
-    `batch_stats` beside `params` are moved below `params`.
+    `state_dict_ema` or `model_ema` are opened. Steps that wrappers of modules add (`module`, `_orig_mod`, …) are
+    removed anywhere in a name, if names stay unique; `model.` and `params.` if every array's name starts so. Flax
+    Linen's `batch_stats` beside `params` are moved below `params`.
 
     Args:
         source: a path, a Hub id, a state_dict, an NNX state, or a flat or nested dict of arrays.
@@ -124,7 +136,8 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
     else:
         label, file = str(source), weights_and_config(source)[0]
         contents = open_file(file)
-    flat = _with_statistics_in_params(list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label)))
+    flat = list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label))
+    flat, prefix = _without_wrapping_steps(_with_statistics_in_params(flat), prefix)
     flat = _without_common_start(flat, prefix)
     items = tuple(item for item in flat if not _NOT_WEIGHTS.fullmatch(item[0]))
     excluded = tuple(name for name, _ in flat if _NOT_WEIGHTS.fullmatch(name))
@@ -169,16 +182,34 @@ def _flat(contents: Mapping[Any, Any], label: str, above: str = "", depth: int =
             yield name, value
 
 
+def _without_wrapping_steps(items: list[tuple[str, Any]], prefix: str) -> tuple[list[tuple[str, Any]], str]:
+    """Remove the steps of `_WRAPPING_STEPS` from names and prefix, unless two names would become one."""
+
+    def shortened(name: str) -> str:
+        return ".".join(step for step in name.split(".") if step not in _WRAPPING_STEPS)
+
+    short = [(shortened(name) or name, value) for name, value in items]
+    if len({name for name, _ in short}) < len({name for name, _ in items}):
+        return items, prefix
+    return short, shortened(prefix)
+
+
 def _without_common_start(items: list[tuple[str, Any]], prefix: str) -> list[tuple[str, Any]]:
-    while starts := next((starts for starts in _COMMON if all(name.startswith(starts) for name, _ in items)), None):
-        if not items or f"{prefix}.".startswith(starts):
+    """Remove the starts of `_COMMON`; a number at the top, such as an epoch, does not keep them."""
+    while starts := next((starts for starts in _COMMON if _all_start_with(items, starts)), None):
+        if f"{prefix}.".startswith(starts):
             break  # the prefix that was asked for includes it
-        lengths = {start: len(start) for start in starts}
-        items = [
-            (name[next(size for start, size in lengths.items() if name.startswith(start)) :], value)
-            for name, value in items
-        ]
+        items = [(_without_start(name, starts), value) for name, value in items]
     return items
+
+
+def _all_start_with(items: list[tuple[str, Any]], starts: tuple[str, ...]) -> bool:
+    inside = [name for name, value in items if "." in name or _shape(value)]
+    return bool(inside) and all(name.startswith(starts) for name in inside)
+
+
+def _without_start(name: str, starts: tuple[str, ...]) -> str:
+    return next((name.removeprefix(start) for start in starts if name.startswith(start)), name)
 
 
 def _with_statistics_in_params(items: list[tuple[str, Any]]) -> list[tuple[str, Any]]:

@@ -1,11 +1,9 @@
 """Convert a checkpoint to another naming, layout and file format, bit for bit unless cast."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,9 @@ from outlook_common.weights.formats.sharded import folder_of_shards
 from outlook_common.weights.identify import Recognised, identify
 from outlook_common.weights.io.lazy import LazyTensor
 from outlook_common.weights.match import Match, match
+from outlook_common.weights.metadata import FORMAT, OURS, own_metadata
 from outlook_common.weights.rename import rename
 from outlook_common.weights.tables.base import FLAX, TORCH
-
-# The key by which other programs recognise whose names a .safetensors file holds.
-_FORMAT = "format"
-_FORMAT_OF_NAMING = {FLAX: "flax"}
-# Metadata written here start so; other metadata of the source are kept.
-_OURS = "outlook."
 
 Progress = Callable[[int, int], None]
 
@@ -89,15 +82,15 @@ def convert(
 ) -> Conversion:
     """Convert the weights of a known model from one file to another.
 
-    Needs no framework, except PyTorch for PyTorch's files and JAX for Orbax's. Memory stays below the largest tensor
-    plus 200 MB, except for PyTorch's files.
+    Needs no framework, except PyTorch for PyTorch's files and to write DCP folders, and JAX for Orbax's. Memory stays
+    below the largest tensor plus 200 MB, except for PyTorch's files and DCP folders that are written.
 
     Args:
         src: a path, a Hub id or a mapping, in any known naming; see `resolve`.
         dst: the path to write; its suffix selects the format. An existing file is replaced, atomically.
         model: "layer" or the name of a VOLO variant; None to recognise it by its tensors.
         to: the naming to write, "torch", "flax" or "external-attention"; None for the other twin's, but always
-            PyTorch's in PyTorch's files and Flax's in Orbax's.
+            PyTorch's in PyTorch's files and DCP folders, and Flax's in Orbax's and `.msgpack`.
         prefix: where in the source the model is; not written.
         dtype: cast floating-point tensors to it; None keeps every bit.
         use_ema: take the averaged weights.
@@ -163,16 +156,11 @@ def _write(
 def _metadata(
     checkpoint: Checkpoint, found: Recognised, naming: str, source_hash: "Future[str] | None"
 ) -> dict[str, "str | Future[str]"]:
-    kept = {name: text for name, text in checkpoint.metadata.items() if name != _FORMAT and not name.startswith(_OURS)}
-    added: dict[str, str | Future[str]] = {
-        "version": version("outlook-attention"),
-        "model": found.table.model,
-        "config": json.dumps(found.config),
-    }
+    kept = {name: text for name, text in checkpoint.metadata.items() if name != FORMAT and not name.startswith(OURS)}
+    own: dict[str, str | Future[str]] = {**own_metadata(found.table.model, found.config, naming)}
     if source_hash is not None:
-        added["source_sha256"] = source_hash
-    own = {_OURS + name: value for name, value in added.items()}
-    return kept | own | {_FORMAT: _FORMAT_OF_NAMING.get(naming, "pt")}
+        own[f"{OURS}source_sha256"] = source_hash
+    return kept | own
 
 
 def _cumulative(progress: Progress | None, total: int) -> Callable[[int], None] | None:

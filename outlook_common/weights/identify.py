@@ -12,6 +12,7 @@ from outlook_common.config import FIRST_CONV, VOLO_VARIANTS, OutlookAttentionCon
 from outlook_common.text import listed
 from outlook_common.weights.checkpoint import Checkpoint, Shape, Shapes
 from outlook_common.weights.errors import WeightsError
+from outlook_common.weights.infer import SHOWN, config_in_metadata, infer_volo
 from outlook_common.weights.tables.base import WeightTable
 from outlook_common.weights.tables.layer import layer_table, table_of_layer
 from outlook_common.weights.tables.volo import volo_table
@@ -26,7 +27,8 @@ class Recognised:
     Attributes:
         table: of its weights.
         sizes: what its tensors show: channels, classes, image size.
-        config: as JSON can hold it; of a layer it is the sizes, since its tensors do not show its window.
+        config: as JSON can hold it; of an unknown architecture what its tensors show: neither the window of a layer nor
+            the heads of a VOLO's transformers.
     """
 
     table: WeightTable
@@ -42,11 +44,13 @@ class KnownModel:
         config: the class of its configuration.
         table: configuration -> weight table.
         recognise: shapes of a checkpoint -> model; None unless they are of this type.
+        of_config: configuration, shapes of a checkpoint -> model.
     """
 
     config: type
     table: Callable[[Any], WeightTable]
     recognise: Callable[[Shapes], Recognised | None]
+    of_config: Callable[[Any, Shapes], Recognised]
 
 
 def table_for(config: Any) -> WeightTable:
@@ -120,7 +124,28 @@ def recognise_checkpoint(checkpoint: Checkpoint, model: str | None = None) -> Re
     Raises:
         ValueError: `model` is unknown.
     """
-    return recognise(checkpoint.shapes) if model is None else recognise_as(model, checkpoint.shapes)
+    if model is not None:
+        return recognise_as(model, checkpoint.shapes)
+    return _recognise_by_metadata(checkpoint) or recognise(checkpoint.shapes)
+
+
+def _recognise_by_metadata(checkpoint: Checkpoint) -> Recognised | None:
+    """Return the model that the metadata describe, if most tensors are its."""
+    shapes = checkpoint.shapes
+    for model in MODELS:
+        config = config_in_metadata(model.config, checkpoint.metadata)
+        if config is not None and _count_of(shapes, model.table(config)) > len(shapes) / 2:
+            return model.of_config(config, shapes)
+    return None
+
+
+def _count_of(shapes: Shapes, table: WeightTable) -> int:
+    """Return how many tensors have a name and shape of a model, in the naming in which there are most."""
+    return max(
+        sum(name in names and names[name].shape_in(naming) == shape for name, shape in shapes.items())
+        for naming in table.namings
+        for names in [table.names(naming)]
+    )
 
 
 def recognisable_prefixes(checkpoint: Checkpoint) -> list[str]:
@@ -143,7 +168,8 @@ def _unrecognised(checkpoint: Checkpoint, model: str | None) -> str:
     if checkpoint.prefix and not checkpoint.items:
         return nothing_below(checkpoint)
     if prefixes := recognisable_prefixes(checkpoint):
-        return f"{checkpoint.where}: no known model; a known one has prefix={', '.join(map(repr, prefixes))}"
+        loss = _loss(checkpoint, prefixes)
+        return f"{checkpoint.where}: no known model; a known one has prefix={', '.join(map(repr, prefixes))}{loss}"
     known = ", ".join(known.config.__name__.removesuffix("Config") for known in MODELS)
     names = sorted(checkpoint.names)
     wanted = "known model" if model is None else model
@@ -151,6 +177,14 @@ def _unrecognised(checkpoint: Checkpoint, model: str | None) -> str:
     if model is None and recognise_checkpoint(checkpoint, LAYER) is not None:
         hint = f"; it has parts of a layer: with model={LAYER!r} (--model {LAYER}) missing tensors are reported"
     return f"{checkpoint.where}: no {wanted} in its {len(names)} tensors ({listed(names)}); known: {known}{hint}"
+
+
+def _loss(checkpoint: Checkpoint, prefixes: Iterable[str]) -> str:
+    """Return how much of a checkpoint the largest part below one of these prefixes would leave out, if it is most."""
+    kept, total = max(len(checkpoint.below(prefix).items) for prefix in prefixes), len(checkpoint.everything)
+    if kept > total / 2:
+        return ""
+    return f" (a part: {kept} of {total} tensors, the other {total - kept} would be left out)"
 
 
 # Shapes.
@@ -205,6 +239,17 @@ def _layer_of(shapes: Shapes) -> Recognised | None:
     if len(splits) == 1:
         sizes["num_heads"], sizes["window_places"] = splits[0]
     return Recognised(layer_table(dim, attn_features, qkv_bias=qkv_bias), sizes, {**sizes})
+
+
+def _layer_of_config(config: OutlookAttentionConfig, shapes: Shapes) -> Recognised:
+    sizes: dict[str, int | bool] = {
+        "dim": config.dim,
+        "attn_features": config.attn_features,
+        "qkv_bias": config.qkv_bias,
+        "num_heads": config.num_heads,
+        "window_places": config.places,
+    }
+    return Recognised(table_of_layer(config), sizes, asdict(config))
 
 
 def _size(shapes: Shapes, candidates: Iterable[tuple[str, int]]) -> int | None:
@@ -281,8 +326,17 @@ def _known_names() -> frozenset[str]:
 
 
 def _recognise_volo(shapes: Shapes) -> Recognised | None:
-    config = recognise_volo(shapes)
-    return None if config is None else _volo(config)
+    if (config := recognise_volo(shapes)) is not None:
+        return _volo(config)
+    config = infer_volo(shapes)
+    if config is None or _count_of(shapes, volo_table(config)) <= len(shapes) / 2:
+        return None
+    found = _volo(config)
+    return replace(found, config={name: found.config[name] for name in SHOWN})
+
+
+def _volo_of_config(config: VOLOConfig, shapes: Shapes) -> Recognised:
+    return _volo(as_in_file(config, shapes))
 
 
 def _volo(config: VOLOConfig) -> Recognised:
@@ -297,6 +351,6 @@ def _volo(config: VOLOConfig) -> Recognised:
 
 
 MODELS = (
-    KnownModel(OutlookAttentionConfig, table_of_layer, _recognise_layer),
-    KnownModel(VOLOConfig, volo_table, _recognise_volo),
+    KnownModel(OutlookAttentionConfig, table_of_layer, _recognise_layer, _layer_of_config),
+    KnownModel(VOLOConfig, volo_table, _recognise_volo, _volo_of_config),
 )

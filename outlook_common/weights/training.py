@@ -21,8 +21,12 @@ Arrays = dict[str, np.ndarray]
 
 MODEL, OPTIMIZER, STEP = "model", "optimizer", "step"
 
-# Kinds of moments, PyTorch's name -> Optax's: Adam and AdamW, and SGD with momentum.
-MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu", "momentum_buffer": "trace"}
+# What is carried: optimizer -> its kinds of moments, as PyTorch calls them.
+ADAM, SGD = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+_CARRIED = (
+    "Adam and AdamW (torch.optim.Adam, AdamW; optax.adam, adamw) and SGD, with momentum or without (torch.optim.SGD; "
+    "optax.sgd)"
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Training:
 
     Attributes:
         weights: every parameter and buffer, under PyTorch's names and in its layout.
-        moments: kind (see `MOMENTS`) -> arrays of the trained parameters, likewise.
+        moments: kind -> arrays of the parameters that have such a moment, likewise.
         step: number of steps done.
     """
 
@@ -54,33 +58,33 @@ def write_training(path: PathLike, training: Training) -> None:
     write_arrays(path, arrays, {"format": "pt"})
 
 
-def read_training(path: PathLike, table: WeightTable, kinds: Iterable[str], parameters: Iterable[str]) -> Training:
+def read_training(path: PathLike, table: WeightTable, moments: Mapping[str, Iterable[str]]) -> Training:
     """Read a training for a model and its optimizer.
 
     Args:
         path: a file that `write_training` wrote.
         table: of the model.
-        kinds: the optimizer's kinds of moments.
-        parameters: PyTorch's names of the trained parameters.
+        moments: kind -> PyTorch's names of the parameters of which the optimizer keeps such a moment.
 
     Raises:
         WeightsError: the file is not a training, has other moments than the optimizer, or does not match the model.
         OSError: the file cannot be opened.
     """
-    checkpoint, kinds, trained = open_checkpoint(path), set(kinds), set(parameters)
+    checkpoint, kinds = open_checkpoint(path), set(moments)
     optimizer = checkpoint.below(OPTIMIZER)
     step = _step(optimizer)
     found = {name.split(".")[0] for name in optimizer.names} - {STEP}
     if found != kinds:
         has, wants = (", ".join(sorted(names)) or "none" for names in (found, kinds))
         raise WeightsError(f"{checkpoint.label}: it has the moments {has}, the optimizer needs {wants}")
-    entries = tuple(entry for entry in table.entries if entry.torch in trained)
-    moments_table = WeightTable(f"the optimizer of {table.model}", entries)
     weights = resolve_checkpoint(checkpoint.below(MODEL), table)
-    moments = {
-        kind: resolve_checkpoint(checkpoint.below(f"{OPTIMIZER}.{kind}"), moments_table) for kind in sorted(kinds)
-    }
-    return Training(weights, moments, step)
+    arrays = {}
+    for kind in sorted(kinds):
+        names = set(moments[kind])
+        entries = tuple(entry for entry in table.entries if entry.torch in names)
+        kept = WeightTable(f"the optimizer of {table.model}", entries)
+        arrays[kind] = resolve_checkpoint(checkpoint.below(f"{OPTIMIZER}.{kind}"), kept)
+    return Training(weights, arrays, step)
 
 
 def _step(optimizer: Checkpoint) -> int:
@@ -91,10 +95,23 @@ def _step(optimizer: Checkpoint) -> int:
     return int(step.read())
 
 
-def refuse_moments(unknown: Iterable[object]) -> None:
-    """Raise a TypeError if an optimizer has state that is not in `MOMENTS`."""
-    if names := sorted(set(map(str, unknown))):
-        known = ", ".join(f"{torch_name} ({optax_name})" for torch_name, optax_name in MOMENTS.items())
-        raise TypeError(
-            f"the optimizer has unknown state {', '.join(names)}; known: {known}, of Adam, AdamW and SGD with momentum"
-        )
+def not_carried(found: str, *, instead: str = "") -> TypeError:
+    """Return the error for an optimizer whose state another framework cannot continue.
+
+    Args:
+        found: what the optimizer is, or a part of it.
+        instead: what would work; may be empty.
+    """
+    hint = f"; {instead}" if instead else ""
+    return TypeError(f"the optimizer is {found}, whose state is not carried{hint}; carried are {_CARRIED}")
+
+
+def common_count(counts: Iterable[int]) -> int:
+    """Return the number of steps that all parts of an optimizer have counted.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if len(steps := set(counts)) != 1:
+        raise ValueError(f"the optimizer has made {sorted(steps)} steps, not the same for all parameters; give step=")
+    return steps.pop()

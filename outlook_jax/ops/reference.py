@@ -59,7 +59,8 @@ def _fold(windows: Float[Array, "B h w N KK D"], grid: WindowGrid) -> Float[Arra
     padded = jnp.zeros((B, S * h + K - 1, T * w + L - 1, N, D), windows.dtype)
     for row, column in product(range(K), range(L)):
         # One place of all windows lies on every S-th pixel. Not a scatter-add: GPUs add its terms in any order. Nor
-        # zeros put in between by lax.pad, which ONNX lacks.
+        # zeros put in between by lax.pad, which ONNX lacks. What lies outside is cut off at the end: where devices
+        # share the rows, XLA's partitioner aborts at a negative padding with gaps.
         spread = jnp.pad(places[..., row, column, :], [(0, 0)] * 2 + [(0, S - 1), (0, 0), (0, T - 1)] + [(0, 0)] * 2)
         around = [(0, 0), (row, K - 1 - row), (column, L - 1 - column), (0, 0), (0, 0)]
         padded += jnp.pad(spread.reshape(B, S * h, T * w, N, D), around)

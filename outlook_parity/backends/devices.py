@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from outlook_parity.backends.jax.placement import few_devices
 from outlook_parity.backends.jax.settings import jax_absence, jax_device, jax_products, jax_products_absence
 from outlook_parity.backends.torch.settings import torch_absence, torch_device, torch_products, torch_products_absence
 from outlook_parity.core.precision import PRECISIONS
@@ -26,9 +27,9 @@ class Availability:
     environment: dict[str, str]
 
 
-def availability(device: str, dtypes: Collection[str]) -> Availability:
-    """Return what both frameworks can compute on "cpu", "gpu" or "tpu" in these precisions."""
-    if absence := jax_absence(device) or torch_absence(device):
+def availability(device: str, dtypes: Collection[str], devices: int | None = None) -> Availability:
+    """Return what both frameworks can compute on "cpu", "gpu" or "tpu" in these precisions, JAX on so many devices."""
+    if absence := jax_absence(device) or torch_absence(device) or few_devices(device, devices):
         return Availability(absence, {}, {})
     reasons = {dtype: jax_products_absence(device, dtype) or torch_products_absence(device, dtype) for dtype in dtypes}
     missing = {dtype: reason for dtype, reason in reasons.items() if reason}

@@ -24,8 +24,9 @@ from outlook_parity.cli.options import (
 )
 from outlook_parity.cli.output import finish
 from outlook_parity.cli.progress import steps
+from outlook_parity.core.plan import STEPS
 from outlook_parity.core.precision import IN_WORDS
-from outlook_parity.models.builtin import Model, make
+from outlook_parity.models.builtin import Model, enough_for, make
 from outlook_parity.models.user import load_factory, read_inputs
 
 if TYPE_CHECKING:
@@ -34,8 +35,12 @@ if TYPE_CHECKING:
 EPILOG = epilog(
     "outlook verify --model layer",
     "outlook verify --model volo_d1_224 --weights timm/volo_d1_224.sail_in1k",
+    "outlook verify --model layer --devices 8 --sharding fsdp",
     "outlook verify --torch my_torch:model --jax my_jax:model --inputs x.npy",
 )
+
+
+SPREAD = "Several devices"
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,24 @@ class RunOptions:
         list[str] | None,
         typer.Option(help="Which of the dtypes to train in; repeatable.", show_default="the first: training is slow"),
     ] = None
-    steps: Annotated[int, typer.Option(help="Training steps, with SGD and with AdamW.", min=1)] = 2
+    steps: Annotated[int, typer.Option(help="Training steps, with SGD and with AdamW.", min=1)] = STEPS
+    memory: Annotated[
+        str | None,
+        typer.Option(help="What the process may hold, as in 2GiB; levels that take more are not run."),
+    ] = None
     seed: Seed = 0
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            help="Spread JAX's twin over so many devices.", min=2, show_default="as it is", rich_help_panel=SPREAD
+        ),
+    ] = None
+    sharding: Annotated[
+        str,
+        typer.Option(
+            help="How: data (each a part of the batch), or fsdp (the weights are split too).", rich_help_panel=SPREAD
+        ),
+    ] = "data"
     quiet: Quiet = False
 
 
@@ -127,8 +148,12 @@ def verify(
     Your own models: --torch, --jax and --inputs; see
     docs/port-a-model.md.
 
+    --devices 8 runs the JAX twin on eight devices, which a CPU passes
+    for, and PyTorch's in one process; photos are repeated, shifted,
+    until each device has one.
+
     Exit codes: 0 pass, 1 mismatch, 2 error, 3 not run (no such device
-    here, or none with TF32).
+    here, none with TF32, or more memory needed than --memory).
     """
     _check(twins, inputs, picture, found_map)
     name_map = name_map_from_options(inputs.map_file, inputs.torch_axes)
@@ -136,7 +161,11 @@ def verify(
     with steps("loading the frameworks", quiet=run.quiet) as step:
         from outlook_parity.api import verify as verify_models
 
-        pair = _user_models(twins, inputs) or make(model.builtin(run.seed, layer))
+        if run.devices:
+            from outlook_parity.backends.jax.placement import make_cpu_devices
+
+            make_cpu_devices(run.devices)
+        pair = _user_models(twins, inputs) or enough_for(make(model.builtin(run.seed, layer)), run.devices or 1)
         found = verify_models(
             pair.torch_model,
             pair.jax_model,
@@ -146,11 +175,14 @@ def verify(
             device=run.device,
             seed=run.seed,
             steps=run.steps,
+            memory=run.memory,
             progress=step,
             levels=run.level,
             names=name_map,
             ignore=waivers_from_options(run.ignore or []),
             write_map=found_map.write_map,
+            devices=run.devices,
+            sharding=run.sharding,
         )
     plot = picture.plot if found.verdict != "not-run" else None
     if plot is not None:

@@ -26,6 +26,20 @@ def inputs_of(inputs: Any) -> dict[str, np.ndarray]:
     Raises:
         TypeError: something is no array of numbers.
     """
+    arrays = {name: np.asarray(value) for name, value in named_inputs(inputs).items()}
+    for name, array in arrays.items():
+        if array.dtype not in STORAGES and array.dtype.kind not in "iub":
+            floating = ", ".join(dtype.name for dtype in STORAGES)
+            raise TypeError(f"{name} must be floating-point numbers ({floating}), integers or bool, got {array.dtype}")
+    return {name: array.astype(np.float64) if is_floating(array) else array for name, array in arrays.items()}
+
+
+def named_inputs(inputs: Any) -> dict[str, Any]:
+    """Return inputs by name as they are given.
+
+    Raises:
+        TypeError: there are none.
+    """
     if isinstance(inputs, Mapping):
         named = {f"{INPUT}.{name}": value for name, value in inputs.items()}
     elif isinstance(inputs, list | tuple) and any(getattr(value, "ndim", 0) for value in inputs):
@@ -34,14 +48,7 @@ def inputs_of(inputs: Any) -> dict[str, np.ndarray]:
         named = {INPUT: inputs}
     if not named:
         raise TypeError("inputs must be at least one array, got none")
-    if len(named) == 1:
-        named = {INPUT: next(iter(named.values()))}
-    arrays = {name: np.asarray(value) for name, value in named.items()}
-    for name, array in arrays.items():
-        if array.dtype not in STORAGES and array.dtype.kind not in "iub":
-            floating = ", ".join(dtype.name for dtype in STORAGES)
-            raise TypeError(f"{name} must be floating-point numbers ({floating}), integers or bool, got {array.dtype}")
-    return {name: array.astype(np.float64) if is_floating(array) else array for name, array in arrays.items()}
+    return {INPUT: next(iter(named.values()))} if len(named) == 1 else named
 
 
 def keywords_of(inputs: Any) -> tuple[str, ...]:
@@ -95,6 +102,7 @@ class Request:
         perturbed: units of rounding of `rounded_to` by which inputs and weights are changed, each up or down at random.
         keywords: of the inputs, in their order, where models are called by keyword; none where by position.
         keep_all: whether dropout of training keeps all, times 1/(1-rate): where the twins' masks cannot be the same.
+        single: what single random numbers of training are, see `Draws`; None where they are drawn.
         frozen: parameters that training leaves without gradients.
         masks: output -> True where it counts, of its shape in JAX; elsewhere it reads as zero.
         positions: the same for the leading axes of arrays inside the models.
@@ -109,6 +117,7 @@ class Request:
     perturbed: float = 0.0
     keywords: tuple[str, ...] = ()
     keep_all: bool = False
+    single: float | None = None
     frozen: frozenset[str] = frozenset()
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     positions: np.ndarray | None = None

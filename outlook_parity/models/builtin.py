@@ -1,7 +1,7 @@
 """This package's own twins with the same weights, and photos as their inputs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -64,6 +64,14 @@ def make(options: Options, frameworks: Sequence[str] = FRAMEWORKS) -> Model:
         for module in needed[framework]:
             require(module, extra=framework, needed_by="outlook verify")
     return _layer(options, frameworks) if options.model == LAYER else _volo(options, frameworks)
+
+
+def enough_for(model: Model, devices: int) -> Model:
+    """Return the model with a batch that so many devices divide: its photos repeated, each time shifted further."""
+    batch = len(model.inputs)
+    total = -(-batch // devices) * devices
+    shifted = [np.roll(model.inputs[n % batch], n // batch, axis=0) for n in range(total)]
+    return replace(model, inputs=np.stack(shifted))
 
 
 def draw_weights(config: OutlookAttentionConfig | VOLOConfig, seed: int = 0) -> Arrays:

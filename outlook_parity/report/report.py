@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from outlook_parity.core.check import NOT_COMPARED, Check, SelfNoise, Verdict
+from outlook_parity.core.sharding import Sharding
 from outlook_parity.diagnose.advice import advice
 from outlook_parity.report.html import render
 from outlook_parity.report.junit import to_junit
 from outlook_parity.report.summary import counts
 from outlook_parity.report.text import shortened
 
-JSON_VERSION = 4
+JSON_VERSION = 5
 
 # What a note begins with that a level was left out; its name follows in quotes.
 LEVEL_LEFT_OUT = "the level "
@@ -36,6 +37,7 @@ class Report:
         checks: one row per tensor, level and dtype.
         curves: optimizer -> twin -> loss of each step, in the first training dtype.
         environment: versions and devices.
+        sharding: over which devices the JAX twin ran, None on one.
     """
 
     verdict: Verdict
@@ -48,6 +50,7 @@ class Report:
     self_noise: tuple[SelfNoise, ...] = ()
     curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    sharding: Sharding | None = None
 
     def to_json(self) -> str:
         """Return the report as JSON of the schema `report.schema.json`; NaN and Inf become null."""

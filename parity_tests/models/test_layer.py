@@ -20,10 +20,10 @@ import outlook_jax
 import outlook_jax.linen
 import outlook_torch
 from outlook_common.op_cases import CASES, Case
+from outlook_parity.models.builtin import draw_weights
 from parity_tests.support.runners import (
     Gradients,
     copy_weights,
-    draw_weights,
     from_torch,
     jax_gradients,
     layer_pair,
@@ -96,7 +96,7 @@ def test_qk_scale_multiplies_the_logits(qk_scale: float | None, in_force: float)
     torch_layer, jax_layer = layer_pair(12, 3, qk_scale=qk_scale, attn_drop=0.0)
     default_torch, default_jax = layer_pair(12, 3, attn_drop=0.0)
     factor = in_force / 4**-0.5
-    weights = draw_weights(default_torch, 0)
+    weights = draw_weights(default_torch.config)
     copy_weights(
         default_torch, default_jax, {n: w * factor if n.startswith("attn.") else w for n, w in weights.items()}
     )
@@ -213,7 +213,7 @@ class TestDropout:
 
     def test_a_rate_of_one_leaves_the_projection_bias(self) -> None:
         torch_layer, jax_layer = layer_pair(12, 3, attn_drop=1.0, proj_drop=0.0)
-        bias = draw_weights(torch_layer, 0)["proj.bias"]
+        bias = draw_weights(torch_layer.config)["proj.bias"]
         np.testing.assert_allclose(from_torch(torch_layer(torch.from_numpy(self.x)))[0, 0, 0], bias)
         np.testing.assert_allclose(np.asarray(jax_layer(self.jax_x))[0, 0, 0], bias)
 
@@ -236,7 +236,7 @@ class TestPrecision:
         truth = np.asarray(layer_pair(48, 3, stride=2, attn_drop=0.0)[1](self.jax_x))
         torch_layer, _ = layer_pair(48, 3, stride=2, attn_drop=0.0, dtype="float32")
         jax_layer = outlook_jax.OutlookAttention(48, 3, stride=2, attn_drop=0.0, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-        copy_weights(torch_layer, jax_layer, draw_weights(torch_layer, 0))
+        copy_weights(torch_layer, jax_layer, draw_weights(torch_layer.config))
         with torch.autocast("cpu", torch.bfloat16):
             torch_out = torch_layer(torch.from_numpy(self.x).float())
         jax_out = jax_layer(jnp.asarray(self.x, jnp.float32))

@@ -16,6 +16,7 @@ import outlook_jax
 import outlook_torch
 from outlook_common.op_cases import Case
 from outlook_jax.ops import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
+from outlook_parity.models.builtin import draw_weights
 from outlook_torch.ops import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 from parity_tests.support.oracle import Operands, Results
 
@@ -130,17 +131,8 @@ def layer_pair(
     """Return both twins' layer with the same weights, drawn from `seed`, in training mode."""
     torch_layer = outlook_torch.OutlookAttention(*args, **kwargs, dtype=getattr(torch, dtype))
     jax_layer = outlook_jax.OutlookAttention(*args, **kwargs, param_dtype=dtype, rngs=nnx.Rngs(seed))
-    copy_weights(torch_layer, jax_layer, draw_weights(torch_layer, seed))
+    copy_weights(torch_layer, jax_layer, draw_weights(torch_layer.config, seed))
     return torch_layer, jax_layer
-
-
-def draw_weights(layer: torch.nn.Module, seed: int) -> dict[str, Array]:
-    """Draw weights large enough that every part of the layer matters."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.standard_normal(tuple(p.shape)) * (0.5 if p.ndim == 1 else 2.0 / np.sqrt(p.shape[-1]))
-        for name, p in layer.named_parameters()
-    }
 
 
 def copy_weights(torch_layer: torch.nn.Module, jax_layer: nnx.Module, weights: dict[str, Array]) -> None:

@@ -1,6 +1,7 @@
 """Twins that are not of this package: NNX, Linen and plain functions, in Python and through the command line."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,13 @@ def test_something_else_than_a_model_is_an_error() -> None:
         verify("model", jnp.tanh, x)
     with pytest.raises(TypeError, match="JAX model must be"):
         verify(torch.tanh, linen.Dense(3), x)
+
+
+def test_exchanged_models_are_an_error_that_says_so() -> None:
+    x, torch_model, jax_model = np.arange(3.0)[None], torch.nn.Linear(3, 3), nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+    for call in (partial(verify, jax_model, torch_model, x), partial(load_torch_weights, torch_model, jax_model)):
+        with pytest.raises(TypeError, match="of Flax: are the two exchanged"):
+            call()
 
 
 def test_our_layer_for_linen_is_verified_too() -> None:

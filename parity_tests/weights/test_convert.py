@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from outlook_common.weights import WeightsError, convert, inspect, read_arrays, 
 from outlook_common.weights.checkpoint import open_checkpoint
 from outlook_common.weights.formats.sharded import INDEX
 from outlook_common.weights.identify import recognise_as
+from outlook_common.weights.infer import SHOWN, infer_volo
 from outlook_common.weights.inspection import differences
 from outlook_common.weights.io import atomic
 from outlook_common.weights.io.lazy import as_lazy
@@ -32,15 +34,18 @@ from outlook_common.weights.match import resolve, resolve_checkpoint
 from outlook_jax.weights import WEIGHTS as NNX_WEIGHTS
 from outlook_jax.weights import path_name
 from parity_tests.support.hub_server import Repository, serve, use_hub
-from parity_tests.support.volo import draw_weights, small_config
+from parity_tests.support.volo import FOUR_STAGES, draw_weights, small_config
 from parity_tests.weights.layers import (
     CONFIG,
     DIM,
     FLOATS,
+    HEADS,
     TABLE,
+    TWINS,
     WEIGHTS,
     any_bits,
     assert_same_bits,
+    both_twins,
     inside_a_model,
     jax_layer,
     layer_bits,
@@ -406,6 +411,89 @@ def test_a_layer_with_a_misspelt_value_projection_suggests_the_model_option(tmp_
         convert(misspelt, tmp_path / "a.npz", model="layer")
     done = convert(misspelt, tmp_path / "a.npz", model="layer", allow_missing=True, ignore_unexpected=True)
     assert (done.missing, done.ignored) == (("v.weight",), ("v.wieght",))
+
+
+# A VOLO of sizes that were never released
+
+OWN_SIZES: dict[str, dict[str, Any]] = {
+    "two stages": {},
+    "four stages": FOUR_STAGES | {"img_size": (32, 48)},
+    "biases, no aux head": {"qkv_bias": True, "use_aux_head": False},
+    "no class token, no classifier": {
+        "post_layers": None, "use_aux_head": False, "global_pool": "avg", "num_classes": 0
+    },
+    "other windows": {"out_kernel": 5, "out_padding": 2},
+    "other ratios and channels": {"mlp_ratio": (35 / 12, 1.3), "in_chans": 4, "patch_size": 8, "img_size": 64},
+    "one class attention": {"post_layers": ("ca",)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN_SIZES)
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
+def test_a_volo_of_own_sizes_that_was_saved_converts_whole(tmp_path: Path, suffix: str, name: str) -> None:
+    config = small_config(**OWN_SIZES[name])
+    model = outlook_torch.VOLO(config, dtype=torch.float32)
+    saved, there, back = tmp_path / f"a{suffix}", tmp_path / "b.npz", tmp_path / f"c{suffix}"
+    outlook_torch.save_weights(model, saved)
+    done = convert(saved, there, to="flax")
+    assert (done.tensors, done.missing, done.ignored) == (len(model.state_dict()), (), ())
+    convert(there, back, to="torch")
+    assert_same_bits(resolve(back, table_for(config)), outlook_torch.export_weights(model))
+    described = json.loads(open_checkpoint(there).metadata["outlook.config"])
+    expected = json.loads(json.dumps(asdict(config)))
+    if suffix == ".pth":  # which has no place for metadata: inferred from the shapes
+        assert described.keys() == set(SHOWN)
+        expected |= {"mlp_ratio": described["mlp_ratio"]}  # of which there are several for so many channels
+        assert all(described[field] == expected[field] for field in SHOWN)
+        assert table_for(infer_volo(open_checkpoint(there).shapes)) == table_for(config)
+    else:
+        assert described == expected
+
+
+@both_twins
+def test_both_twins_save_the_configuration(tmp_path: Path, twin: str) -> None:
+    package, make = TWINS[twin]
+    layer = make()
+    package.save_weights(layer, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    for file in "ab":
+        found = json.loads(open_checkpoint(tmp_path / f"{file}.safetensors").metadata["outlook.config"])
+        assert found == json.loads(json.dumps(asdict(layer.config)))
+        assert found["num_heads"] == HEADS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "3", "{", '{"layers": 1e400}', '{"layers": [NaN]}', '{"layers": [2, 3]}', "[" * 100_000,
+        json.dumps(asdict(small_config()) | {"layers": [10**9, 10**9]}),
+        json.dumps(asdict(small_config()) | {"layers": [2] * 10**5}),
+        json.dumps(asdict(small_config()) | {"embed_dims": [10**15 + 1, 24]}),
+        json.dumps(asdict(small_config()) | {"num_heads": "24"}),
+        json.dumps(asdict(small_config()) | {"post_layers": [["ca"]]}),
+        json.dumps(asdict(VOLO_VARIANTS["volo_d1_224"].config)),
+    ],
+)  # fmt: skip
+def test_metadata_that_do_not_describe_the_tensors_are_not_believed(tmp_path: Path, text: str) -> None:
+    weights = draw_weights(small_config())
+    write_arrays(tmp_path / "a.safetensors", weights, {"outlook.config": text})
+    assert convert(tmp_path / "a.safetensors", tmp_path / "b.npz").tensors == len(weights)
+
+
+def test_a_truncated_released_model_is_no_model_of_own_sizes(tmp_path: Path) -> None:
+    entries = table_for(VOLO_VARIANTS["volo_d1_224"].config).entries
+    cut = {entry.torch: np.zeros(entry.shape, "f2") for entry in entries if not entry.torch.startswith("network.2.3")}
+    with pytest.raises(WeightsError, match="missing"):
+        convert(cut, tmp_path / "a.npz")
+
+
+def test_a_prefix_that_would_leave_out_most_of_a_file_says_so(tmp_path: Path) -> None:
+    source = {f"backbone.{index}.weight": np.ones(3) for index in range(60)} | inside_a_model("torch")
+    words = r"prefix='network\.0\.0\.attn', .* \(a part: 6 of 74 tensors, the other 68 would be left out\)"
+    with pytest.raises(WeightsError, match=words):
+        convert(source, tmp_path / "a.npz")
+    with pytest.raises(WeightsError, match=r"a known one has prefix='net'$"):
+        convert({f"net.{name}": array for name, array in WEIGHTS.items()} | {"a": np.ones(3)}, tmp_path / "a.npz")
 
 
 def test_metadata_record_the_source(tmp_path: Path) -> None:

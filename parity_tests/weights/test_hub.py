@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -272,6 +274,43 @@ def test_an_existing_path_is_not_a_hub_id(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     assert hub_id_in("owner/name") is None
     assert hub_id_in("hf-hub:owner/name") == "hf-hub:owner/name"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "typo/file.safetensors", "typo/file.safetensor", "typo/flax_model.msgpack", "typo/model.h5", "typo/a.tar",
+        "./typo/file", "../typo/file", "/typo/file", "typo/deeper/file", "runs/exp1", "runs/exp1@v1",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_path_is_never_asked_of_the_hub(
+    hub: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    server = hub(Repository(files()))
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="No such file or directory") as caught:
+        open_checkpoint(source)
+    assert server.requests == []
+    assert ("hf-hub:runs/exp1" in str(caught.value)) == source.startswith("runs")
+
+
+def test_a_hub_that_does_not_answer_is_given_up_soon(
+    hub: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub(Repository(files()))
+    with socket.socket() as silent:  # accepts connections, and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        use_hub(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}", Path(constants.HF_HUB_CACHE))
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+        start = time.monotonic()
+        with one_line("org/model: config.json is not in the cache, and http") as lines:
+            weights_and_config("org/model")
+        assert time.monotonic() - start < 10  # without the first question: half a minute
+        assert "tried for at most 1 s, which HF_HUB_ETAG_TIMEOUT changes" in lines[0]
+        assert caplog.text == ""  # of retries
 
 
 @pytest.mark.parametrize("hub_id", ["volo", "owner/", "a/b/c", "owner/na me"])

@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 from timm.models.volo import OutlookAttention as TimmOutlookAttention
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional
 
 import outlook_jax
@@ -23,12 +24,14 @@ from outlook_common.weights import (
     convert,
     read_arrays,
     resolve,
+    table_for,
     write_arrays,
 )
-from outlook_common.weights.checkpoint import open_checkpoint
+from outlook_common.weights.checkpoint import _WRAPPING_STEPS, open_checkpoint
 from outlook_common.weights.match import naming_of
 from outlook_common.weights.tables.volo import batch_norm_entries
 from outlook_jax.weights import path_name
+from parity_tests.support.volo import draw_images, draw_weights, jit, last, small_config
 from parity_tests.weights.layers import (
     DIM,
     FLOATS,
@@ -94,6 +97,82 @@ def test_wrapper_is_removed(wrapper: str) -> None:
     found = resolve(WRAPPED[wrapper], TABLE)
     for name, array in WEIGHTS.items():
         assert np.array_equal(found[name], array), name
+
+
+def wrap_inside(place: str, wrap: Any) -> Any:
+    """Return a function that wraps the module of a model at this place."""
+
+    def change(model: nn.Module) -> nn.Module:
+        owner, _, name = place.rpartition(".")
+        setattr(model.get_submodule(owner), name, wrap(model.get_submodule(place)))
+        return model
+
+    return change
+
+
+LAYER = "network.0.0.attn"
+
+
+def in_each_other(model: nn.Module) -> nn.Module:
+    blocks = wrap_inside("network.2", lambda part: torch.compile(nn.DataParallel(part)))(model)
+    return torch.optim.swa_utils.AveragedModel(wrap_inside("network.0.1.attn", checkpoint_wrapper)(blocks))
+
+
+MODULE_WRAPPERS: dict[str, Any] = {
+    "compiled inside": wrap_inside("network.0", torch.compile),
+    "compiled in several places": lambda model: wrap_inside("head", torch.compile)(
+        wrap_inside("network.0.1.attn.v", torch.compile)(model)
+    ),
+    "data parallel inside": wrap_inside("network.0.1", nn.DataParallel),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "averaged, compiled": lambda model: torch.optim.swa_utils.AveragedModel(torch.compile(model)),
+    "in each other": in_each_other,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # imported by compile
+@pytest.mark.parametrize("name", MODULE_WRAPPERS)
+def test_steps_of_wrapping_modules_are_removed_anywhere(tmp_path: Path, name: str) -> None:
+    model = outlook_torch.VOLO(small_config(), dtype=torch.float32)
+    expected = outlook_torch.export_weights(model)
+    state = MODULE_WRAPPERS[name](model).state_dict()
+    assert not state.keys() <= expected.keys()
+    torch.save(state, tmp_path / "a.pth")
+    for source in (state, tmp_path / "a.pth"):
+        assert_same_bits(resolve(source, table_for(model.config)), expected)
+        is_averaged = "n_averaged" in state
+        assert open_checkpoint(source).not_weights == (("n_averaged",) if is_averaged else ())
+    as_saved = next(name.removesuffix(".v.weight") for name in state if name.endswith("attn.v.weight"))
+    layer = {name.removeprefix(f"{LAYER}."): array for name, array in expected.items() if name.startswith(f"{LAYER}.")}
+    for prefix in (LAYER, as_saved):  # as the model calls it, as the file does
+        assert dict(open_checkpoint(state, prefix=prefix).items).keys() == layer.keys()
+
+
+@pytest.mark.parametrize("step", sorted(_WRAPPING_STEPS))
+def test_each_wrapping_step_is_removed_in_front_and_before_the_leaf(step: str) -> None:
+    for place in range(2):
+        wrapped = {}
+        for name, array in WEIGHTS.items():
+            steps = name.split(".")
+            steps.insert(place, step)
+            wrapped[".".join(steps)] = array
+        assert_same_bits(resolve(wrapped, TABLE), WEIGHTS)
+
+
+def test_steps_of_wrappers_stay_where_names_would_become_one() -> None:
+    both = WEIGHTS | {f"module.{name}": array + 1 for name, array in WEIGHTS.items()}
+    found = resolve(both, TABLE, prefix="module")
+    assert all(np.array_equal(found[name], array + 1) for name, array in WEIGHTS.items())
+    with pytest.raises(WeightsError, match=r"unexpected \(6\)(?s:.*)module\.attn\.bias"):
+        resolve(both, TABLE)
+
+
+@pytest.mark.parametrize("start", ["model.", "params."])
+def test_a_number_beside_the_weights_does_not_hide_them(start: str) -> None:
+    weights = WEIGHTS if start == "model." else IN_FLAX
+    source = {f"{start}{name}": array for name, array in weights.items()} | {"epoch": np.int64(3)}
+    with pytest.raises(WeightsError, match=r"1 problem with its 7 tensors(?s:.*)unexpected \(1\):\n +epoch"):
+        resolve(source, TABLE)
 
 
 def test_tensors_of_every_float_dtype_are_read_bit_by_bit_in_any_strides() -> None:
@@ -223,11 +302,48 @@ def test_jax_twin_loads_nnx_states() -> None:
         assert_same_bits(outlook_jax.export_weights(layer), WEIGHTS)
 
 
-def test_jax_twin_loads_into_a_layer_without_arrays() -> None:
-    layer = nnx.eval_shape(jax_layer)
-    outlook_jax.load_weights(layer, WEIGHTS)
+def test_an_abstract_layer_computes_once_its_weights_are_loaded() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 4, 5, DIM)).astype(np.float32)
+    expected = outlook_torch.OutlookAttention(DIM, HEADS, qkv_bias=True, device="meta")
+    outlook_torch.load_weights(expected, WEIGHTS)
+    layer = nnx.eval_shape(lambda: outlook_jax.OutlookAttention(DIM, HEADS, qkv_bias=True, rngs=nnx.Rngs(0)))
+    outlook_jax.load_weights(layer, WEIGHTS, rngs=nnx.Rngs(3))
     assert_same_bits(outlook_jax.export_weights(layer), WEIGHTS)
-    assert isinstance(layer.v.kernel.get_value(), jax.Array)
+    in_training = [np.asarray(nnx.jit(lambda layer, x: layer(x))(layer, x)) for _ in range(2)]
+    assert np.isfinite(in_training).all()
+    assert not np.array_equal(*in_training)  # the stream goes on
+    layer.eval()
+    found = np.asarray(nnx.jit(lambda layer, x: layer(x))(layer, x))
+    assert np.allclose(found, expected.eval()(torch.from_numpy(x)).detach(), atol=1e-5)
+
+
+def test_an_abstract_volo_computes_once_its_weights_are_loaded() -> None:
+    config = small_config(drop_path_rate=0.3, attn_drop_rate=0.1)
+    weights = draw_weights(config)
+    made = outlook_jax.VOLO(config, param_dtype=np.float64, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: outlook_jax.VOLO(config, param_dtype=np.float64, rngs=nnx.Rngs(0)))
+    outlook_jax.load_weights(model, weights, rngs=nnx.Rngs(dropout=1))
+    assert_same_bits(outlook_jax.export_weights(model), weights)
+    found, expected = (dict(nnx.to_flat_state(nnx.state(twin))) for twin in (model, made))
+    assert found.keys() == expected.keys()
+    for path, variable in found.items():
+        assert variable.get_value().dtype == expected[path].get_value().dtype, path
+        if path[-1] in ("rate", "count"):
+            assert variable.get_value() == expected[path].get_value(), path
+    keys = [jax.random.key_data(variable.get_value()).tolist() for path, variable in found.items() if path[-1] == "key"]
+    assert len(keys) > 5
+    assert len({tuple(key) for key in keys}) == len(keys)
+    images = last(draw_images(config)).astype(np.float64)
+    logits, aux, _ = jit(lambda model, x: model.forward_train(x))(model, images)
+    assert np.isfinite(logits).all()
+    assert np.isfinite(aux).all()
+
+
+def test_an_abstract_model_without_random_streams_says_what_to_pass_and_loads_nothing() -> None:
+    layer = nnx.eval_shape(jax_layer)
+    with pytest.raises(ValueError, match=r"random streams \(attn_drop\.rngs\.count, .*\): pass rngs=nnx\.Rngs\(seed\)"):
+        outlook_jax.load_weights(layer, WEIGHTS)
+    assert isinstance(layer.v.kernel.get_value(), jax.ShapeDtypeStruct)
 
 
 @both_twins

@@ -1,14 +1,18 @@
 """A training saved in one framework continues in the other: weights, moments, trajectory."""
 
+import inspect
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 import torch
 from flax import nnx
@@ -18,7 +22,7 @@ import outlook_torch
 from outlook_common.weights import WeightsError, convert, read_arrays
 from outlook_jax import load_training as load_jax
 from outlook_jax import save_training as save_jax
-from outlook_parity.core.optimizers import OPTIMIZERS
+from outlook_parity.core.optimizers import BETAS, EPSILON, LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY
 from outlook_torch import load_training as load_torch
 from outlook_torch import save_training as save_torch
 from parity_tests.support.runners import layer_pair
@@ -184,6 +188,112 @@ def test_part_of_the_parameters_may_be_trained(tmp_path: Path) -> None:
     assert read_arrays(tmp_path / "a.npz").keys() == read_arrays(tmp_path / "b.npz").keys()
 
 
+# Wrappers of optimizers
+
+ADAMW = OPTIMIZERS["AdamW"]
+
+
+def settings() -> dict[str, Any]:
+    return dict(zip(("b1", "b2"), BETAS, strict=True)) | {"eps": EPSILON, "weight_decay": WEIGHT_DECAY}
+
+
+def by_name(params: Any) -> Any:
+    return jax.tree.map_with_path(lambda path, _: "frozen" if path[0].key == "v" else "trained", params)
+
+
+def two_gradients_each(tx: optax.GradientTransformation) -> optax.MultiSteps:
+    return optax.MultiSteps(tx, 2, accumulator_dtype=jnp.float64)
+
+
+WRAPPED: dict[str, Callable[[], Any]] = {
+    "chain": lambda: optax.chain(optax.clip_by_global_norm(1e6), optax.stateless(lambda g, _: g), ADAMW.jax()),
+    "named_chain": lambda: optax.named_chain(("clip", optax.clip(1e6)), ("adamw", ADAMW.jax())),
+    "masked": lambda: optax.masked(ADAMW.jax(), lambda params: jax.tree.map(lambda _: True, params)),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(LEARNING_RATE, **settings()),
+    "inject_hyperparams, a schedule": lambda: optax.inject_hyperparams(optax.adamw)(
+        optax.constant_schedule(LEARNING_RATE), **settings()
+    ),
+    "apply_if_finite": lambda: optax.apply_if_finite(ADAMW.jax(), 3),
+    "MultiSteps": lambda: two_gradients_each(ADAMW.jax()),
+    "MultiSteps as a transformation": lambda: two_gradients_each(ADAMW.jax()).gradient_transformation(),
+    "in one another": lambda: two_gradients_each(
+        optax.apply_if_finite(optax.chain(optax.clip(1e6), ADAMW.jax()), 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapped_optimizer_makes_the_steps_that_the_other_framework_would(tmp_path: Path, name: str) -> None:
+    layer, twin = make_layers(seed=0)
+    optimizer = ADAMW.torch(layer.parameters())
+    train_torch(layer, optimizer, torch_loss)
+    save_torch(layer, optimizer, tmp_path / "a.npz")
+    twin_optimizer = nnx.Optimizer(twin, WRAPPED[name](), wrt=nnx.Param)
+    assert load_jax(twin, twin_optimizer, tmp_path / "a.npz") == STEPS
+    train_torch(layer, optimizer, torch_loss)
+    for _ in range(2 if "MultiSteps" in repr(type(twin_optimizer.opt_state)) else 1):
+        train_jax(twin, twin_optimizer, jax_loss)
+    assert_close(outlook_jax.export_weights(twin), outlook_torch.export_weights(layer), 1e-12)
+    save_jax(twin, twin_optimizer, tmp_path / "b.npz")
+    again, _ = make_layers(seed=1)
+    again_optimizer = ADAMW.torch(again.parameters())
+    assert load_torch(again, again_optimizer, tmp_path / "b.npz") == 2 * STEPS
+    train_torch(again, again_optimizer, torch_loss)
+    train_torch(layer, optimizer, torch_loss)
+    assert_close(outlook_torch.export_weights(again), outlook_torch.export_weights(layer), 1e-12)
+
+
+def test_model_and_optimizer_makes_the_step_that_the_other_framework_would(tmp_path: Path) -> None:
+    layer, twin = make_layers(seed=0)
+    optimizer = ADAMW.torch(layer.parameters())
+    train_torch(layer, optimizer, torch_loss)
+    save_torch(layer, optimizer, tmp_path / "a.npz")
+    both = nnx.ModelAndOptimizer(twin, ADAMW.jax())
+    load_jax(twin, both, tmp_path / "a.npz")
+    for _ in range(STEPS):
+        both.update(nnx.grad(jax_loss)(twin))
+    train_torch(layer, optimizer, torch_loss)
+    assert_close(outlook_jax.export_weights(twin), outlook_torch.export_weights(layer), 1e-12)
+
+
+def test_a_partition_carries_the_moments_of_what_it_trains(tmp_path: Path) -> None:
+    layer, twin = make_layers(seed=0)
+    layer.v.requires_grad_(False)
+    optimizer = ADAMW.torch([*layer.attn.parameters(), *layer.proj.parameters()])
+    train_torch(layer, optimizer, torch_loss)
+    save_torch(layer, optimizer, tmp_path / "a.npz")
+    tx = optax.partition({"trained": ADAMW.jax(), "frozen": optax.set_to_zero()}, by_name)
+    twin_optimizer = nnx.Optimizer(twin, tx, wrt=nnx.Param)
+    load_jax(twin, twin_optimizer, tmp_path / "a.npz")
+    train_jax(twin, twin_optimizer, jax_loss)
+    train_torch(layer, optimizer, torch_loss)
+    assert_close(outlook_jax.export_weights(twin), outlook_torch.export_weights(layer), 1e-12)
+    save_jax(twin, twin_optimizer, tmp_path / "b.npz")
+    assert load_torch(layer, optimizer, tmp_path / "b.npz") == 2 * STEPS
+
+
+def test_adam_and_sgd_side_by_side_are_carried_within_jax(tmp_path: Path) -> None:
+    _, twin = make_layers(seed=0)
+    tx = optax.partition({"trained": ADAMW.jax(), "frozen": optax.sgd(1e-3, momentum=0.9)}, by_name)
+    first = nnx.Optimizer(twin, tx, wrt=nnx.Param)
+    train_jax(twin, first, jax_loss)
+    save_jax(twin, first, tmp_path / "a.npz")
+    _, again = make_layers(seed=1)
+    second = nnx.Optimizer(again, tx, wrt=nnx.Param)
+    load_jax(again, second, tmp_path / "a.npz")
+    for model, optimizer in ((twin, first), (again, second)):
+        train_jax(model, optimizer, jax_loss)
+    assert_close(outlook_jax.export_weights(again), outlook_jax.export_weights(twin), 0.0)
+
+
+def test_accumulated_gradients_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    _, twin = make_layers(seed=0)
+    optimizer = nnx.Optimizer(twin, optax.MultiSteps(optax.adam(1e-3), 4), wrt=nnx.Param)
+    optimizer.update(twin, nnx.grad(jax_loss)(twin))
+    with pytest.raises(ValueError, match=r"optax\.MultiSteps has accumulated 1 gradients for its next step"):
+        save_jax(twin, optimizer, tmp_path / "a.npz")
+
+
 # Errors
 
 
@@ -206,22 +316,142 @@ def test_a_training_that_does_not_match_is_an_error_and_nothing_is_loaded(tmp_pa
         assert np.array_equal(array, before[name])
 
 
-def test_optimizers_of_other_kinds_are_named(tmp_path: Path) -> None:
+def test_an_optimizer_without_a_step_count_or_of_another_model_is_an_error(tmp_path: Path) -> None:
     layer, twin = make_layers(seed=0)
-    for optimizer, words in (
-        (torch.optim.AdamW(layer.parameters(), amsgrad=True), "max_exp_avg_sq"),
-        (torch.optim.RMSprop(layer.parameters()), "the state of RMSprop"),
-    ):
-        with pytest.raises(TypeError, match=f"the optimizer has unknown state {words}; known: exp_avg"):
-            save_torch(layer, optimizer, tmp_path / "a.npz")
-    with pytest.raises(TypeError, match="the optimizer has unknown state"):
-        save_jax(twin, nnx.Optimizer(twin, optax.amsgrad(1e-3), wrt=nnx.Param), tmp_path / "a.npz")
     with pytest.raises(ValueError, match="SGD counts no steps; give step="):
         save_torch(layer, torch.optim.SGD(layer.parameters()), tmp_path / "a.npz")
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="2 of the optimizer's 2 parameters are not of this model"):
         save_torch(layer, torch.optim.AdamW(other.parameters()), tmp_path / "a.npz")
+    _, second = make_layers(seed=1)
+    with pytest.raises(ValueError, match="the ModelAndOptimizer is of another model"):
+        save_jax(twin, nnx.ModelAndOptimizer(second, optax.adam(1e-3)), tmp_path / "a.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+# Which optimizer it is: by what it does, since many keep moments of the same names
+
+
+class OwnStep(torch.optim.Adam):
+    def step(self, closure: Any = None) -> Any:
+        raise NotImplementedError
+
+
+class Wrapping(torch.optim.Optimizer):
+    """Wraps an optimizer as Accelerate's does."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups, self.state = optimizer.param_groups, optimizer.state
+
+
+def is_optimizer(function: Any) -> bool:
+    """Whether a function makes one of Optax's optimizers."""
+    return (
+        isinstance(function, FunctionType | partial)
+        and next(iter(inspect.signature(function).parameters), "") == "learning_rate"
+    )
+
+
+# Arguments that some of them have no default for.
+ANY = {
+    "learning_rate": 1e-3,
+    "b2": 0.99,
+    "alpha": 0.5,
+    "beta": 0.5,
+    "l2_norm_clip": 1.0,
+    "noise_multiplier": 1,
+    "seed": 0,
+}
+OPTAX = {
+    f"{name}{suffix}": partial(getattr(module, name), **more)
+    for module in (optax, optax.contrib)
+    for name in dir(module)
+    if not name.startswith(("_", "scale_by_")) and is_optimizer(getattr(module, name))
+    for suffix, more in {"": {}, " with nesterov": {"nesterov": True}}.items()
+    if more.keys() <= inspect.signature(getattr(module, name)).parameters.keys()
+}
+OPTAX_CARRIED = {"adam", "adamw", "sgd", "sgd with nesterov"}
+TORCH_CARRIED = {"Adam", "AdamW", "SGD"}
+TORCH = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+}
+
+
+def test_there_are_many_optimizers_to_tell_apart() -> None:
+    assert OPTAX.keys() >= OPTAX_CARRIED | {"adamax", "adabelief", "nadam", "radam", "yogi", "lion", "amsgrad", "lamb"}
+    assert TORCH.keys() >= TORCH_CARRIED | {"Adamax", "NAdam", "RAdam", "Adafactor", "RMSprop", "Adagrad"}
+
+
+@pytest.mark.parametrize("name", sorted(OPTAX.keys() - OPTAX_CARRIED))
+def test_another_optimizer_of_optax_is_named_and_neither_saved_nor_loaded(tmp_path: Path, name: str) -> None:
+    needed = inspect.signature(OPTAX[name]).parameters
+    given = {key: ANY[key] for key, value in needed.items() if value.default is value.empty and key in ANY}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the seed of noise
+        tx = OPTAX[name](**given)
+        layer, twin = make_layers(seed=0)
+        optimizer = nnx.Optimizer(twin, tx, wrt=nnx.Param)
+    with pytest.raises(TypeError, match=r"the optimizer is optax's \w+.*; carried are Adam and AdamW \(torch"):
+        save_jax(twin, optimizer, tmp_path / "a.npz")
+    save_torch(layer, torch.optim.AdamW(layer.parameters()), tmp_path / "b.npz")
+    with pytest.raises(TypeError, match="the optimizer is optax's"):
+        load_jax(twin, optimizer, tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        *((kind, name) for name, kind in TORCH.items() if name not in TORCH_CARRIED | {"SparseAdam", "LBFGS", "Muon"}),
+        (lambda parameters: torch.optim.LBFGS(parameters), "LBFGS"),
+        (lambda parameters: torch.optim.AdamW(parameters, amsgrad=True), "AdamW with amsgrad=True"),
+        (lambda parameters: torch.optim.SGD(parameters, momentum=0.9, dampening=0.1), "SGD with dampening"),
+        (OwnStep, "OwnStep"),
+        (
+            lambda parameters: Wrapping(torch.optim.AdamW(parameters)),
+            r"Wrapping, whose state is not carried; pass the one it wraps, its \.optimizer",
+        ),
+    ],
+)
+def test_another_optimizer_of_pytorch_is_named_and_neither_saved_nor_loaded(
+    tmp_path: Path, make: Any, words: str
+) -> None:
+    layer, twin = make_layers(seed=0)
+    optimizer = make(list(layer.parameters()))
+    with pytest.raises(TypeError, match=f"the optimizer is {words}.*; carried are Adam and AdamW"):
+        save_torch(layer, optimizer, tmp_path / "a.npz", step=1)
+    save_jax(twin, nnx.Optimizer(twin, optax.adam(1e-3), wrt=nnx.Param), tmp_path / "b.npz")
+    with pytest.raises(TypeError, match=f"the optimizer is {words}"):
+        load_torch(layer, optimizer, tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: optax.chain(optax.scale_by_adam(), optax.trace(0.9)),
+            "optax.scale_by_adam and optax.trace of the same",
+        ),
+        (lambda: optax.chain(optax.adam(1e-3), optax.scale_by_trust_ratio()), "optax's scale_by_trust_ratio"),
+        (lambda: optax.flatten(optax.adam(1e-3)), "optax's flatten"),
+        (lambda: optax.conditionally_mask(optax.adam(1e-3), lambda step: step > 3), "optax's conditionally_mask"),
+        (lambda: optax.contrib.schedule_free(optax.adam(1e-3), 1e-3), "optax's schedule_free"),
+        (lambda: optax.chain(optax.adam(1e-3), own_momentum()), r"or has the part parity_tests\.own_momentum"),
+    ],
+)
+def test_wrappers_and_chains_that_mean_something_else_are_named(tmp_path: Path, make: Any, words: str) -> None:
+    _, twin = make_layers(seed=0)
+    with pytest.raises(TypeError, match=f"the optimizer is {words}"):
+        save_jax(twin, nnx.Optimizer(twin, make(), wrt=nnx.Param), tmp_path / "a.npz")
+
+
+def own_momentum() -> optax.GradientTransformation:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        raise NotImplementedError
+
+    return optax.GradientTransformation(lambda params: params, update)
 
 
 # A whole model

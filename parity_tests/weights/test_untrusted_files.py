@@ -4,18 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlook_common.text import listed
-from outlook_common.weights import WeightsError, convert, read_arrays, write_arrays
+from outlook_common.weights import WeightsError, convert, read_arrays, resolve, write_arrays
 from outlook_common.weights.checksums import source_sha256
 from outlook_common.weights.formats import orbax, sharded
 from outlook_common.weights.io import atomic, limits
@@ -23,6 +25,7 @@ from parity_tests.weights import fuzz as fuzz_weights
 from parity_tests.weights import kill as kill_weights
 from parity_tests.weights.hostile_files import (
     IN_FLAX,
+    TABLE,
     WEIGHTS,
     Link,
     Parts,
@@ -248,6 +251,30 @@ def test_an_orbax_folder_without_ocdbt_is_read(tmp_path: Path) -> None:
         convert(folder, tmp_path / "b.npz", to="torch")
         found = read_arrays(tmp_path / "b.npz")
         assert all(np.array_equal(found[name], array) for name, array in WEIGHTS.items())
+
+
+@pytest.mark.parametrize("ocdbt", [True, False])
+def test_names_with_slashes_are_read_from_orbax_as_from_the_mapping(tmp_path: Path, ocdbt: bool) -> None:
+    mapping: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in IN_FLAX.items():
+        module, leaf = name.split(".")
+        mapping.setdefault(f"volo/~/{module}", {})[leaf] = array
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about ocdbt
+        ocp.PyTreeCheckpointer(use_ocdbt=ocdbt).save(tmp_path / "a.orbax", mapping)
+    for source in (mapping, tmp_path / "a.orbax"):
+        found = resolve(source, TABLE, prefix="volo/~")
+        assert all(np.array_equal(found[name], array) for name, array in WEIGHTS.items())
+
+
+@pytest.mark.parametrize("step", ["/", "/etc", "a//b", "a/../b", "../b", "a/", "./a", "a/.", "a\\..\\b", "a/\0"])
+def test_names_with_slashes_that_lead_elsewhere_are_refused(tmp_path: Path, step: str) -> None:
+    parts = zarr_parts(IN_FLAX)
+    about = json.loads(parts["_METADATA"])
+    about["tree_metadata"][str(("v", "bias"))]["key_metadata"][0]["key"] = step
+    assert "is not a name of an array" in refused_orbax(
+        tmp_path / "a.orbax", parts | {"_METADATA": json.dumps(about).encode()}
+    )
 
 
 def test_devices_and_pipes_are_refused(tmp_path: Path) -> None:

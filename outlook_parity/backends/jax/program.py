@@ -40,9 +40,10 @@ _KINDS = {
     "split": "slice",
 }
 
-# Names of the parameter in which operations have what they call, where that is no loop.
+# Names of the parameter in which operations have what they call, where that is read.
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-_LOOPS = ("scan", "while", "cond")
+# Not looked into: what runs more or less than once, or on a part of its operands (on each device its own).
+_OPAQUE = ("scan", "while", "cond", "shard_map")
 
 
 def program_of(closed: Any, kinds: Sequence[str], arguments: Sequence[Any]) -> Program:
@@ -92,7 +93,7 @@ class _Reader:
             operands = [node_of(variable) for variable in equation.invars]
             name = equation.primitive.name
             inner = next((equation.params[one] for one in _CALLS if one in equation.params), None)
-            if inner is not None and name not in _LOOPS and hasattr(getattr(inner, "jaxpr", inner), "eqns"):
+            if inner is not None and name not in _OPAQUE and hasattr(getattr(inner, "jaxpr", inner), "eqns"):
                 constants = [*map(_constant, getattr(inner, "consts", ()))]
                 body = getattr(inner, "jaxpr", inner)
                 results = self.read(body, constants, operands[-len(body.invars) :] if body.invars else [], path)
@@ -125,7 +126,7 @@ class _Reader:
     def _compute(self, equation: Any, operands: list[Node]) -> Callable[[int], Callable[[], Any]]:
         """Return what computes a result: random numbers for products, which tell as much and take no time."""
         results: list[Any] = []
-        random = equation.primitive.name in ("dot_general", "conv_general_dilated", *_LOOPS)
+        random = equation.primitive.name in ("dot_general", "conv_general_dilated", *_OPAQUE)
 
         def compute() -> list[Any]:
             if not results:
@@ -158,5 +159,6 @@ def _settings(name: str, parameters: Mapping[str, Any], operands: Sequence[Node]
     if name == "integer_pow":
         return {"exponent": float(parameters["y"])}
     if name == "dot_general":
-        return {"batch": parameters["dimension_numbers"][1]}
+        contracted, batch = parameters["dimension_numbers"]
+        return {"batch": batch, "contracted": contracted}
     return {}

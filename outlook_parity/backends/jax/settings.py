@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -54,38 +52,4 @@ def pinned(dtype: str, device: jax.Device) -> Iterator[None]:
         settings.enter_context(jax.default_matmul_precision(_PRODUCTS[PRECISIONS[dtype].products]))
         settings.enter_context(jax.default_device(device))
         settings.enter_context(jax.debug_nans(False))
-        if dtype == "float64":
-            settings.enter_context(patch.object(jax.nn, "dot_product_attention", _exact_attention))
         yield
-
-
-_ROUNDED_ATTENTION = jax.nn.dot_product_attention
-
-
-def _exact_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    bias: Any = None,
-    mask: Any = None,
-    *,
-    scale: float | None = None,
-    is_causal: bool = False,
-    **options: Any,
-) -> Any:
-    """Return what JAX's own attention returns, without its cast of the softmax to float32.
-
-    That cast would hide differences in float64.
-    """
-    if query.ndim != 4 or any(option is not None for option in options.values()):
-        return _ROUNDED_ATTENTION(query, key, value, bias, mask, scale=scale, is_causal=is_causal, **options)
-    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))  # of grouped queries
-    logits = jnp.einsum("BTND,BSND->BNTS", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if bias is not None:
-        logits += bias
-    if is_causal:
-        causal = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-        mask = causal if mask is None else mask & causal
-    if mask is not None:
-        logits = jnp.where(mask, logits, -0.7 * float(np.finfo(np.float32).max))  # as JAX does
-    return jnp.einsum("BNTS,BSND->BTND", jax.nn.softmax(logits, axis=-1), value)
