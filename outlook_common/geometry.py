@@ -37,7 +37,9 @@ def to_pair(name: str, size: IntOrPair | Sequence[int], *, minimum: int) -> tupl
 
 def grid_size(map_size: int, stride: int) -> int:
     """Return ceil(map_size / stride), the number of windows along one axis."""
-    return -(-map_size // stride)
+    # Not -(-map_size // stride): of symbolic sizes, ONNX rounds the quotient of a negative number towards zero, and
+    # PyTorch's compiler knows the number of windows of its pooling in this form.
+    return (map_size - 1) // stride + 1
 
 
 @dataclass(frozen=True)

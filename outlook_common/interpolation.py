@@ -1,11 +1,16 @@
 """Bicubic resizing as one matrix per axis, shared by the twins."""
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 # a of the cubic convolution in PyTorch and the original; JAX and others use -0.5, as Keys proposed.
 CUBIC = -0.75
+
+# The pixels that one is computed from, counted from the one at or before its centre.
+TAPS = (-1, 0, 1, 2)
 
 
 @lru_cache(maxsize=64)
@@ -22,8 +27,8 @@ def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
     centre = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
     first = np.floor(centre).astype(int)
     matrix = np.zeros((new_size, size))
-    for tap in (-1, 0, 1, 2):
-        weight = _cubic(np.abs(centre - (first + tap)))
+    for tap in TAPS:
+        weight = cubic(np.abs(centre - (first + tap)), np.where)
         np.add.at(matrix, (np.arange(new_size), np.clip(first + tap, 0, size - 1)), weight)
     matrix.flags.writeable = False
     return matrix
@@ -37,9 +42,14 @@ def resize_map(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.einsum("hH,wW,bHWc->bhwc", rows, columns, x.astype(np.float64), optimize=True).astype(x.dtype)
 
 
-def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Return the cubic convolution kernel (Keys 1981, equation 4) at distances from 0 to 2."""
+def cubic(distance: Any, where: Callable[..., Any]) -> Any:
+    """Return the cubic convolution kernel (Keys 1981, equation 4) at distances from 0 to 2.
+
+    Args:
+        distance: an array of any framework.
+        where: the framework's function of that name.
+    """
     a, d = CUBIC, distance
     near = ((a + 2) * d - (a + 3)) * d**2 + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, far)
+    return where(d <= 1, near, far)

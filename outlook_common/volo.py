@@ -72,7 +72,7 @@ def check_images(shape: Sequence[int], layout: Layout, config: VOLOConfig) -> No
         )
     size = shape[layout.index("H")], shape[layout.index("W")]
     check_image_size(size, config.stride)
-    if size != config.img_size and not config.dynamic_img_size:
+    if not config.dynamic_img_size and size != config.img_size:
         rows, columns = config.img_size
         raise ValueError(
             f"images of {size[0]}x{size[1]} pixels, but the model was made for img_size={rows}x{columns}; "

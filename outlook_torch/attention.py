@@ -1,14 +1,17 @@
 """Outlook attention as a layer, with its projections (VOLO, section 3.1)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from outlook_common.config import OutlookAttentionConfig
 from outlook_common.dispatch import ImplementationRequest, check_implementation
-from outlook_common.geometry import IntOrPair, check_layer_input, window_grid
+from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
 from outlook_torch.layers import Device, Dtype, LayerOptions
 from outlook_torch.ops import IMPLEMENTATIONS, outlook_attention
+from outlook_torch.ops.symbolic import every
 
 
 class OutlookAttention(nn.Module):
@@ -91,15 +94,19 @@ class OutlookAttention(nn.Module):
         cfg = self.config
         check_layer_input(x.shape, cfg.dim)
         B, H, W, C = x.shape
-        grid = window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
+        window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
+        spare = spare_windows(x.shape, cfg.stride)
+        h, w = spared_grid(x.shape, cfg.stride, spare)
 
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
-        logits = self.attn(average_pool(x, cfg.stride)) * cfg.qk_scale
-        logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
+        logits = self.attn(average_pool(x, cfg.stride, spare)) * cfg.qk_scale
+        logits = logits.reshape(B, h, w, cfg.num_heads, cfg.places, cfg.places)
         # Read from the dropout layer itself: its mode and rate may be changed, and so may the layer.
         if dropout_mask is None and self.attn_drop.training and getattr(self.attn_drop, "p", 1) != 0:
             ones = torch.ones_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
             dropout_mask = self.attn_drop(ones)
+        if any(spare):
+            value, dropout_mask = _with_spare(value, dropout_mask, logits, cfg.stride, spare)
 
         out = outlook_attention(
             value,
@@ -110,7 +117,7 @@ class OutlookAttention(nn.Module):
             dropout_mask=dropout_mask,
             implementation=self.implementation,
         )
-        out = self.proj(out.reshape(B, H, W, C))
+        out = self.proj(out[:, :H, :W].reshape(B, H, W, C))
         return self.proj_drop(out) if proj_dropout_mask is None else (out * proj_dropout_mask).to(out.dtype)
 
     def extra_repr(self) -> str:
@@ -122,9 +129,78 @@ class OutlookAttention(nn.Module):
         )
 
 
-def average_pool(x: Float[Tensor, "B H W C"], stride: tuple[int, int]) -> Float[Tensor, "B h w C"]:
-    """Average pooling over stride*stride pixels; windows at the border average the pixels inside (ceil mode)."""
+def average_pool(
+    x: Float[Tensor, "B H W C"], stride: tuple[int, int], spare: tuple[int, int] = (0, 0)
+) -> Float[Tensor, "B h w C"]:
+    """Average pooling over stride*stride pixels; windows at the border average the pixels inside (ceil mode).
+
+    Args:
+        x: the map.
+        stride: (rows, columns).
+        spare: see `spare_windows`; their averages are zero.
+    """
     if stride == (1, 1):
         return x
+    if any(isinstance(size, torch.SymInt) for size in x.shape[1:3]):
+        return _average_by_index(x, stride, spare)
     pooled = nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True)
     return pooled.permute(0, 2, 3, 1)
+
+
+def spare_windows(shape: Sequence[int], stride: tuple[int, int]) -> tuple[int, int]:
+    """Return how many windows more than ceil(H/S) an exported program computes along each axis, to no effect.
+
+    torch.export takes any axis for one of two entries or more, unless told otherwise. It knows this of H and W, which
+    are given, but not of ceil(H/S): that is 1 for a map of H <= S rows. It is 2 with one window more.
+    """
+    if not torch.compiler.is_exporting():
+        return 0, 0
+    rows, columns = (
+        int(step > 1 and isinstance(size, torch.SymInt)) for size, step in zip(shape[1:3], stride, strict=True)
+    )
+    return rows, columns
+
+
+def spared_grid(shape: Sequence[int], stride: tuple[int, int], spare: tuple[int, int]) -> tuple[int, int]:
+    """Return the number of windows along each axis, with spare ones."""
+    rows, columns = (
+        grid_size(size + step * more, step) for size, step, more in zip(shape[1:3], stride, spare, strict=True)
+    )
+    return rows, columns
+
+
+def _with_spare(
+    value: Float[Tensor, "B H W N D"],
+    dropout_mask: Float[Tensor, "B h w N KK KK"] | None,
+    logits: Float[Tensor, "B i j N KK KK"],
+    stride: tuple[int, int],
+    spare: tuple[int, int],
+) -> tuple[Float[Tensor, "B I J N D"], Float[Tensor, "B i j N KK KK"]]:
+    """Return the values with zeros where only spare windows lie, and a mask that is zero in these windows."""
+    beyond = [step * more for step, more in zip(stride, spare, strict=True)]
+    value = nn.functional.pad(value, (0, 0, 0, 0, 0, beyond[1], 0, beyond[0]))
+    if dropout_mask is not None and dropout_mask.shape == logits.shape:  # drawn here
+        kept = dropout_mask
+    elif dropout_mask is not None:
+        kept = nn.functional.pad(dropout_mask, (0, 0, 0, 0, 0, 0, 0, spare[1], 0, spare[0]))
+    else:
+        kept = torch.ones_like(logits)
+    rows, columns = (
+        torch.arange(n, device=logits.device) < n - more for n, more in zip(logits.shape[1:3], spare, strict=True)
+    )
+    return value, kept * (rows[:, None] & columns)[:, :, None, None, None].to(kept.dtype)
+
+
+def _average_by_index(
+    x: Float[Tensor, "B H W C"], stride: tuple[int, int], spare: tuple[int, int]
+) -> Float[Tensor, "B h w C"]:
+    # PyTorch's pooling compares the size of its result with that of `x` once more, which ties a symbolic size down.
+    (_, H, W, _), (S, T) = x.shape, stride
+    h, w = spared_grid(x.shape, stride, spare)
+    beyond = T - 1 + T * spare[1], S - 1 + S * spare[0]
+    padded = nn.functional.pad(x, (0, 0, 0, beyond[0], 0, beyond[1])).to(torch.promote_types(x.dtype, torch.float32))
+    parts = [every(every(padded, 1, i, S, h), 2, j, T, w) for i in range(S) for j in range(T)]
+    rows, columns = (
+        (size - step * torch.arange(n, device=x.device)).clamp(1, step) for size, step, n in ((H, S, h), (W, T, w))
+    )
+    return (sum(parts) / (rows[:, None] * columns)[:, :, None]).to(x.dtype)

@@ -27,6 +27,7 @@ from outlook_common.volo import (
     take_indices,
 )
 from outlook_torch.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer
+from outlook_torch.interpolation import symbolic_bicubic_matrix
 from outlook_torch.layers import Device, Dtype, LayerOptions, draw, initialize_linear, initialize_parameter
 from outlook_torch.ops import IMPLEMENTATIONS
 from outlook_torch.placement import sharded_like
@@ -365,13 +366,17 @@ class VOLO(nn.Module):
 
     def _pos_embed(self, size: Sequence[int]) -> Float[Tensor, "1 H W C"]:
         assert self.pos_embed is not None
-        if self.pos_embed.shape[1:3] == tuple(size):
+        # In a program whose sizes may be symbols: whether they are the model's own would tie them down.
+        compiled = torch.compiler.is_compiling() and self.config.dynamic_img_size
+        if not compiled and self.pos_embed.shape[1:3] == tuple(size):
             return self.pos_embed
+        matrix = symbolic_bicubic_matrix if compiled else _bicubic_matrix
         rows, columns = (
-            torch.tensor(bicubic_matrix(old, new), device=self.pos_embed.device, dtype=self.pos_embed.dtype)
+            matrix(old, new, self.pos_embed.device).to(self.pos_embed.dtype)
             for old, new in zip(self.pos_embed.shape[1:3], size, strict=True)
         )
-        return torch.einsum("hH,wW,bHWc->bhwc", rows, columns, self.pos_embed)
+        # Not einsum, which takes symbolic sizes for constants.
+        return (columns @ (rows @ self.pos_embed[0].flatten(1)).unflatten(1, self.pos_embed.shape[2:]))[None]
 
     def _tokens_to_features(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B T C"]:
         x = x.flatten(1, 2)
@@ -401,6 +406,10 @@ class VOLO(nn.Module):
         self.apply(initialize_linear)
         for parameter in (self.pos_embed, self.cls_token):
             initialize_parameter(parameter)
+
+
+def _bicubic_matrix(size: int, new_size: int, device: torch.device) -> Float[Tensor, "new old"]:
+    return torch.tensor(bicubic_matrix(size, new_size), device=device)
 
 
 def mix(x: Float[Tensor, "B H W C"], box: MixBox) -> Float[Tensor, "B H W C"]:

@@ -54,18 +54,17 @@ def _unfold(value: Float[Array, "B H W N D"], grid: WindowGrid) -> Float[Array, 
 
 def _fold(windows: Float[Array, "B h w N KK D"], grid: WindowGrid) -> Float[Array, "B H W N D"]:
     B, h, w, N, _, D = windows.shape
-    places = windows.reshape(B, h, w, N, *grid.kernel_size, D)
-    out = jnp.zeros((B, *grid.padded_size, N, D), windows.dtype)
-    for place in product(*map(range, grid.kernel_size)):
-        # One place of all windows lies on every S-th pixel. Not a scatter-add: GPUs add its terms in any order.
-        zeros = [(0, 0, 0)] + [
-            (first, size - first - stride * (n - 1) - 1, stride - 1)  # before, after, in between
-            for first, size, stride, n in zip(place, grid.padded_size, grid.stride, grid.grid, strict=True)
-        ]
-        out += lax.pad(places[..., *place, :], jnp.zeros((), out.dtype), [*zeros, (0, 0, 0), (0, 0, 0)])
-    # Cut off at the end: where devices share the rows, XLA's partitioner aborts at a negative padding with gaps.
-    rows, columns = (slice(padding, padding + size) for padding, size in zip(grid.padding, grid.map_size, strict=True))
-    return out[:, rows, columns]
+    (K, L), (S, T), (top, left), (H, W) = grid.kernel_size, grid.stride, grid.padding, grid.map_size
+    places = windows.reshape(B, h, 1, w, 1, N, K, L, D)
+    padded = jnp.zeros((B, S * h + K - 1, T * w + L - 1, N, D), windows.dtype)
+    for row, column in product(range(K), range(L)):
+        # One place of all windows lies on every S-th pixel. Not a scatter-add: GPUs add its terms in any order. Nor
+        # zeros put in between by lax.pad, which ONNX lacks. What lies outside is cut off at the end: where devices
+        # share the rows, XLA's partitioner aborts at a negative padding with gaps.
+        spread = jnp.pad(places[..., row, column, :], [(0, 0)] * 2 + [(0, S - 1), (0, 0), (0, T - 1)] + [(0, 0)] * 2)
+        around = [(0, 0), (row, K - 1 - row), (column, L - 1 - column), (0, 0), (0, 0)]
+        padded += jnp.pad(spread.reshape(B, S * h, T * w, N, D), around)
+    return padded[:, top : top + H, left : left + W]
 
 
 REFERENCE = Implementation(run=reference, refusal=lambda *operands: None)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
+from outlook_torch.ops.symbolic import every, interleaved
 
 
 def reference(
@@ -27,7 +28,17 @@ def reference(
     probabilities = probabilities.to(value.dtype).to(sum_dtype)
 
     windows = _unfold(value.to(sum_dtype), grid)  # B h w N KK D
-    return _fold(probabilities @ windows, grid).to(value.dtype)
+    mixed = _mixed_by_place if any(isinstance(size, torch.SymInt) for size in grid.grid) else torch.matmul
+    return _fold(mixed(probabilities, windows), grid).to(value.dtype)
+
+
+def _mixed_by_place(
+    probabilities: Float[Tensor, "B h w N KK KK"], windows: Float[Tensor, "B h w N KK D"]
+) -> Float[Tensor, "B h w N KK D"]:
+    # A matrix product merges the leading axes into one and splits it again, and torch.export wants proof that symbolic
+    # sizes divide their product.
+    terms = zip(probabilities.unbind(-1), windows.unbind(-2), strict=True)
+    return reduce(torch.add, (weight[..., None] * value[..., None, :] for weight, value in terms))
 
 
 def at_least_float32(x: Tensor) -> torch.dtype:
@@ -48,10 +59,11 @@ def _unfold(value: Float[Tensor, "B H W N D"], grid: WindowGrid) -> Float[Tensor
 
 def _fold(windows: Float[Tensor, "B h w N KK D"], grid: WindowGrid) -> Float[Tensor, "B H W N D"]:
     B, h, w, N, KK, D = windows.shape
-    columns = windows.permute(0, 3, 5, 4, 1, 2).reshape(B, N * D * KK, h * w)
+    columns = windows.permute(0, 3, 5, 4, 1, 2)
     if torch.compiler.is_compiling():
-        folded = _fold_by_slices(columns, grid)
+        folded = _fold_by_slices(columns.contiguous().flatten(1, 2), grid)
     else:
+        columns = columns.reshape(B, N * D * KK, h * w)
         folded = F.fold(columns, grid.map_size, grid.kernel_size, padding=grid.padding, stride=grid.stride)
     return folded.reshape(B, N, D, *grid.map_size).permute(0, 3, 4, 1, 2)
 
@@ -64,31 +76,31 @@ def _unfold_by_slices(value: Float[Tensor, "B C H W"], grid: WindowGrid) -> Floa
     (h, w), (row_stride, column_stride), (rows, columns) = grid.grid, grid.stride, grid.padding
     padded = F.pad(value, (columns, columns, rows, rows))
     places = [
-        padded[:, :, i : i + row_stride * (h - 1) + 1 : row_stride, j : j + column_stride * (w - 1) + 1 : column_stride]
+        every(every(padded, 2, i, row_stride, h), 3, j, column_stride, w)
         for i in range(grid.kernel_size[0])
         for j in range(grid.kernel_size[1])
     ]
     return torch.stack(places, dim=2)
 
 
-def _fold_by_slices(columns: Float[Tensor, "B CKK hw"], grid: WindowGrid) -> Float[Tensor, "B C H W"]:
+def _fold_by_slices(columns: Float[Tensor, "B C KK h w"], grid: WindowGrid) -> Float[Tensor, "B C H W"]:
     # Place r + S*m of window c lies on row S*(c+m) + r of the padded map: the rows of one phase r are a sum of windows
     # shifted by m, and the map is its phases interleaved.
     (K, L), (S, T), (top, left), (H, W) = grid.kernel_size, grid.stride, grid.padding, grid.map_size
-    places = columns.reshape(columns.shape[0], -1, K, L, *grid.grid)
+    places = columns.unflatten(2, (K, L))
     # How far windows are shifted at most, and at least so far that the map reaches its last row and column.
     M, N = (max((k - 1) // s, -(-p // s)) for k, s, p in zip((K, L), (S, T), (top, left), strict=True))
     nothing = torch.zeros_like(places[:, :, 0, 0])
-    phases = []
-    for r, t in product(range(S), range(T)):
+
+    def phase(r: int, t: int) -> Tensor:
         shifted = [
             F.pad(places[:, :, i, j], (j // T, N - j // T, i // S, M - i // S))
             for i, j in product(range(r, K, S), range(t, L, T))
         ]
-        phases.append(reduce(torch.add, shifted or [F.pad(nothing, (0, N, 0, M))]))
-    padded = torch.stack(phases, dim=-1).reshape(*phases[0].shape, S, T)  # B C h+M w+N S T
-    padded = padded.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
-    return padded[:, :, top : top + H, left : left + W]
+        return reduce(torch.add, shifted or [F.pad(nothing, (0, N, 0, M))])
+
+    lines = [interleaved([phase(r, t) for t in range(T)], 3, left, W) for r in range(S)]
+    return interleaved(lines, 2, top, H)
 
 
 REFERENCE = Implementation(run=reference, refusal=lambda *operands: None)

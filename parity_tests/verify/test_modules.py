@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from outlook_parity import Report
+from outlook_parity.compare.event_axes import event_axes
 from outlook_parity.compare.modules import MODEL
 from outlook_parity.core.check import PROPAGATED
-from outlook_parity.core.layout import Axes, fitting_axes, nearest_axes
 from outlook_parity.core.recorder import Key, Recorder
 from outlook_parity.core.request import Request
 from outlook_parity.mapping.user import NameMap
@@ -125,17 +125,20 @@ def test_a_tape_plays_to_each_module_what_it_holds() -> None:
         assert difference == pytest.approx(recorded.events[Key("head", 0, "out")][0])
 
 
-def nearest_fitting(torch: np.ndarray, jax: np.ndarray) -> Axes | None:
-    fitting = fitting_axes(torch.shape, jax.shape)
-    return nearest_axes(torch, jax, fitting) if fitting else None
-
-
-def test_axes_are_told_by_shapes_and_where_those_leave_a_choice_by_the_numbers() -> None:
+def test_axes_are_told_by_shapes_then_by_modules_of_the_type_and_by_numbers_last() -> None:
     x = np.random.default_rng(0).standard_normal((2, 5, 5, 5))
-    assert nearest_fitting(x.transpose(0, 3, 1, 2), x) == (0, 2, 3, 1)
-    assert nearest_fitting(x, x) == (0, 1, 2, 3)
-    assert nearest_fitting(x[:, :3].transpose(0, 3, 1, 2), x[:, :3]) == (0, 2, 3, 1)
-    assert nearest_fitting(x[:, :3], x[:, :, :3]) is None
+
+    def axes(kinds: dict[str, str], **arrays: tuple[np.ndarray, np.ndarray]) -> dict[str, tuple[int, ...]]:
+        torch = {Key(path, 0, "in"): [one] for path, (one, _) in arrays.items()}
+        jax = {Key(path, 0, "in"): [other] for path, (_, other) in arrays.items()}
+        return {key.path: order for (key, _), order in event_axes(torch, jax, list(arrays), kinds).items()}
+
+    channels_last, same = (0, 2, 3, 1), (0, 1, 2, 3)
+    assert axes({}, turned=(x.transpose(0, 3, 1, 2), x), as_it_is=(x, x)) == {"turned": channels_last, "as_it_is": same}
+    told = x[:, :3].transpose(0, 3, 1, 2), x[:, :3]
+    assert axes({}, told=told, none=(x[:, :3], x[:, :, :3])) == {"told": channels_last}
+    found = axes({"told": "Conv2d", "one": "Conv2d", "other": "Linear"}, told=told, one=(x, x), other=(x, x))
+    assert found == {"told": channels_last, "one": channels_last, "other": same}
 
 
 def test_the_levels_forward_and_layers_agree() -> None:

@@ -17,14 +17,14 @@ What PyTorch's kernels promise, which see float32 and float64 alone, as sums run
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from outlook_common.dispatch import Implementation
-from outlook_common.geometry import WindowGrid, window_grid
+from outlook_common.geometry import WindowGrid, grid_size, window_grid
 from outlook_torch.ops.composite.samples import Samples, blocks, most_samples, samples
 from outlook_torch.ops.reference import at_least_float32
 
@@ -136,6 +136,10 @@ def _gram_images(
     return _per_window(products.index_select(1, table.sample_of_slot), N, grid)
 
 
+def _lists(grid: WindowGrid) -> tuple[list[int], list[int], list[int]]:
+    return list(grid.kernel_size), list(grid.stride), list(grid.padding)
+
+
 def _grid(map_size: tuple[int, int], *sizes: list[int]) -> WindowGrid:
     # Operators take lists.
     kernel_size, stride, padding = ((size[0], size[1]) for size in sizes)
@@ -191,25 +195,89 @@ def _(weights: Tensor, value: Tensor, kernel_size: list[int], stride: list[int],
 def _(out: Tensor, value: Tensor, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
     B, H, W, N, _ = value.shape  # these may be symbols, of which no grid can be made
     places = kernel_size[0] * kernel_size[1]
-    return value.new_empty(B, N, places, places, -(-H // stride[0]), -(-W // stride[1]))
+    return value.new_empty(B, N, places, places, grid_size(H, stride[0]), grid_size(W, stride[1]))
+
+
+# Compiled programs call the operators themselves, which have their own formulas: what torch.compile makes of an
+# autograd.Function is differentiated once, and a second time in silence to wrong numbers. Forward mode, which an
+# operator's formula cannot have, is an error there.
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, *ctx.sizes = inputs
+    ctx.save_for_backward(first, second)
+
+
+def _mix_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    weights, value = ctx.saved_tensors
+    d_weights = _gram(cotangent, value, *ctx.sizes) if ctx.needs_input_grad[0] else None
+    d_value = _mix(weights.transpose(2, 3), cotangent, *ctx.sizes) if ctx.needs_input_grad[1] else None
+    return d_weights, d_value, None, None, None
+
+
+def _gram_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    out, value = ctx.saved_tensors
+    d_out = _mix(cotangent, value, *ctx.sizes) if ctx.needs_input_grad[0] else None
+    d_value = _mix(cotangent.transpose(2, 3), out, *ctx.sizes) if ctx.needs_input_grad[1] else None
+    return d_out, d_value, None, None, None
+
+
+def _batched(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    def batched(info: Any, in_dims: tuple[Any, ...], first: Tensor, second: Tensor, *sizes: Any) -> tuple[Tensor, int]:
+        operands = _merged_axes(info.batch_size, in_dims, first, second)
+        out = operator(*operands, *sizes)
+        return out.reshape(info.batch_size, -1, *out.shape[1:]), 0
+
+    return batched
+
+
+def _merged_axes(size: int, in_dims: tuple[Any, ...], *operands: Tensor) -> list[Tensor]:
+    """Return the operands with the axis of `torch.func.vmap` merged into the batch."""
+    moved = [
+        x.expand(size, *x.shape) if axis is None else x.movedim(axis, 0)
+        for x, axis in zip(operands, in_dims, strict=False)
+    ]
+    return [x.flatten(0, 1) for x in moved]
+
+
+_mix.register_vmap(_batched(_mix))
+_gram.register_vmap(_batched(_gram))
+_mix.register_autograd(_mix_backward, setup_context=_keep)
+_gram.register_autograd(_gram_backward, setup_context=_keep)
 
 
 def mix(
     weights: Float[Tensor, "B N KK KK h w"], value: Float[Tensor, "B H W N D"], grid: WindowGrid
 ) -> Float[Tensor, "B H W N D"]:
     """Return, at each pixel x, the sum over d of the merged weights W[x, d] * value[x + d]; differentiable."""
-    return _apply(_Mix, weights, value, grid)
+    return _mix(weights, value, *_lists(grid)) if torch.compiler.is_compiling() else _Mix.apply(weights, value, grid)
 
 
 def gram(
     out: Float[Tensor, "B H W N D"], value: Float[Tensor, "B H W N D"], grid: WindowGrid
 ) -> Float[Tensor, "B N KK KK h w"]:
     """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D; differentiable."""
-    return _apply(_Gram, out, value, grid)
+    return _gram(out, value, *_lists(grid)) if torch.compiler.is_compiling() else _Gram.apply(out, value, grid)
 
 
 class _Bilinear(torch.autograd.Function):
     """A custom operator that is linear in either of its two tensors."""
+
+    operator: ClassVar[Callable[..., Tensor]]
+
+    @classmethod
+    def forward(cls, first: Tensor, second: Tensor, grid: WindowGrid) -> Tensor:
+        return cls.operator(first, second, *_lists(grid))
+
+    @classmethod
+    def jvp(cls, ctx: Any, first_tangent: Tensor | None, second_tangent: Tensor | None, _: None) -> Tensor:
+        first, second = ctx.saved_tensors
+        parts = [
+            cls.apply(*operands, ctx.grid)
+            for operands in ((first_tangent, second), (first, second_tangent))
+            if None not in operands
+        ]
+        return sum(parts[1:], parts[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -219,19 +287,13 @@ class _Bilinear(torch.autograd.Function):
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], first: Tensor, second: Tensor, grid: WindowGrid) -> Any:
-        size = info.batch_size
-        moved = [
-            x.expand(size, *x.shape) if axis is None else x.movedim(axis, 0)
-            for x, axis in zip((first, second), in_dims, strict=False)
-        ]
-        out = _apply(cls, *(x.flatten(0, 1) for x in moved), grid)
-        return out.reshape(size, -1, *out.shape[1:]), 0
+        one, other = _merged_axes(info.batch_size, in_dims, first, second)
+        out = cls.apply(one, other, grid)
+        return out.reshape(info.batch_size, -1, *out.shape[1:]), 0
 
 
 class _Mix(_Bilinear):
-    @staticmethod
-    def forward(weights: Tensor, value: Tensor, grid: WindowGrid) -> Tensor:
-        return _mix(weights, value, list(grid.kernel_size), list(grid.stride), list(grid.padding))
+    operator = _mix
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -242,9 +304,7 @@ class _Mix(_Bilinear):
 
 
 class _Gram(_Bilinear):
-    @staticmethod
-    def forward(out: Tensor, value: Tensor, grid: WindowGrid) -> Tensor:
-        return _gram(out, value, list(grid.kernel_size), list(grid.stride), list(grid.padding))
+    operator = _gram
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -252,32 +312,6 @@ class _Gram(_Bilinear):
         d_out = mix(cotangent, value, ctx.grid) if ctx.needs_input_grad[0] else None
         d_value = mix(cotangent.transpose(2, 3), out, ctx.grid) if ctx.needs_input_grad[1] else None
         return d_out, d_value, None
-
-
-def _jvp(function: type[_Bilinear]) -> Callable[..., Tensor]:
-    def jvp(ctx: Any, first_tangent: Tensor | None, second_tangent: Tensor | None, _: None) -> Tensor:
-        first, second = ctx.saved_tensors
-        parts = [
-            _apply(function, *operands, ctx.grid)
-            for operands in ((first_tangent, second), (first, second_tangent))
-            if None not in operands
-        ]
-        return sum(parts[1:], parts[0])
-
-    return jvp
-
-
-# torch.compile takes no autograd.Function with a forward derivative, so only the eager ones have it.
-_EAGER: dict[type[_Bilinear], type[_Bilinear]] = {
-    function: type(f"{function.__name__}Eager", (function,), {"jvp": staticmethod(_jvp(function))})
-    for function in (_Mix, _Gram)
-}
-
-
-def _apply(function: type[_Bilinear], *args: Any) -> Tensor:
-    chosen = function if torch.compiler.is_compiling() else _EAGER.get(function, function)
-    out: Tensor = chosen.apply(*args)  # type: ignore[no-untyped-call]
-    return out
 
 
 def _refusal(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:
@@ -294,12 +328,20 @@ def _refusal(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: W
 
 def nested_forward_mode() -> str | None:
     """Say why no implementation by an autograd.Function can run here, or None if one can."""
-    if torch.compiler.is_compiling():  # the compiler cannot follow what is asked here
-        return None
+    forward = _forward_modes()
+    if torch.compiler.is_compiling():
+        return (
+            "forward mode inside torch.compile needs the reference, without an operator of its own" if forward else None
+        )
     # PyTorch switches forward mode off inside of jvp(), so that the outer derivative would silently lack terms.
-    transforms = torch._C._functorch.get_interpreter_stack() or []
-    forward = sum(transform.key() == torch._C._functorch.TransformType.Jvp for transform in transforms)
     return "forward mode inside forward mode needs the reference, without an autograd.Function" if forward > 1 else None
+
+
+@torch.compiler.assume_constant_result
+def _forward_modes() -> int:
+    """Return how many transformations by torch.func.jvp are around; the compiler asks it while it traces them."""
+    transforms = torch._C._functorch.get_interpreter_stack() or []
+    return sum(transform.key() == torch._C._functorch.TransformType.Jvp for transform in transforms)
 
 
 def _drawback(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:
@@ -309,6 +351,8 @@ def _drawback(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: 
     D = value.shape[-1]
     gradients = torch.is_grad_enabled() and (value.requires_grad or logits.requires_grad)
     if (numbers := B * h * w * N * D) < (least := NUMBERS_PER_PLACE[gradients] * grid.places):
+        if torch.compiler.is_compiling():  # which takes a symbolic size that is written out for a constant
+            return "the reference is faster on so small a map: ask for it by name"
         return (
             f"the reference is faster on so small a map: {B} * {h} * {w} windows of {N * D} channels make {numbers} "
             f"numbers, and kernel_size={grid.kernel_size} needs {least} {'with' if gradients else 'without'} "

@@ -106,6 +106,29 @@ def _grid(value: Tensor, *sizes: list[int]) -> WindowGrid:
     return window_grid((value.shape[1], value.shape[2]), kernel_size, stride, padding)
 
 
+def _gradients(
+    cotangent: Tensor, value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid
+) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled():  # to be differentiated once more
+        d_value, d_logits = torch.func.vjp(_composite(dropout_mask, grid), value, logits)[1](cotangent)
+    else:
+        d_value, d_logits = _attend_backward(cotangent, value, logits, dropout_mask, *_lists(grid))
+    return d_value, d_logits
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *operands, kernel_size, stride, padding = inputs
+    ctx.grid = _grid(operands[0], kernel_size, stride, padding)
+    ctx.save_for_backward(*operands)
+
+
+def _backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gradients(cotangent, *ctx.saved_tensors, ctx.grid), None, None, None, None
+
+
+_attend.register_autograd(_backward, setup_context=_keep)
+
+
 class _Attend(torch.autograd.Function):
     """The two operators, each other's derivatives."""
 
@@ -121,12 +144,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        value, logits, dropout_mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated once more
-            d_value, d_logits = torch.func.vjp(_composite(dropout_mask, ctx.grid), value, logits)[1](cotangent)
-        else:
-            d_value, d_logits = _attend_backward(cotangent, value, logits, dropout_mask, *_lists(ctx.grid))
-        return d_value, d_logits, None, None
+        return *_gradients(cotangent, *ctx.saved_tensors, ctx.grid), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
@@ -140,8 +158,6 @@ class _Attend(torch.autograd.Function):
         out = _apply(*map(batched, operands, in_dims[:3]), grid)
         return out.reshape(size, -1, *out.shape[1:]), 0
 
-
-class _AttendEager(_Attend):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         value, logits, dropout_mask = ctx.saved_tensors
@@ -156,9 +172,10 @@ class _AttendEager(_Attend):
 
 
 def _apply(*args: Any) -> Tensor:
-    # torch.compile takes no autograd.Function with a forward derivative, so only the eager one has it.
-    function = _Attend if torch.compiler.is_compiling() else _AttendEager
-    out: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():  # see composite: an autograd.Function would be differentiated once
+        *operands, grid = args
+        return _attend(*operands, *_lists(grid))
+    out: Tensor = _Attend.apply(*args)  # type: ignore[no-untyped-call]
     return out
 
 
