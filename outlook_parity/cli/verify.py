@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 EPILOG = epilog(
     "outlook verify --model layer",
     "outlook verify --model volo_d1_224 --weights timm/volo_d1_224.sail_in1k",
-    "outlook verify --model layer --devices 8 --sharding fsdp",
     "outlook verify --torch my_torch:model --jax my_jax:model --inputs x.npy",
 )
 
