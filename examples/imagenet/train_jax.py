@@ -99,7 +99,7 @@ class Trainer:
 
     def _loss(self, params: nnx.State, statistics: nnx.State, key: jax.Array, batch: Any, box: Any) -> Any:
         images, targets = batch
-        model = nnx.merge(self.graph, params, statistics, self.streams)
+        model = nnx.merge(self.graph, params, statistics, self.streams, copy=True)
         nnx.reseed(model, default=key)
         outputs = model.forward_train(images, box if self.recipe.model.use_mix_token else None)
         return TokenLabelGTCrossEntropy()(outputs, targets), nnx.state(model, nnx.BatchStat)
@@ -173,15 +173,14 @@ def _evaluation_batches(source: Source, recipe: Recipe) -> Iterator[tuple[np.nda
 
 def train(recipe: Recipe, folder: Path, *, stop: threading.Event | None = None) -> tuple[float, float]:
     """Train to the end, or until told to stop; return top-1 and top-5 of the averaged weights."""
-    if recipe.training.dtype == "float64":
+    how = recipe.training
+    if how.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     training, evaluation = sources(recipe)
     data = TrainingData(training, recipe)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    trainer = Trainer(recipe, mesh, learning_rates(recipe.training, data.steps_per_epoch))
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=recipe.training.keep, save_interval_steps=recipe.training.save_every
-    )
+    trainer = Trainer(recipe, mesh, learning_rates(how, data.steps_per_epoch))
+    options = ocp.CheckpointManagerOptions(max_to_keep=how.keep, save_interval_steps=how.save_every)
     log = Log(folder, writes=jax.process_index() == 0)
     with ocp.CheckpointManager(folder.resolve() / "checkpoints", options=options) as manager:
         start = 0
