@@ -34,7 +34,7 @@ format: $(STAMP)  ## ruff: fix and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP)  ## timings against peers, into benchmarks/results/
+bench: $(STAMP)  ## timings against peers, what the verifier takes, into benchmarks/results/
 	$(BIN)/python -m benchmarks
 
 # A venv of its own: a libtpu or a CUDA plugin beside the tests would change what they find.

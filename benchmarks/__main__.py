@@ -1,5 +1,6 @@
 """Command line of the benchmarks: `python -m benchmarks layer --rounds 30 --case volo_d1`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from benchmarks import report
 from benchmarks.memory import peak_megabytes
 from benchmarks.timing import interleave
 from benchmarks.torchvision_stub import declare_missing_torchvision_operators
+from benchmarks.verify import ALL, CASES, LEVELS, Cost, cost
 from outlook_common.op_cases import BY_NAME
 
 LAYER_CASES = ("volo_d1", "volo_d2", "volo_d4", "seed_512", "seed_512_8_heads", "large_map", "small_map", "kernel_5")
@@ -89,13 +91,30 @@ def volo(rounds: Rounds = 7, batch: Batch = 8, out: Out = report.FOLDER) -> None
     report.write(out, "volo_cpu", report.volo(compiled, timings, batch), numbers)
 
 
+@app.command()
+def verify(
+    case: Annotated[list[str] | None, typer.Option(help="Pair to verify (repeatable). Default: all.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="Level (repeatable). Default: each, and all.")] = None,
+    out: Out = report.FOLDER,
+) -> None:
+    """Verifier: processor time and peak memory of each level."""
+    measured: dict[str, dict[str, Cost]] = {}
+    with Progress() as progress:
+        runs = [(name, one) for name in case or CASES for one in level or (*LEVELS, ALL)]
+        for name, one in progress.track(runs, description="verify"):
+            measured.setdefault(name, {})[one] = cost(name, one)
+    numbers = {name: {one: asdict(found) for one, found in of.items()} for name, of in measured.items()}
+    report.write(out, "verify_cpu", report.verify(numbers), numbers)
+
+
 @app.callback(invoke_without_command=True)
 def everything(context: typer.Context) -> None:
-    """Time outlook attention and VOLO against peers. Without a command, run all of them."""
+    """Time outlook attention and VOLO against peers, and the verifier. Without a command, run all of them."""
     if context.invoked_subcommand is None:
         layer()
         scaling()
         volo()
+        verify()
 
 
 app()

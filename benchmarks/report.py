@@ -108,6 +108,39 @@ def volo(compiled: dict[str, dict[str, dict[str, float]]], timings: dict[str, di
     )
 
 
+def verify(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return a table of processor seconds and one of peak memory; case -> level -> `benchmarks.verify.Cost` as JSON."""
+    seconds = {case: {level: f"{cost['seconds']:.1f}" for level, cost in of.items()} for case, of in costs.items()}
+    large = {case: of for case, of in costs.items() if any(cost["weights"] for cost in of.values())}
+    memory = {
+        case: {level: f"{c['megabytes']:.0f} ({c['megabytes'] / c['weights']:.1f}×)" for level, c in of.items()}
+        for case, of in large.items()
+    }
+    imports = max(cost["imports"] for of in costs.values() for cost in of.values())
+    return "\n".join(
+        [
+            "# What a verification takes",
+            "",
+            "As `outlook verify` runs by default: float64 and float32, three training steps with each optimizer in",
+            "float64; each figure of a process of its own.",
+            "",
+            "## Seconds of the processor",
+            "",
+            f"User and system time of all threads, after the imports (at most {imports:.1f}).",
+            "",
+            *_sparse_table("pair", seconds),
+            "",
+            "## Peak memory",
+            "",
+            "Megabytes resident at the peak, the weights of both models included, above what is resident once the",
+            "models are made, after a verification of the ConvNeXt; in brackets multiples of the weights of one.",
+            "",
+            *_sparse_table("pair", memory),
+            "",
+        ]
+    )
+
+
 def _table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> list[str]:
     return [
         f"| {corner} | {' | '.join(columns)} |",

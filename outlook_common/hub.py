@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 # Names of the weights in a repository, as timm uses them; the first one found counts.
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+)
 CONFIG_FILE = "config.json"
 
 # Seconds in which the Hub must answer, unless HF_HUB_ETAG_TIMEOUT is set.
@@ -103,8 +109,8 @@ def _download(repo: str, filename: str, access: dict[str, Any]) -> Path:
             f"{at}: {filename} is not in the cache, and {_endpoint()} cannot be reached: {_words(error)} ({within})"
         ) from error
     try:
-        timeout = {"etag_timeout": _timeout()}
-        return Path(hf_hub_download(repo, filename, library_name="outlook-attention", **timeout, **access))
+        options = {**access, "library_name": "outlook-attention", "etag_timeout": _timeout()}
+        return Path(hf_hub_download(repo, filename, **options))
     except errors.LocalEntryNotFoundError as error:
         if _is_offline(access):
             raise NoSuchFileOnHubError(_offline(at, filename, access)) from error

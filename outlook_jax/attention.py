@@ -41,6 +41,7 @@ class OutlookAttention(nnx.Module):
         dtype: dtype of the computation; None infers it from input and parameters, as Flax does.
         param_dtype: dtype of the parameters.
         precision: precision of every matrix product, as in `jax.lax.dot_general`.
+        rows_axis: the axis of a mesh whose devices share the rows of the map; see `outlook_attention`.
         deterministic: True switches both dropouts off, as `model.eval()` does.
         rngs: random streams `params` and `dropout`.
 
@@ -67,6 +68,7 @@ class OutlookAttention(nnx.Module):
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         precision: PrecisionLike = None,
+        rows_axis: str | None = None,
         deterministic: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
@@ -77,6 +79,7 @@ class OutlookAttention(nnx.Module):
         # Blocks that run as one loop are told apart by all they hold, which must be hashable: no list.
         self.implementation = tuple(implementation) if isinstance(implementation, list) else implementation
         self.precision = precision
+        self.rows_axis = rows_axis
         options: LayerOptions = {
             "dtype": dtype,
             "param_dtype": param_dtype,
@@ -137,6 +140,7 @@ class OutlookAttention(nnx.Module):
             dropout_mask=dropout_mask,
             implementation=self.implementation,
             precision=self.precision,
+            rows_axis=self.rows_axis,
         )
         out = self.proj(out.reshape(B, H, W, C))
         if proj_dropout_mask is None:

@@ -15,7 +15,7 @@ from outlook_common.constants import ATTENTION_CHECKPOINT_NAME
 from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_jax.attention import OutlookAttention
-from outlook_jax.layers import INIT, LayerOptions, batch_norm, conv, dropout, layer_norm, linear
+from outlook_jax.layers import INIT, LayerOptions, Statistics, batch_norm, conv, dropout, layer_norm, linear
 from outlook_jax.promotion import at_least_float32
 
 
@@ -122,7 +122,8 @@ class Attention(nnx.Module):
         B, H, W, C = x.shape
         q, k, v = _split(self.qkv(x).reshape(B, H * W, 3 * C), 3, self.num_heads)
         out = attend(q, k, v, self.attn_drop, self.precision)
-        return self.proj(out.reshape(B, H, W, C))
+        # In two steps, each of which an explicitly sharded batch passes: what merges axes and splits others does not.
+        return self.proj(out.reshape(B, H * W, C).reshape(B, H, W, C))
 
 
 class Transformer(nnx.Module):
@@ -202,12 +203,18 @@ class PatchEmbed(nnx.Module):
     """Patch embedding: three convolutions at half the resolution, then one per patch."""
 
     def __init__(
-        self, patch_size: int, in_chans: int, hidden_dim: int, embed_dim: int, **options: Unpack[LayerOptions]
+        self,
+        patch_size: int,
+        in_chans: int,
+        hidden_dim: int,
+        embed_dim: int,
+        statistics: Statistics,
+        **options: Unpack[LayerOptions],
     ) -> None:
         def convolution(features: int, kernel_size: int, stride: int) -> list[Any]:
             return [
                 conv(features, hidden_dim, kernel_size, stride, kernel_size // 2, bias=False, **options),
-                batch_norm(hidden_dim, **options),
+                batch_norm(hidden_dim, statistics, **options),
                 relu,
             ]
 

@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer, PrecisionLike
 from jax import Array, lax
 
 from outlook_common.constants import INIT_STD, NORM_EPSILON
-from outlook_jax.batch_norm import BatchNorm
+from outlook_jax.batch_norm import AxisNames, BatchNorm
 from outlook_jax.promotion import along_last_axis, at_least_float32
 
 # timm's truncated normal is cut at ±2, a hundred standard deviations away.
@@ -26,6 +26,13 @@ class LayerOptions(TypedDict, total=False):
     precision: PrecisionLike
     deterministic: bool
     rngs: Required[nnx.Rngs]
+
+
+class Statistics(TypedDict):
+    """Keywords of every BatchNorm: of which part of the batch its statistics are."""
+
+    axis_name: AxisNames
+    ghost_batches: int
 
 
 class Dropout(nnx.Dropout):
@@ -114,9 +121,10 @@ def layer_norm(dim: int, **options: Unpack[LayerOptions]) -> LayerNorm:
     return LayerNorm(dim, epsilon=NORM_EPSILON, use_fast_variance=False, rngs=rngs, **_dtypes(options))
 
 
-def batch_norm(features: int, **options: Unpack[LayerOptions]) -> BatchNorm:
+def batch_norm(features: int, statistics: Statistics, **options: Unpack[LayerOptions]) -> BatchNorm:
     """Make a BatchNorm over all axes but the last."""
-    return BatchNorm(features, use_running_average=options.get("deterministic", False), **_dtypes(options))
+    training = not options.get("deterministic", False)
+    return BatchNorm(features, use_running_average=not training, **statistics, **_dtypes(options))
 
 
 def dropout(rate: float, **options: Unpack[LayerOptions]) -> Dropout:

@@ -27,8 +27,9 @@ from outlook_common.volo import (
     stage_ends,
     take_indices,
 )
+from outlook_jax.batch_norm import AxisNames
 from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer, unchanged
-from outlook_jax.layers import LayerOptions, dropout, layer_norm, linear, parameter
+from outlook_jax.layers import LayerOptions, Statistics, dropout, layer_norm, linear, parameter
 from outlook_jax.ops import IMPLEMENTATIONS
 from outlook_jax.scan import run_blocks
 
@@ -44,6 +45,8 @@ class VOLO(nnx.Module):
         dtype: dtype of the computation; None infers it from images and parameters, as Flax does.
         param_dtype: dtype of the parameters.
         precision: precision of every product, as in `jax.lax.dot_general`.
+        axis_name: of `jax.shard_map`, over which BatchNorm takes its statistics, as Flax's does; see `BatchNorm`.
+        ghost_batches: in how many parts of the batch BatchNorm takes them, each for itself, as PyTorch's ranks do.
         deterministic: True means evaluation, as `model.eval()`: no dropout, running statistics in BatchNorm.
         rngs: random streams `params` and `dropout`, the latter for the mixing boxes too.
     """
@@ -57,6 +60,8 @@ class VOLO(nnx.Module):
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         precision: PrecisionLike = None,
+        axis_name: AxisNames = None,
+        ghost_batches: int = 1,
         deterministic: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
@@ -78,8 +83,9 @@ class VOLO(nnx.Module):
         self.pos_embed: nnx.Param[Array] | None = parameter((1, *config.token_map, features), **options)
         has_class_token = config.post_layers is not None
         self.cls_token = parameter((1, 1, features), **options) if has_class_token else None
+        statistics: Statistics = {"axis_name": axis_name, "ghost_batches": ghost_batches}
         self.patch_embed = PatchEmbed(
-            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], **options
+            config.patch_size, config.in_chans, config.stem_hidden_dim, config.embed_dims[0], statistics, **options
         )
         self.pos_drop = dropout(config.pos_drop_rate, **options)
 
@@ -158,11 +164,19 @@ class VOLO(nnx.Module):
         """Channels, reduction and module name of each stage, as timm describes them."""
         return self.config.feature_info[: len(stage_ends(self.config, len(self.network)))]
 
-    def __call__(self, images: Float[Array, "B rows columns in_chans"]) -> Float[Array, "B *tokens classes"]:
+    def __call__(
+        self,
+        images: Float[Array, "B rows columns in_chans"],
+        *,
+        token_labels: bool = False,
+        mix_box: MixBox | None = None,
+    ) -> Float[Array, "B *tokens classes"] | tuple[Array, Array, MixBox]:
         """Return the logits: those of the class token + 0.5 * the maximum of the auxiliary head over the tokens.
 
         Args:
             images: (B, H, W, C), normalised as the variant says.
+            token_labels: return what `forward_train` does: for what calls the model itself and no other method of it.
+            mix_box: likewise, with `token_labels`.
 
         Returns:
             (B, classes), or the features if there is no classifier; a score per token with `global_pool=""`.
@@ -170,6 +184,8 @@ class VOLO(nnx.Module):
         Raises:
             ValueError: the images have another rank, other channels, or a size that does not fit.
         """
+        if token_labels or mix_box is not None:
+            return self.forward_train(images, mix_box)
         return self.forward_head(self.forward_features(images))
 
     def forward_train(
@@ -387,7 +403,7 @@ class VOLO(nnx.Module):
         x = x.reshape(B, H * W, C)
         if self.post_network is not None:
             assert self.cls_token is not None
-            token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (B, 1, C))
+            token = jnp.zeros_like(x[:, :1]) + self.cls_token[...].astype(x.dtype)  # sharded as x, explicitly too
             x = self._run_blocks(self.post_network, jnp.concatenate([token, x], axis=1))
         return self.norm(x)
 
@@ -433,6 +449,8 @@ def volo(
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
     precision: PrecisionLike = None,
+    axis_name: AxisNames = None,
+    ghost_batches: int = 1,
     deterministic: bool = False,
     rngs: nnx.Rngs,
     **overrides: Any,
@@ -451,6 +469,8 @@ def volo(
         dtype=dtype,
         param_dtype=param_dtype,
         precision=precision,
+        axis_name=axis_name,
+        ghost_batches=ghost_batches,
         deterministic=deterministic,
         rngs=rngs,
     )

@@ -1,8 +1,10 @@
 """Load VOLO with weights from the Hugging Face Hub, a folder or a file."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, PrecisionLike
@@ -11,11 +13,16 @@ from outlook_common.arrays import to_numpy
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
+from outlook_common.text import listed
 from outlook_common.weights.formats.registry import PathLike
 from outlook_common.weights.tables.volo import volo_table
+from outlook_jax.batch_norm import AxisNames
 from outlook_jax.model import VOLO
 from outlook_jax.ops import IMPLEMENTATIONS
 from outlook_jax.weights import WEIGHTS, load_weights, path_name
+
+# Of every variable of a model, or what makes them of the abstract model.
+Shardings = nnx.State[Any, Any] | Callable[[nnx.Module], nnx.State[Any, Any]]
 
 
 def from_pretrained(
@@ -35,7 +42,10 @@ def from_pretrained(
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
     precision: PrecisionLike = None,
+    axis_name: AxisNames = None,
+    ghost_batches: int = 1,
     rngs: nnx.Rngs | None = None,
+    shardings: Shardings | None = None,
     **overrides: Any,
 ) -> VOLO:
     """Make a VOLO with trained weights, in evaluation mode.
@@ -61,7 +71,12 @@ def from_pretrained(
         dtype: dtype of the computation; None infers it from images and parameters.
         param_dtype: dtype of the parameters.
         precision: precision of every product, as in `jax.lax.dot_general`.
+        axis_name: see `VOLO`.
+        ghost_batches: likewise.
         rngs: the streams `params`, for new heads, and `dropout`; None means `nnx.Rngs(0)`.
+        shardings: of all variables, in the structure of `nnx.state` of the model; or a function that returns them for
+            the abstract model, as `lambda model: named_shardings(model, mesh, "fsdp")`. No weight is then ever whole
+            on a device that has only part of it. None puts everything on the default device.
         **overrides: change further fields of the `VOLOConfig`. `in_chans`, if it is not among them, is the variant's if
             one is given, else that of the weights.
 
@@ -73,7 +88,8 @@ def from_pretrained(
         WeightsError: the weights do not fit, with everything that is wrong; where they are another variant's, with its
             name. Or config.json contradicts them.
         TypeError: an override is not a field.
-        ValueError: the variant or `implementation` is unknown, or the fields do not fit each other.
+        ValueError: the variant or `implementation` is unknown, or the fields do not fit each other; or `shardings` lack
+            variables.
     """
     check_implementation(implementation, IMPLEMENTATIONS)  # before anything is read
     pretrained = prepare(
@@ -96,7 +112,10 @@ def from_pretrained(
         dtype=dtype,
         param_dtype=param_dtype,
         precision=precision,
+        axis_name=axis_name,
+        ghost_batches=ghost_batches,
         rngs=rngs,
+        shardings=shardings,
     )
 
 
@@ -108,7 +127,10 @@ def build(
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
     precision: PrecisionLike = None,
+    axis_name: AxisNames = None,
+    ghost_batches: int = 1,
     rngs: nnx.Rngs | None = None,
+    shardings: Shardings | None = None,
 ) -> VOLO:
     """Make the model of prepared weights, in evaluation mode."""
     make_model = partial(
@@ -119,6 +141,8 @@ def build(
         dtype=dtype,
         param_dtype=param_dtype,
         precision=precision,
+        axis_name=axis_name,
+        ghost_batches=ghost_batches,
         deterministic=True,
     )
     entries = [entry for entry in volo_table(pretrained.config).entries if entry.torch in pretrained.fresh]
@@ -136,6 +160,8 @@ def build(
 
     drawn = draw(nnx.Rngs(0) if rngs is None else rngs)
     model: VOLO = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
+    if shardings is not None:
+        drawn = _sharded(model, shardings(model) if callable(shardings) else shardings, drawn)
     nnx.update(model, drawn)
     heads = {
         fresh[name].torch: fresh[name].to_torch(to_numpy(variable.get_value()))
@@ -144,3 +170,23 @@ def build(
     }
     load_weights(model, pretrained.arrays | heads)
     return model
+
+
+def _sharded(model: VOLO, shardings: nnx.State[Any, Any], drawn: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
+    """Tell the abstract weights of `model` where they are to lie, and return what is drawn already placed so."""
+    by_path = {path: variable.get_value() for path, variable in nnx.to_flat_state(shardings)}
+    flat = nnx.to_flat_state(nnx.state(model))
+    if missing := [path_name(path) for path, _ in flat if path not in by_path]:
+        raise ValueError(f"shardings has none for {len(missing)} of {len(flat)} variables: {listed(missing)}")
+    make: Any = jax.ShapeDtypeStruct
+    abstract = [
+        (path, variable.replace(make(old.shape, old.dtype, sharding=by_path[path])))
+        for path, variable in flat
+        for old in [variable.get_value()]
+    ]
+    nnx.update(model, nnx.from_flat_state(abstract))
+    placed = [
+        (path, variable.replace(jax.device_put(variable.get_value(), by_path[path])))
+        for path, variable in nnx.to_flat_state(drawn)
+    ]
+    return nnx.from_flat_state(placed)

@@ -3,22 +3,23 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from outlook_common.arrays import cast, contiguous, to_numpy
+from outlook_common.arrays import cast, contiguous
 from outlook_common.weights.formats.registry import PathLike
 from outlook_common.weights.tables.base import FLAX, Entry
 from outlook_common.weights.training import Training, common_count, not_carried, read_training, write_training
 from outlook_jax.optimizer_parts import Part, parts_of
-from outlook_jax.weights import export_weights, load_weights, path_name, put_like, table_of
+from outlook_jax.placement import gathered, put_like, write_once
+from outlook_jax.weights import export_weights, load_weights, path_name, table_of
 
 
 def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike, *, step: int | None = None) -> None:
     """Write weights, optimizer moments and step, to resume training in either framework.
 
-    Hyperparameters, schedules and random streams are not written.
+    Hyperparameters, schedules and random streams are not written. If several processes share the weights, all of them
+    must call it, and the first writes.
 
     Args:
         model: one of this package.
@@ -38,9 +39,10 @@ def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
     _check_whole_step(parts)
     moments: dict[str, dict[str, np.ndarray]] = {}
     for kind, entry, variable in _moments(model, optimizer, parts):
-        moments.setdefault(kind, {})[entry.torch] = contiguous(entry.to_torch(to_numpy(variable.get_value())))
+        moments.setdefault(kind, {})[entry.torch] = contiguous(entry.to_torch(gathered(variable.get_value())))
     counted = _counted(optimizer, parts) if step is None else step
-    write_training(path, Training(export_weights(model), moments, counted))
+    training = Training(export_weights(model), moments, counted)
+    write_once(model, lambda: write_training(path, training))
 
 
 def load_training(
@@ -73,9 +75,11 @@ def load_training(
         variable.set_value(put_like(array, old))
     for part in parts:
         for variable in part.zeroed:
-            variable.set_value(jnp.zeros_like(variable.get_value()))
+            old = variable.get_value()
+            variable.set_value(put_like(np.zeros(old.shape, old.dtype), old))
     for variable in (optimizer.step, *(count for part in parts for count in part.counts)):
-        variable.set_value(jnp.asarray(training.step, variable.get_value().dtype))
+        old = variable.get_value()
+        variable.set_value(put_like(np.asarray(training.step, old.dtype), old))
     return training.step
 
 
@@ -107,13 +111,13 @@ def _counted(optimizer: nnx.Optimizer[Any], parts: list[Part]) -> int:
         [optimizer.step],
     ):
         if counts:
-            return common_count(int(count.get_value()) for count in counts)
+            return common_count(int(gathered(count.get_value())) for count in counts)
     raise AssertionError("the last has one")
 
 
 def _check_whole_step(parts: list[Part]) -> None:
     for part in parts:
-        if part.accumulated is not None and (count := int(part.accumulated.get_value())):
+        if part.accumulated is not None and (count := int(gathered(part.accumulated.get_value()))):
             raise ValueError(
                 f"{part.name} has accumulated {count} gradients for its next step, which are not carried; save when it "
                 "has just made a step"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from outlook_common.arrays import cast, contiguous, to_numpy
+from outlook_common.arrays import cast, contiguous
 from outlook_common.text import listed
 from outlook_common.volo import check_complete
 from outlook_common.weights.checkpoint import Source
@@ -18,6 +18,7 @@ from outlook_common.weights.match import resolve
 from outlook_common.weights.metadata import metadata_of
 from outlook_common.weights.tables.base import FLAX, WeightTable
 from outlook_jax.blocks import DropRate
+from outlook_jax.placement import gathered, put_like, write_once
 
 # Kinds of variables that are weights: parameters and running statistics, no random streams.
 WEIGHTS = (nnx.Param, nnx.BatchStat)
@@ -55,11 +56,14 @@ def load_weights(
 
 
 def export_weights(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout."""
+    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout.
+
+    Weights that several processes share are gathered, one after the other: all of these must call it.
+    """
     state = {path_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model, WEIGHTS))}
     weights = {}
     for entry in table_of(model).entries:
-        array = to_numpy(state[entry.flax])
+        array = gathered(state[entry.flax])
         weights[entry.torch] = contiguous(entry.to_torch(cast(array, entry.dtype or array.dtype.name)))
     return weights
 
@@ -67,14 +71,15 @@ def export_weights(model: nnx.Module) -> dict[str, np.ndarray]:
 def save_weights(model: nnx.Module, path: PathLike) -> None:
     """Write the weights of `model` under PyTorch's names; the suffix of `path` decides the format.
 
-    Its configuration goes into the metadata, which PyTorch's files lack.
+    Its configuration goes into the metadata, which PyTorch's files lack. If several processes share the weights, all of
+    them must call it, and the first writes.
 
     Raises:
         WeightsError: the suffix is unknown.
         OSError: the file cannot be written; an existing file is unchanged.
     """
-    table = table_of(model)
-    write_arrays(path, export_weights(model), metadata_of(getattr(model, "config", model), table))
+    weights, metadata = export_weights(model), metadata_of(getattr(model, "config", model), table_of(model))
+    write_once(model, lambda: write_arrays(path, weights, metadata))
 
 
 def _concrete(model: nnx.Module, rngs: nnx.Rngs | None) -> list[tuple[Any, nnx.Variable[Any]]]:
@@ -102,7 +107,8 @@ def _value(model: nnx.Module, path: Any, variable: nnx.Variable[Any], rngs: nnx.
     if isinstance(variable, nnx.RngCount):
         return jnp.zeros(old.shape, old.dtype)
     if isinstance(variable, DropRate):  # network.<part>.<block>.drop_path<1 or 2>.rate
-        config, (_, part, block, *_) = model.config, path
+        config: Any = getattr(model, "config", None)
+        _, part, block, *_ = path
         return jnp.asarray(config.drop_path_rates(config.network[part].stage)[block], old.dtype)
     raise ValueError(f"{path_name(path)}, a {type(variable).__name__}, is abstract: make it after the model")
 
@@ -110,12 +116,6 @@ def _value(model: nnx.Module, path: Any, variable: nnx.Variable[Any], rngs: nnx.
 def path_name(path: Iterable[Any]) -> str:
     """Return the path of a variable in an NNX state as the weight tables write it."""
     return ".".join(str(step) for step in path)
-
-
-def put_like(array: np.ndarray, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    """Put `array` where `old` is; uncommitted if `old` is."""
-    sharding = old.sharding if getattr(old, "committed", True) else None
-    return jax.device_put(array, sharding)
 
 
 def table_of(model: nnx.Module) -> WeightTable:

@@ -16,7 +16,8 @@ from outlook_parity.compare.tensors import judge, notes_on_inputs, refusal
 from outlook_parity.core.attributes import ONLY_AS_CAUSE
 from outlook_parity.core.check import Check
 from outlook_parity.core.environment import versions
-from outlook_parity.core.plan import LEVELS, Plan, Progress
+from outlook_parity.core.memory import bytes_of, resident_bytes, too_large
+from outlook_parity.core.plan import LEVELS, STEPS, Plan, Progress
 from outlook_parity.core.precision import PRECISIONS, TRUTH
 from outlook_parity.core.request import DEVICES, Inputs, Request, inputs_of, keywords_of, named_inputs
 from outlook_parity.core.sharding import RULES, ShardingRequest
@@ -31,8 +32,6 @@ from outlook_parity.session import Session
 if TYPE_CHECKING:
     from outlook_parity.backends.devices import Availability
     from outlook_parity.pair import Pair
-
-STEPS = 3
 
 
 def verify(
@@ -49,6 +48,7 @@ def verify(
     names: NameMap | None = None,
     ignore: Mapping[str, str] | None = None,
     output_mask: Any = None,
+    memory: str | None = None,
     progress: Progress | None = None,
     write_map: Path | None = None,
     devices: int | None = None,
@@ -91,27 +91,32 @@ def verify(
         output_mask: not 0 at the positions of the outputs that count, those of no padding say: an array for the leading
             axes of every output that has them, or a mapping from outputs to such arrays. A sample for which an integer
             input with "mask" in its name is 0 everywhere never counts.
+        memory: what the process may hold, as in "2GiB"; what takes more, by an estimate from weights and intermediate
+            results, is not run, and the verdict "not-run". None for no bound. Gradients and activations wait in a
+            temporary file (see `tempfile`) until they are compared, whatever this is.
         progress: called before each run and once after the last, with what runs next, how many runs are done, and
             how many there are.
         write_map: a file to write what was found to correspond to, as `read_name_map` reads it.
         devices: over how many devices to spread a JAX twin that lies on one; the CPU needs as many, for float64.
         sharding: how: "data", where all have the weights and each its part of the batch, or "fsdp", where each weight
-            is split too, along its longest axis that the devices divide.
+            is split too: of this package's models as by `outlook_jax.partition_specs`, else along its longest axis that
+            the devices divide.
 
     Returns:
         The report. Its verdict is "not-run" if the device is absent, or there are fewer than `devices`, or it has no
-        TF32 and that was asked for, or if the inputs can tell nothing. NaN, Inf, missing tensors and empty comparisons
-        never pass.
+        TF32 and that was asked for, or if the inputs can tell nothing, or a level takes more memory than was given.
+        NaN, Inf, missing tensors and empty comparisons never pass.
 
     Raises:
         ValueError: a level, dtype or device is unknown, or none is given, or a level cannot be had of plain functions;
-            or there are no training steps; a model fails, with the module that ran, shapes and line; or a pattern of
-            `ignore` matches nothing.
+            or there are no training steps; or `memory` is no size; a model fails, with the module that ran, shapes and
+            line; or a pattern of `ignore` matches nothing.
         TypeError: the inputs are no numbers, or a model is none, or returns something that holds no arrays.
         ImportError: PyTorch or JAX is not installed.
     """
     _check_arguments(levels, dtypes, training_dtypes, device, steps, devices, sharding)
     check_waivers(ignore or {})
+    budget = None if memory is None else bytes_of(memory)
     arrays = inputs_of(inputs)
     available = _availability(device, dtypes, devices)
     if reason := refusal(arrays) or available.absence:
@@ -123,6 +128,8 @@ def verify(
     chosen = _levels(levels, pair.refused)
     trained = dtypes if training_dtypes is None else training_dtypes
     plan = Plan(chosen, dtypes, trained, device, seed, steps, available.missing_products)
+    if budget is not None:
+        plan = replace(plan, too_large=too_large(chosen, pair.sizes(arrays), budget, resident_bytes()))
     session = Session(pair, arrays, plan, progress)
     session.run()
     session.notes += notes_on_inputs(arrays)
@@ -130,8 +137,8 @@ def verify(
         session.waive(ignore)
     left_out = {} if levels is not None else pair.refused
     found = _report(session, plan, left_out, has_weights=bool(pair.names.expected), environment=available.environment)
-    notes = (note_on_correspondence(pair.names), pair.sharding and str(pair.sharding))
-    return replace(found, notes=(*found.notes, *filter(None, notes)), sharding=pair.sharding)
+    notes = (note_on_correspondence(pair.names), str(pair.sharding) if pair.sharding else None)
+    return replace(found, notes=(*found.notes, *(note for note in notes if note)), sharding=pair.sharding)
 
 
 def _check_arguments(
@@ -205,9 +212,9 @@ def _report(
 ) -> Report:
     """Return the verdict on all rows, and the cause of a mismatch."""
     not_run = [
-        Check(level, dtype, MODEL, "not-run", bound=0.0, note=plan.missing[dtype])
+        Check(level, dtype, MODEL, "not-run", bound=0.0, note=absence)
         for level, dtype in plan.requested
-        if dtype in plan.missing
+        if (absence := plan.absence(level, dtype)) is not None
     ]
     checks = [*session.checks, *not_run]
     verdict, reason = judge(checks, [*([("weights", "as given")] if has_weights else []), *plan.requested])

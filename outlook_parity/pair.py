@@ -34,6 +34,7 @@ from outlook_parity.core.check import NOT_COMPARED, TWINS, Tensors
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.layout import Axes, fitting_axes
 from outlook_parity.core.masks import OutputMasks, output_masks
+from outlook_parity.core.memory import Sizes
 from outlook_parity.core.outputs import Beside, Output, match_outputs
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.sharding import Sharding, ShardingRequest
@@ -70,6 +71,16 @@ class Pair:
     notes: tuple[str, ...] = ()
     constants: Mapping[str, Tensors] = field(default_factory=lambda: {twin: {} for twin in TWINS})
     sharding: Sharding | None = None
+
+    def sizes(self, inputs: Inputs) -> Sizes:
+        """Return how many numbers the twins hold, and a forward pass of these inputs."""
+        counts = [
+            [x.numel() for x in self.torch.model.parameters()],
+            [x.size for x in self.jax.model.parameters.values()],
+        ]
+        work = self.jax.work(Request(inputs, "float32", "cpu", 0, "float32", keywords=self.keywords))
+        largest = max((size for sizes in counts for size in sizes), default=0)
+        return Sizes(max(map(sum, counts)), largest, work.live, work.numbers)
 
 
 def make_pair(

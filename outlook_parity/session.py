@@ -13,7 +13,7 @@ from outlook_parity.compare.determinism import compare_repeated, compare_self, s
 from outlook_parity.compare.modules import Suspect, shown_path, verify_modules
 from outlook_parity.core.attributes import Difference, differences
 from outlook_parity.core.check import TWINS, Check, SelfNoise, Tensors
-from outlook_parity.core.dropout import Draw, cannot_be_shared
+from outlook_parity.core.dropout import LARGEST, Draw, cannot_be_shared, has_single_numbers_alone
 from outlook_parity.core.optimizers import OPTIMIZERS
 from outlook_parity.core.plan import Plan, Progress, run_counter
 from outlook_parity.core.precision import PRECISIONS, TRUTH
@@ -59,6 +59,7 @@ class Session:
         self._unused: frozenset[str] = frozenset()
         self._stopped: frozenset[str] | None = None  # JAX's gradients that are exactly zero, None before any
         self._keep_all = False
+        self._single: float | None = None  # what single random numbers are in training, None where they are shared
         self._traced: Programs | None = None
         self.notes: list[str] = list(pair.notes)
 
@@ -94,7 +95,7 @@ class Session:
         self.checks = excused.with_unused([*self.checks, *rows], self._unused)
 
     def _note_gradients(self, twin: str, run: Run) -> None:
-        """Keep which parameters PyTorch's outputs do not depend on, and which gradients are exactly zero in JAX."""
+        """Keep which parameters no output depends on, and which gradients are exactly zero in JAX."""
         self._unused |= run.unused
         if twin == "jax" and run.gradients and self._stopped is None:
             self._stopped = frozenset(name for name, gradient in run.gradients.items() if not gradient.any())
@@ -123,6 +124,12 @@ class Session:
 
         levels = self._plan.levels_of("training")
         rows = self._compare("training", levels, dtype, compute)
+        if self._single is None and self._single_numbers_decide_nothing(dtype):
+            self._single = 0.0
+            self.notes.append(
+                "torch draws single random numbers in training that JAX does not, as for LayerDrop: they decide nothing"
+            )
+            rows = self._compare("training", levels, dtype, compute, extra=True)
         reason = cannot_be_shared(self._draws["torch"], self._draws["jax"])
         if reason and not self._keep_all:
             self._keep_all = True
@@ -132,6 +139,18 @@ class Session:
             )
             rows = self._compare("training", levels, dtype, compute, extra=True)
         self.checks = excused.with_unused([*self.checks, *rows], self._unused)
+
+    def _single_numbers_decide_nothing(self, dtype: str) -> bool:
+        """Whether torch alone draws single numbers, and trains alike whether they are the least or the largest."""
+        if not has_single_numbers_alone(self._draws["torch"], self._draws["jax"]):
+            return False
+        self._step("training: torch with other single random numbers", extra=True)
+        request = self._request(dtype, dtype)
+        try:
+            least, most = (self._pair.torch.train(replace(request, single=one)).tensors for one in (0.0, LARGEST))
+        except (TypeError, ValueError):  # as where all layers are left out, and nothing has a gradient
+            return False
+        return all(np.array_equal(least[name], most[name], equal_nan=True) for name in least)
 
     def _compare_modules(self, dtype: str) -> None:
         """Compare every module, and each twin run module by module with itself as a user runs it."""
@@ -211,6 +230,7 @@ class Session:
             steps=plan.steps,
             keywords=self._pair.keywords,
             keep_all=self._keep_all,
+            single=self._single,
             masks=self._pair.masks.by_output,
             positions=self._pair.masks.positions,
         )
@@ -233,10 +253,12 @@ class Session:
         dtypes = dict.fromkeys(dtype for _, dtype in self._plan.passes)
         # Products in full, and in TF32 where that was requested: a module may set its own.
         for dtype in dict.fromkeys(("float32", *(d for d in dtypes if PRECISIONS[d].products != "full"))):
-            request = self._request(dtype, dtype, device="cpu")
-            torch, jax = self._pair.torch.attributes(request), self._pair.jax.attributes(request)
-            found |= {str(one): one for one in differences(torch, jax, self._pair.torch.kinds())}
+            found |= {str(one): one for one in self._differing(self._request(dtype, dtype, device="cpu"))}
         return list(found.values())
+
+    def _differing(self, request: Request) -> list[Difference]:
+        torch, jax = self._pair.torch.attributes(request), self._pair.jax.attributes(request)
+        return differences(torch, jax, self._pair.torch.kinds())
 
     def explanation(self, differing: list[Difference]) -> causes.Explanation:
         """Return where the twins first diverge, and why, as far as that is known."""
@@ -253,6 +275,7 @@ class Session:
                 hint=self._pair.names.hint,
                 programs=self._programs,
                 programs_at=self._programs_at,
+                differences_at=self._differences_at,
                 kinds=self._pair.torch.kinds(),
             )
         )
@@ -275,6 +298,11 @@ class Session:
         if inputs is None:
             return None
         return self._trace(replace(self._request(TRUTH, TRUTH), inputs=inputs), "")
+
+    def _differences_at(self, how: str) -> list[Difference]:
+        """Return the attributes that differ for inputs of another size."""
+        inputs = resized(self._inputs).get(how)
+        return [] if inputs is None else self._differing(replace(self._request(TRUTH, TRUTH), inputs=inputs))
 
     def _trace(self, request: Request, within: str) -> Programs | None:
         def keep(path: str) -> bool:

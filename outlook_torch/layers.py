@@ -26,6 +26,18 @@ def initialize_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def draw(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Fill `tensor` with what a new module has as its parameter or buffer of this name."""
+    weight = name == "weight"
+    if isinstance(module, nn.Linear) and weight:
+        nn.init.trunc_normal_(tensor, std=INIT_STD)
+    elif isinstance(module, nn.Conv2d):
+        bound = (module.in_channels * module.kernel_size[0] * module.kernel_size[1]) ** -0.5
+        nn.init.uniform_(tensor, -bound, bound)
+    else:
+        nn.init.constant_(tensor, float(weight or name == "running_var"))
+
+
 def initialize_parameter(parameter: nn.Parameter | None) -> None:
     """Draw a parameter outside any layer."""
     if parameter is not None:

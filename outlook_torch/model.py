@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from outlook_common.config import FeatureInfo, VOLOConfig, volo_config
-from outlook_common.constants import NORM_EPSILON
+from outlook_common.constants import INIT_STD, NORM_EPSILON
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.interpolation import bicubic_matrix
 from outlook_common.volo import (
@@ -27,8 +27,9 @@ from outlook_common.volo import (
     take_indices,
 )
 from outlook_torch.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer
-from outlook_torch.layers import Device, Dtype, LayerOptions, initialize_linear, initialize_parameter
+from outlook_torch.layers import Device, Dtype, LayerOptions, draw, initialize_linear, initialize_parameter
 from outlook_torch.ops import IMPLEMENTATIONS
+from outlook_torch.placement import sharded_like
 
 
 class VOLO(nn.Module):
@@ -148,11 +149,20 @@ class VOLO(nn.Module):
         """Channels, reduction and module name of each stage, as timm describes them."""
         return self.config.feature_info[: len(stage_ends(self.config, len(self.network)))]
 
-    def forward(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B *tokens classes"]:
+    def forward(
+        self,
+        images: Float[Tensor, "B in_chans rows columns"],
+        *,
+        token_labels: bool = False,
+        mix_box: MixBox | None = None,
+    ) -> Float[Tensor, "B *tokens classes"] | tuple[Tensor, Tensor, MixBox]:
         """Return the logits: those of the class token + 0.5 * the maximum of the auxiliary head over the tokens.
 
         Args:
             images: (B, C, H, W), normalised as the variant says.
+            token_labels: return what `forward_train` does: for DistributedDataParallel, `torch.compile` and others that
+                call the model itself and no other method of it.
+            mix_box: likewise, with `token_labels`.
 
         Returns:
             (B, classes), or the features if there is no classifier; a score per token with `global_pool=""`.
@@ -160,6 +170,8 @@ class VOLO(nn.Module):
         Raises:
             ValueError: the images have another rank, other channels, or a size that does not fit.
         """
+        if token_labels or mix_box is not None:
+            return self.forward_train(images, mix_box)
         return self.forward_head(self.forward_features(images))
 
     def forward_train(
@@ -302,6 +314,23 @@ class VOLO(nn.Module):
         for head in (self.head, self.aux_head):
             if head is not None:
                 head.apply(initialize_linear).train(self.training)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw all weights anew, for a model that was made on the meta device: after `to_empty`.
+
+        Of a model after `fully_shard` every rank draws each weight whole and keeps its part: with the same seed the
+        weights do not depend on how many ranks there are.
+        """
+        for path, module in self.named_modules():
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, tensor in own:
+                drawn = torch.empty(tensor.shape, dtype=tensor.dtype)
+                if path:
+                    draw(module, name, drawn)
+                else:
+                    nn.init.trunc_normal_(drawn, std=INIT_STD)  # those outside any layer
+                tensor.copy_(sharded_like(drawn, tensor))
 
     def get_classifier(self) -> nn.Module:
         """Return the head of the class token."""

@@ -18,6 +18,7 @@ from outlook_common.weights.training import (
     read_training,
     write_training,
 )
+from outlook_torch.placement import sharded_like, whole, write_once
 from outlook_torch.weights import export_weights, load_weights, table_of
 
 # Attributes of an optimizer that wraps another one: Accelerate's, PyTorch's ZeroRedundancyOptimizer, Lookahead.
@@ -29,7 +30,8 @@ def save_training(
 ) -> None:
     """Write weights, optimizer moments and step, to resume training in either framework.
 
-    Hyperparameters, schedules and random streams are not written.
+    Hyperparameters, schedules and random streams are not written. If several ranks share the weights, all of them must
+    call it, and rank 0 writes.
 
     Args:
         model: one of this package.
@@ -50,13 +52,14 @@ def save_training(
         raise not_carried(f"{type(optimizer).__name__} with {', '.join(unknown)}")
     moments = {
         kind: {
-            name: contiguous(to_numpy(_or_zeros(states[name].get(kind), parameter)))
+            name: contiguous(to_numpy(whole(_or_zeros(states[name].get(kind), parameter))))
             for name, parameter in names.items()
         }
         for kind in kinds
     }
     counted = _counted(optimizer, states.values()) if step is None else step
-    write_training(path, Training(export_weights(model), moments, counted))
+    training = Training(export_weights(model), moments, counted)
+    write_once(model, lambda: write_training(path, training))
 
 
 def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, path: PathLike) -> int:
@@ -79,8 +82,9 @@ def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
     load_weights(model, training.weights)
     counted = {"step": torch.tensor(float(training.step))} if _is(optimizer, torch.optim.Adam) else {}
     indices = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
+    moments = training.moments
     state = {
-        indices[id(parameter)]: {kind: to_tensor(training.moments[kind][name]) for kind in kinds}
+        indices[id(parameter)]: {kind: sharded_like(to_tensor(moments[kind][name]), parameter) for kind in kinds}
         | {key: value.clone() for key, value in counted.items()}
         for name, parameter in names.items()
     }

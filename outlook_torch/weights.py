@@ -11,14 +11,15 @@ from outlook_common.weights.identify import check_weights_of, table_for
 from outlook_common.weights.match import resolve
 from outlook_common.weights.metadata import metadata_of
 from outlook_common.weights.tables.base import TORCH, WeightTable
+from outlook_torch.placement import sharded_like, whole, write_once
 
 
 def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema: bool = False) -> None:
     """Load all parameters and buffers of `model`; on error, none.
 
     Args:
-        model: one of this package; its parameters keep their dtypes and devices; those on the meta device are then on
-            the CPU.
+        model: one of this package, also after `fully_shard`; its parameters keep their dtypes, devices and shards;
+            those on the meta device are then on the CPU.
         source: a path, or a mapping of arrays, in PyTorch's, Flax's or External-Attention-pytorch's naming.
         prefix: of the model's names in the source ("network.0.0.attn"); other names are ignored.
         use_ema: whether to take the averaged weights of a checkpoint.
@@ -31,28 +32,33 @@ def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema:
     arrays = resolve(source, table_of(model), prefix=prefix, use_ema=use_ema)
     state = model.state_dict()
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
-    tensors = {name: to_tensor(cast(array, dtypes[name])) for name, array in arrays.items()}
+    tensors = {name: sharded_like(to_tensor(cast(array, dtypes[name])), state[name]) for name, array in arrays.items()}
     # There is nothing to copy into on the meta device.
     model.load_state_dict(tensors, assign=any(tensor.is_meta for tensor in state.values()))
 
 
 def export_weights(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout."""
+    """Return a copy of every parameter and buffer of `model`, under PyTorch's names and in its layout.
+
+    Weights that several ranks share are gathered, one after the other: all of these must call it. BatchNorm's
+    statistics are those of the rank.
+    """
     state = model.state_dict()
-    return {entry.torch: contiguous(to_numpy(state[entry.torch])) for entry in table_of(model).entries}
+    return {entry.torch: contiguous(to_numpy(whole(state[entry.torch]))) for entry in table_of(model).entries}
 
 
 def save_weights(model: nn.Module, path: PathLike) -> None:
     """Write the weights of `model` under PyTorch's names; the suffix of `path` decides the format.
 
-    Its configuration goes into the metadata, which PyTorch's files lack.
+    Its configuration goes into the metadata, which PyTorch's files lack. If several ranks share the weights, all of
+    them must call it, and rank 0 writes.
 
     Raises:
         WeightsError: the suffix is unknown.
         OSError: the file cannot be written; an existing file is unchanged.
     """
-    table = table_of(model)
-    write_arrays(path, export_weights(model), metadata_of(getattr(model, "config", model), table))
+    weights, metadata = export_weights(model), metadata_of(getattr(model, "config", model), table_of(model))
+    write_once(model, lambda: write_arrays(path, weights, metadata))
 
 
 def table_of(model: nn.Module) -> WeightTable:

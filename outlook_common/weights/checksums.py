@@ -54,7 +54,7 @@ def source_sha256(path: Path) -> str:
     """Return the SHA-256 of a file; for a folder, or an index with its shards, that of `sha256sum`'s list of them."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-    elif path.name.lower().endswith(sharded.INDEX.removeprefix("model")):
+    elif path.name.lower().endswith(sharded.INDEX_SUFFIX):
         files = sorted({path, *(path.with_name(shard) for shard in sharded.weight_map(path).values())})
     else:
         return _sha256(path)

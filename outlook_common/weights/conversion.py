@@ -82,15 +82,15 @@ def convert(
 ) -> Conversion:
     """Convert the weights of a known model from one file to another.
 
-    Needs no framework, except PyTorch for PyTorch's files and JAX for Orbax's. Memory stays below the largest tensor
-    plus 200 MB, except for PyTorch's files.
+    Needs no framework, except PyTorch for PyTorch's files and to write DCP folders, and JAX for Orbax's. Memory stays
+    below the largest tensor plus 200 MB, except for PyTorch's files and DCP folders that are written.
 
     Args:
         src: a path, a Hub id or a mapping, in any known naming; see `resolve`.
         dst: the path to write; its suffix selects the format. An existing file is replaced, atomically.
         model: "layer" or the name of a VOLO variant; None to recognise it by its tensors.
         to: the naming to write, "torch", "flax" or "external-attention"; None for the other twin's, but always
-            PyTorch's in PyTorch's files and Flax's in Orbax's.
+            PyTorch's in PyTorch's files and DCP folders, and Flax's in Orbax's and `.msgpack`.
         prefix: where in the source the model is; not written.
         dtype: cast floating-point tensors to it; None keeps every bit.
         use_ema: take the averaged weights.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from outlook_common.hub import CONFIG_FILE, PREFIX, WEIGHT_FILES, HubError, NoSuchFileOnHubError, fetch, split_hub_id
-from outlook_common.weights.formats import orbax, sharded
+from outlook_common.weights.formats import dcp, orbax, sharded
 from outlook_common.weights.formats.base import PathLike
 from outlook_common.weights.formats.registry import FORMATS
 
@@ -57,11 +57,12 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
     """Return the path of the weights and of the `config.json` beside them, if any.
 
     Args:
-        source: a file, a folder with files named as on the Hub, an Orbax folder, or a Hub id; see `hub_id_in`.
+        source: a file, a folder with files named as on the Hub, a folder of Orbax's or DCP's, or a Hub id (see
+            `hub_id_in`).
         **access: arguments of `fetch` for a Hub id.
 
     Returns:
-        A file, an index of shards, or an Orbax folder; and `config.json` or None.
+        A file, an index of shards, or a folder of Orbax's or DCP's; and `config.json` or None.
 
     Raises:
         HubError: as `fetch` says.
@@ -79,12 +80,15 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
     folder = Path(source)
     if not folder.is_dir():
         return folder, None
+    if dcp.is_dcp(folder):
+        return folder, None
     found = [] if orbax.is_orbax(folder) else [path for name in WEIGHT_FILES if (path := folder / name).exists()]
     if not found and (item := orbax.item_of(folder)) is not None:
         return item, None
     if not found:
         raise FileNotFoundError(
-            f"{source}: a folder without weights: no {', '.join(WEIGHT_FILES)} and no Orbax checkpoint"
+            f"{source}: a folder without weights: no {', '.join(WEIGHT_FILES)}, no Orbax checkpoint and no "
+            f"{dcp.METADATA} of DCP's"
         )
     config = folder / CONFIG_FILE
     return found[0], config if config.exists() else None
@@ -96,7 +100,7 @@ def _on_hub(hub_id: str, access: dict[str, Any]) -> tuple[Path, Path | None]:
     except NoSuchFileOnHubError:
         config = None
     weights = fetch(hub_id, **access)
-    if weights.name == sharded.INDEX:
+    if weights.name.endswith(sharded.INDEX_SUFFIX):
         for shard in sorted(set(sharded.weight_map(weights).values())):
             fetch(hub_id, filename=shard, **access)
     return weights, config

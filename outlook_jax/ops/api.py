@@ -5,9 +5,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from outlook_common.constants import OP_CHECKPOINT_NAME
-from outlook_common.dispatch import Implementation, ImplementationRequest, choose
+from outlook_common.dispatch import Implementation, ImplementationRequest, check_implementation, choose
 from outlook_common.geometry import IntOrPair, check_operands
+from outlook_jax.ops.by_rows import by_rows
 from outlook_jax.ops.composite import COMPOSITE
+from outlook_jax.ops.explicit import on_automatic_axes
 from outlook_jax.ops.pallas import PALLAS, on_tpu_or_interpreted
 from outlook_jax.ops.reference import REFERENCE
 
@@ -25,6 +27,7 @@ def outlook_attention(
     dropout_mask: Float[Array, "B h w N KK KK"] | None = None,
     implementation: ImplementationRequest = None,
     precision: lax.PrecisionLike = None,
+    rows_axis: str | None = None,
 ) -> Float[Array, "B H W N D"]:
     """Outlook attention: fold(softmax(logits) @ unfold(value)). VOLO, section 3.1, equations 2 to 4.
 
@@ -38,6 +41,8 @@ def outlook_attention(
         dropout_mask: multiplies the probabilities, shape of `logits`: 0, or 1/(1-rate).
         implementation: None for the fastest that can run here, a name, or a sequence of names to try in order.
         precision: of the weighted sum, as in `jax.lax.dot_general`; None means `jax.default_matmul_precision`.
+        rows_axis: inside `jax.shard_map`, the axis of the mesh whose devices share the rows of the map, each having its
+            part of all operands: they exchange the borders of the values and of the results alone. Composite only.
 
     Returns:
         (B, H, W, N, D) in the dtype of `value`. Softmax and sums run in float32 at least, the probabilities are
@@ -60,8 +65,16 @@ def outlook_attention(
         stride=stride,
         padding=padding,
     )
+    if rows_axis is not None:
+        if "composite" not in check_implementation(implementation, IMPLEMENTATIONS):
+            raise NotImplementedError(f"implementation {implementation!r} cannot share rows; composite can")
+        return by_rows(value, logits, dropout_mask, grid, rows_axis)
     run = choose(_for_this_platform(implementation), IMPLEMENTATIONS, value, logits, dropout_mask, grid)
-    out = run(value, logits, dropout_mask, grid, precision=precision)
+
+    def compute(value: Array, logits: Array, dropout_mask: Array | None) -> Array:
+        return run(value, logits, dropout_mask, grid, precision=precision)
+
+    out = on_automatic_axes(compute, value, value, logits, dropout_mask)
     named: Array = checkpoint_name(out, OP_CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
     return named
 

@@ -12,6 +12,8 @@ import typer
 from outlook_parity.cli import compare, convert, inspect, predict, trace, verify
 from outlook_parity.cli.exit_codes import ERROR
 from outlook_parity.cli.output import print_error
+from outlook_parity.cli.pipes import ended_by_closed_pipe
+from outlook_parity.core.memory import release_large_blocks
 from outlook_parity.report.text import shortened
 
 # What a user can get wrong, told in one line; anything else shows its traceback.
@@ -39,8 +41,16 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+    release_large_blocks()
+    with ended_by_closed_pipe():
+        _run()
+
+
+def _run() -> None:
     try:
         app()
+    except BrokenPipeError:
+        raise
     except USER_ERRORS as error:
         print_error(shortened(_message(error)))
         raise SystemExit(ERROR) from error

@@ -24,6 +24,7 @@ from outlook_parity.cli.options import (
 )
 from outlook_parity.cli.output import finish
 from outlook_parity.cli.progress import steps
+from outlook_parity.core.plan import STEPS
 from outlook_parity.core.precision import IN_WORDS
 from outlook_parity.models.builtin import Model, enough_for, make
 from outlook_parity.models.user import load_factory, read_inputs
@@ -65,7 +66,11 @@ class RunOptions:
         list[str] | None,
         typer.Option(help="Which of the dtypes to train in; repeatable.", show_default="the first: training is slow"),
     ] = None
-    steps: Annotated[int, typer.Option(help="Training steps, with SGD and with AdamW.", min=1)] = 2
+    steps: Annotated[int, typer.Option(help="Training steps, with SGD and with AdamW.", min=1)] = STEPS
+    memory: Annotated[
+        str | None,
+        typer.Option(help="What the process may hold, as in 2GiB; levels that take more are not run."),
+    ] = None
     seed: Seed = 0
     devices: Annotated[
         int | None,
@@ -148,7 +153,7 @@ def verify(
     until each device has one.
 
     Exit codes: 0 pass, 1 mismatch, 2 error, 3 not run (no such device
-    here, or none with TF32).
+    here, none with TF32, or more memory needed than --memory).
     """
     _check(twins, inputs, picture, found_map)
     name_map = name_map_from_options(inputs.map_file, inputs.torch_axes)
@@ -170,6 +175,7 @@ def verify(
             device=run.device,
             seed=run.seed,
             steps=run.steps,
+            memory=run.memory,
             progress=step,
             levels=run.level,
             names=name_map,

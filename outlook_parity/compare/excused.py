@@ -15,18 +15,21 @@ def tensor_of(check: Check) -> str:
 
 
 def with_unused(checks: Iterable[Check], unused: Collection[str]) -> list[Check]:
-    """Return rows in which a weight that JAX lacks is skipped, where no output of torch depends on it.
+    """Return rows in which a weight that one twin lacks is skipped, where no output of the other depends on it.
 
     Args:
         checks: rows.
-        unused: the parameters that PyTorch's autograd does not reach from any output.
+        unused: the parameters that no output of their twin depends on.
     """
-    note = f"{UNUSED}no output depends on it in torch, and JAX has no such weight"
+    notes = {
+        "missing in jax": f"{UNUSED}no output depends on it in torch, and JAX has no such weight",
+        "missing in torch": f"{UNUSED}no output depends on it in JAX, and torch has no such weight",
+    }
 
     def lacking(check: Check) -> bool:
-        return check.verdict == "mismatch" and check.note == "missing in jax" and tensor_of(check) in unused
+        return check.verdict == "mismatch" and check.note in notes and tensor_of(check) in unused
 
-    return [replace(check, verdict="skipped", note=note) if lacking(check) else check for check in checks]
+    return [replace(check, verdict="skipped", note=notes[check.note]) if lacking(check) else check for check in checks]
 
 
 def with_frozen(checks: Iterable[Check], frozen: Collection[str]) -> list[Check]:

@@ -5,20 +5,21 @@ the other twin's: so the row of a module tells of its own code and parameters al
 isolated is where the bug is.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from outlook_parity.compare.event_axes import event_axes, has_axes, in_jax_layout, in_torch_layout
+from outlook_parity.compare.event_axes import event_axes, in_jax_layout, in_torch_layout, is_repeated, with_axes
 from outlook_parity.compare.noise import sum_noise
 from outlook_parity.compare.patterns import how_they_differ
 from outlook_parity.compare.ranking import MOST_MEASURED, ranked
 from outlook_parity.compare.tensors import FACTOR_BOUND, RELATIVE_BOUNDS, TensorPair, compare_pair, relative_error
 from outlook_parity.core.check import PROPAGATED, TWINS, Check, RowVerdict, Tensors
 from outlook_parity.core.precision import PRECISIONS, TRUTH
-from outlook_parity.core.recorder import ROOT, Arrays, Events, Key, Recorder
+from outlook_parity.core.recorder import ROOT, Arrays, Events, Key, Recorder, shapes_of
 from outlook_parity.core.request import Request
 from outlook_parity.core.runner import Runner
 
@@ -133,7 +134,7 @@ class _Comparison:
         )
         replayable = {
             "torch": torch_events,
-            "jax": {key: arrays for key, arrays in self._events["jax"].items() if has_axes(key, arrays, self._axes)},
+            "jax": with_axes(self._events["jax"], self._axes),
         }
         suspects = [suspect for giver in TWINS for suspect in self._replay(giver, replayable[giver], rows)]
         suspects = ranked(suspects, self._effect)
@@ -177,8 +178,8 @@ class _Comparison:
         None if it cannot be told. `suspects` are all of that module.
         """
         # Of JAX on torch's numbers: what is wrong in the other view alone would undo what the module gives inside.
-        keys = {suspect.key for suspect in suspects if suspect.view == "torch"}
-        answers = {key: arrays for key, arrays in self._answers.items() if key in keys}
+        keys = {suspect.key for suspect in suspects if suspect.view == "torch" and suspect.key is not None}
+        answers = {key: self._answers[key] for key in keys if key in self._answers}
         replacements = in_torch_layout(answers, self._axes)
         if not replacements or any(not self._can_replace(key, arrays) for key, arrays in replacements.items()):
             return None
@@ -191,8 +192,8 @@ class _Comparison:
 
     def _can_replace(self, key: Key, arrays: Arrays) -> bool:
         """Whether torch takes these in place of its own: not integers, nor arrays of other shapes."""
-        own = self._events["torch"].get(key, [])
-        return key.side != "whole" and [array.shape for array in arrays] == [array.shape for array in own]
+        own = self._events["torch"]
+        return key.side != "whole" and key in own and [array.shape for array in arrays] == shapes_of(own, key)
 
     def _replay_to(self, twin: str, recorded: Events, request: Request) -> tuple[Events, Mapping[Key, str]]:
         """Return what a twin computes from a recording, in JAX's layout, and whose own code computed it."""
@@ -290,13 +291,19 @@ class _Rows:
         if key.side == "whole" and truth is not None:  # rounding may decide integers
             return
         bound = RELATIVE_BOUNDS["forward"] if truth is None else FACTOR_BOUND
-        inputs = torch.get(Key(path, 0, "in"), [])
+        exacts = None if truth is None else truth.get(key)
+        first = Key(path, 0, "in")
+        numbers = sum(math.prod(shape) for shape in shapes_of(torch, first)) if first in torch else 0
         for index, (one, other) in enumerate(zip(torch_arrays, jax_arrays, strict=True)):
-            exact = None if truth is None else truth.get(key, [None] * len(torch_arrays))[index]
+            exact = None if exacts is None else exacts[index]
             if one.size == 0 or (truth is not None and exact is None):
                 continue
             # A sum over n numbers may be added up in any order: here over those that make one of the results.
-            least = sum_noise(sum(array.size for array in inputs) / one.size, self._dtype)
+            least = sum_noise(numbers / one.size, self._dtype)
+            if one.shape != other.shape and is_repeated(one.shape, other.shape):
+                whole = np.broadcast_shapes(one.shape, other.shape)
+                one, other = np.broadcast_to(one, whole), np.broadcast_to(other, whole)
+                exact = None if exact is None else np.broadcast_to(exact, whole)
             pair = TensorPair(shown_path(path), self._counting(one), self._counting(other))
             exact = None if exact is None else self._counting(exact)
             yield compare_pair("layers", self._dtype, pair, bound=bound, truth=exact, least=least)
@@ -331,13 +338,14 @@ def _other_shapes(key: Key, events: Mapping[str, Events | None]) -> str:
 
     Integers may differ between the twins, and so may arguments: what is computed from them decides.
     """
-    torch, jax = ((events[twin] or {}).get(key) for twin in TWINS)
+    recorded = [events[twin] or {} for twin in TWINS]
+    torch, jax = (shapes_of(one, key) if key in one else None for one in recorded)
     fit = torch is not None and jax is not None and len(torch) == len(jax)
     return "" if fit or key.side != "out" else f"{_shapes(torch)} in torch, {_shapes(jax)} in jax"
 
 
-def _shapes(arrays: Arrays | None) -> str:
-    return "another shape" if arrays is None else f"shapes {[array.shape for array in arrays]}"
+def _shapes(shapes: list[tuple[int, ...]] | None) -> str:
+    return "another shape" if shapes is None else f"shapes {shapes}"
 
 
 def _where(key: Key, path: str, check: Check) -> str:

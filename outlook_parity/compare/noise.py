@@ -19,14 +19,28 @@ SUM_NOISE = 0.25
 
 def noise_of(array: np.ndarray, truth: np.ndarray, dtype: str) -> Noise:
     """Return the error of `array` in units of rounding: RMS by eps * RMS(truth), maximum by eps * max|truth|."""
-    error, eps = np.asarray(np.abs(array - truth)), PRECISIONS[dtype].epsilon
-    return Noise(rms=rms(error) / (eps * rms(truth)), max=float(error.max() / (eps * np.abs(truth).max())))
+    error, eps = distance(array, truth), PRECISIONS[dtype].epsilon
+    return Noise(rms=rms(error) / (eps * rms(truth)), max=float(error.max() / (eps * largest(truth))))
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return |one - other|."""
+    difference = np.asarray(one - other)
+    return np.abs(difference, out=difference)  # in place: the arrays may be as large as memory allows
+
+
+def largest(array: np.ndarray) -> float:
+    """Return max|array|."""
+    return float(max(array.max(), -array.min()))
 
 
 def rms(array: np.ndarray) -> float:
     """Return the root of the mean square."""
-    largest = float(np.abs(array).max())  # divided out, so that no square overflows or vanishes
-    return largest and largest * float(np.sqrt(np.mean(np.square(array / largest))))
+    scale = largest(array)  # divided out, so that no square overflows or vanishes
+    if not scale:
+        return 0.0
+    scaled = np.asarray(array / scale)
+    return scale * float(np.sqrt(np.mean(np.square(scaled, out=scaled))))
 
 
 def rounding_units(torch: np.ndarray, jax: np.ndarray, dtype: str) -> np.ndarray:

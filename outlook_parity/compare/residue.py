@@ -5,7 +5,7 @@ twins by float32's rounding, and no run in float64 can undo that. Such a differe
 holds such constants, the difference is no larger than they can make it, and the twins agree in float32.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from outlook_common.text import listed
@@ -19,6 +19,10 @@ from outlook_parity.core.truth import Truth
 MOST_UNITS = 64.0
 
 BOUND = MOST_UNITS * PRECISIONS["float32"].epsilon
+
+
+# Of each twin: module, None for an unknown one -> constants in words.
+Constants = Mapping[str, Mapping[str | None, Collection[str]]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,22 @@ def excuse(checks: Sequence[Check], suspects: Sequence[Suspect], truths: Mapping
     return Residue(kept, left, notes)
 
 
+def possible(checks: Sequence[Check], constants: Constants) -> str | None:
+    """Return as a note that float32 constants may be why float64 differs, where no run in float32 can tell.
+
+    None where there are no such constants, or where a difference is larger than they can make it.
+    """
+    wrong = [check for check in checks if check.dtype == TRUTH and check.verdict == "mismatch"]
+    known = {twin: found for twin, found in constants.items() if found}
+    if not known or not wrong or any(check.measured is None or check.measured > BOUND for check in wrong):
+        return None
+    largest = max(check.measured or 0.0 for check in wrong)
+    return (
+        f"{len(wrong)} differences in float64 of at most {largest:.1e} are as small as float32 constants make them: "
+        f"{_words(known)}; traces in float32 tell whether the twins agree there"
+    )
+
+
 def _explained(check: Check, agreeing: Iterable[tuple[str, str, str]], paths: Sequence[str]) -> bool:
     """Whether a row is explained by float32 constants; an isolated module must use them itself."""
     if check.measured is None or check.measured > BOUND or check.level in ("weights", "self-check"):
@@ -91,7 +111,7 @@ def _excused(check: Check, why: str) -> Check:
     return replace(check, verdict="pass", excused=True, note=why)
 
 
-def _words(constants: Mapping[str, Mapping[str | None, set[str]]]) -> str:
+def _words(constants: Constants) -> str:
     """Return in words which constants there are: in modules, of unknown place where that is all."""
     found = []
     for twin, by_path in constants.items():

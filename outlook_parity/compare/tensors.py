@@ -5,7 +5,7 @@ against the float64 truth, and the factor between the two errors is judged. Roun
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from outlook_parity.compare.metrics import measure
-from outlook_parity.compare.noise import LEAST_NOISE, noise_factor, noise_of, sum_noise, uniform_noise
+from outlook_parity.compare.noise import (
+    LEAST_NOISE,
+    distance,
+    largest,
+    noise_factor,
+    noise_of,
+    sum_noise,
+    uniform_noise,
+)
 from outlook_parity.core.check import EXCUSED, Check, Noise, RowVerdict, Tensors, Verdict
 from outlook_parity.core.precision import PRECISIONS
 
@@ -49,9 +57,9 @@ class TensorPair:
         return self.torch, self.jax
 
 
-def pairs(torch: Tensors, jax: Tensors, expected: Sequence[str] = ()) -> list[TensorPair]:
-    """Return the tensors of both twins by name, also those that only one of them has, or neither."""
-    return [TensorPair(name, torch.get(name), jax.get(name)) for name in dict.fromkeys([*expected, *torch, *jax])]
+def pairs(torch: Tensors, jax: Tensors, expected: Sequence[str] = ()) -> Iterator[TensorPair]:
+    """Yield the tensors of both twins by name, also those that only one of them has, or neither; one at a time."""
+    return (TensorPair(name, torch.get(name), jax.get(name)) for name in dict.fromkeys([*expected, *torch, *jax]))
 
 
 def compare_weights(torch: Tensors, jax: Tensors, expected: Sequence[str]) -> list[Check]:
@@ -292,5 +300,5 @@ def _not_finite(array: np.ndarray) -> int:
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     """Return max|a - b| / max|b|."""
-    scale = float(np.abs(b).max())
-    return float(np.abs(a - b).max()) / scale if scale else math.inf
+    scale = largest(b)
+    return float(distance(a, b).max()) / scale if scale else math.inf

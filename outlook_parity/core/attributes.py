@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from outlook_parity.core.resizing import INTERPOLATION, SCALE
+
 # Path of a module -> attribute -> value.
 Attributes = dict[str, dict[str, Any]]
 
@@ -38,7 +40,7 @@ ONLY_AS_CAUSE = ("variance",)
 VARIANCE = {True: "in one pass", False: "in two passes"}
 
 # Attributes of functions, which a module calls or has a module for.
-FUNCTIONAL = ("GELU", "pool divisor", "interpolation")
+FUNCTIONAL = ("GELU", "pool divisor", INTERPOLATION, SCALE)
 
 
 def differences(torch: Attributes, jax: Attributes, kinds: Mapping[str, str]) -> list[Difference]:

@@ -1,7 +1,10 @@
 """Dropout masks shared by both twins: the n-th draw of a training step is the same in both. Imports no framework."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import numpy as np
 
@@ -37,7 +40,7 @@ def _symmetric(numbers: np.ndarray) -> np.ndarray:
     return numbers[tuple(index)]
 
 
-_LARGEST = np.nextafter(np.float32(1), np.float32(0))  # of the numbers in [0, 1)
+LARGEST = float(np.nextafter(np.float32(1), np.float32(0)))  # of the numbers in [0, 1)
 
 # Where a function of JAX draws that no module has dropout for.
 FUNCTIONAL = "jax.random.bernoulli"
@@ -55,13 +58,29 @@ def cannot_be_shared(torch: Sequence[Draw], jax: Sequence[Draw]) -> str:
     for one, other in zip(torch, jax, strict=True):
         if one.shape == other.shape:
             continue
-        if other.where != FUNCTIONAL or not _for_all(other.given, one.given):
+        if not correspond(one, other):
             return ""
         reason = reason or (
             f"attention in {one.where or 'torch'} draws a dropout mask of shape {one.given} in torch, in JAX one of "
             f"shape {other.given} for all samples and heads"
         )
     return reason
+
+
+def correspond(torch: Draw, jax: Draw) -> bool:
+    """Whether two draws can be the same one: of one shape, or one mask for all samples and heads in JAX's function."""
+    return torch.shape == jax.shape or (jax.where == FUNCTIONAL and _for_all(jax.given, torch.given))
+
+
+def has_single_numbers_alone(torch: Sequence[Draw], jax: Sequence[Draw]) -> bool:
+    """Whether torch draws single numbers (for LayerDrop, of any rate) that JAX does not, and all else corresponds."""
+    others = without_single_numbers(torch)
+    return len(others) == len(jax) < len(torch) and all(map(correspond, others, jax))
+
+
+def without_single_numbers(draws: Sequence[Draw]) -> list[Draw]:
+    """Return the draws of masks: all but those of single numbers."""
+    return [draw for draw in draws if draw.shape]
 
 
 def _for_all(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
@@ -79,11 +98,13 @@ class Draws:
         seed: of all of them.
         drawn: the draws since the step began.
         keep_all: whether nothing is dropped: all numbers are as large as they can be.
+        single: what single numbers are, which then count as no draws; None where they are drawn as all others.
     """
 
     seed: int
     drawn: list[Draw] = field(default_factory=list)
     keep_all: bool = False
+    single: float | None = None
 
     def begin(self) -> None:
         """Begin a step: the next draw is the first."""
@@ -91,10 +112,12 @@ class Draws:
 
     def uniform(self, shape: tuple[int, ...], where: str) -> np.ndarray:
         """Return numbers in [0, 1), float32 as float64, so that twins compare them with a rate alike."""
+        if not shape and self.single is not None:
+            return np.asarray(self.single)
         kept = _in_order(shape)
         numbers = np.random.default_rng([self.seed, len(self.drawn)]).random(kept, np.float32)
         if self.keep_all:
-            numbers = np.full(kept, _LARGEST)
+            numbers = np.full(kept, LARGEST)
         self.drawn.append(Draw(where, kept, tuple(shape)))
         if len(kept) in ANY_ORDER:
             numbers = _symmetric(numbers).transpose(np.argsort(np.argsort(shape, kind="stable")))
@@ -104,3 +127,17 @@ class Draws:
         """Return a dropout mask of 0 and 1/(1-rate)."""
         kept = self.uniform(shape, where) >= rate
         return kept / (1 - rate) if rate < 1 else np.zeros(shape)
+
+
+@contextmanager
+def python_random(draws: Draws, where: Callable[[], str]) -> Iterator[None]:
+    """Let `draws` decide what Python's `random` returns, which ports of LayerDrop ask in place of PyTorch's."""
+
+    def number() -> float:
+        return float(draws.uniform((), where()))
+
+    def uniform(a: float, b: float) -> float:
+        return a + (b - a) * number()
+
+    with patch.multiple(random, random=number, uniform=uniform):
+        yield

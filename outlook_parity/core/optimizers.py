@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     import optax
     import torch
 
+# How many numbers are updated at once: each by its own gradient, so a part of a parameter as well as all of it.
+MOST_NUMBERS = 1 << 18
+
 LEARNING_RATE = 1e-3
 MOMENTUM = 0.9
 WEIGHT_DECAY = 0.05

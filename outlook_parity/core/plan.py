@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+from outlook_parity.core.memory import release
 from outlook_parity.core.precision import TRUTH
 
 LEVELS = ("forward", "layers", "gradients", "training")
+# Training steps with each optimizer, unless asked for others: from the second on its state counts.
+STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Plan:
         seed: of everything random.
         steps: of training, with each optimizer.
         missing: precision -> why it cannot be had on the device.
+        too_large: level -> why it does not fit into the memory that was given.
     """
 
     levels: Sequence[str]
@@ -52,6 +56,11 @@ class Plan:
     seed: int = 0
     steps: int = 1
     missing: Mapping[str, str] = field(default_factory=dict)
+    too_large: Mapping[str, str] = field(default_factory=dict)
+
+    def absence(self, level: str, dtype: str) -> str | None:
+        """Return why a level is not run in a precision, None if it is."""
+        return self.missing.get(dtype) or self.too_large.get(level)
 
     @property
     def requested(self) -> list[tuple[str, str]]:
@@ -67,7 +76,7 @@ class Plan:
     @property
     def passes(self) -> list[tuple[str, str]]:
         """The passes to run, as (name, precision)."""
-        possible = [(level, dtype) for level, dtype in self.requested if dtype not in self.missing]
+        possible = [(level, dtype) for level, dtype in self.requested if self.absence(level, dtype) is None]
         return list(dict.fromkeys((_pass_of(level), dtype) for level, dtype in possible))
 
     @property
@@ -77,7 +86,7 @@ class Plan:
 
     def levels_of(self, name: str) -> list[str]:
         """Return the levels that a pass gives rows of."""
-        return [level for level in PASSES[name].levels if level in self.levels]
+        return [level for level in PASSES[name].levels if level in self.levels and level not in self.too_large]
 
 
 def _pass_of(level: str) -> str:
@@ -95,6 +104,7 @@ def run_counter(progress: Progress | None, total: int) -> Callable[..., None]:
     def step(what: str, *, extra: bool = False) -> None:
         nonlocal total
         total += extra
+        release()
         if progress is not None:
             progress(what, next(done), total)
 

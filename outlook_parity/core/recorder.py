@@ -4,11 +4,14 @@ Replayed, a recording replaces the inputs and the outputs of every module of the
 runs on the other twin's numbers, and an error in one reaches no other.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from typing import Literal, NamedTuple
 
 import numpy as np
+
+from outlook_parity.core.stored import Kept, Shelf
 
 # "whole" are results that are integers or booleans.
 Side = Literal["in", "out", "whole"]
@@ -28,6 +31,46 @@ class Key(NamedTuple):
 Events = Mapping[Key, Arrays]
 
 
+class Shaped(ABC):
+    """Events whose shapes are known without reading them."""
+
+    @abstractmethod
+    def shapes(self, key: Key) -> list[tuple[int, ...]]:
+        """Return the shapes of the arrays of an event."""
+
+
+class StoredEvents(MutableMapping[Key, Arrays], Shaped):
+    """Events in the order in which they happened, their large arrays in a file."""
+
+    def __init__(self) -> None:
+        self._shelf = Shelf()
+        self._kept: dict[Key, list[Kept]] = {}
+
+    def shapes(self, key: Key) -> list[tuple[int, ...]]:
+        """See `Shaped`."""
+        return [kept.shape for kept in self._kept[key]]
+
+    def __setitem__(self, key: Key, arrays: Arrays) -> None:
+        self._kept[key] = list(map(self._shelf.keep, arrays))
+
+    def __getitem__(self, key: Key) -> Arrays:
+        return list(map(self._shelf.read, self._kept[key]))
+
+    def __delitem__(self, key: Key) -> None:
+        del self._kept[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+def shapes_of(events: Events, key: Key) -> list[tuple[int, ...]]:
+    """Return the shapes of the arrays of an event."""
+    return events.shapes(key) if isinstance(events, Shaped) else [array.shape for array in events[key]]
+
+
 class Recorder:
     """Arguments and results of modules, in the order of events.
 
@@ -41,7 +84,7 @@ class Recorder:
     """
 
     def __init__(self, replay: Events | None = None, modules: Collection[str] | None = None) -> None:
-        self.events: dict[Key, Arrays] = {}
+        self.events: MutableMapping[Key, Arrays] = StoredEvents()
         self.owners: dict[Key, str] = {}
         self._replay = replay or {}
         self._modules = modules
@@ -59,7 +102,8 @@ class Recorder:
 
     def forget(self) -> None:
         """Begin anew, for a model that is run again."""
-        for record in (self.events, self.owners, self._calls, self._stack):
+        self.events = StoredEvents()
+        for record in (self.owners, self._calls, self._stack):
             record.clear()
 
     def enter(self, path: str, arrays: Arrays) -> Arrays | None:

@@ -102,6 +102,7 @@ class Request:
         perturbed: units of rounding of `rounded_to` by which inputs and weights are changed, each up or down at random.
         keywords: of the inputs, in their order, where models are called by keyword; none where by position.
         keep_all: whether dropout of training keeps all, times 1/(1-rate): where the twins' masks cannot be the same.
+        single: what single random numbers of training are, see `Draws`; None where they are drawn.
         frozen: parameters that training leaves without gradients.
         masks: output -> True where it counts, of its shape in JAX; elsewhere it reads as zero.
         positions: the same for the leading axes of arrays inside the models.
@@ -116,6 +117,7 @@ class Request:
     perturbed: float = 0.0
     keywords: tuple[str, ...] = ()
     keep_all: bool = False
+    single: float | None = None
     frozen: frozenset[str] = frozenset()
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     positions: np.ndarray | None = None

@@ -1,7 +1,7 @@
 """A runner: runs a model of either framework under control. Imports no framework."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -18,6 +18,7 @@ from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import Inputs, Request, batch_of, batch_reversed, scattered
 from outlook_parity.core.sizes import SIZES, resized
+from outlook_parity.core.stored import Computed, Stored
 from outlook_parity.core.truth import Truth
 
 
@@ -70,7 +71,7 @@ def repeat_calls(request: Request, call: Callable[[Inputs], Tensors]) -> dict[st
             results[how] = str(error).partition("\n")[0]
             continue
         in_order = batch_reversed(outputs, batch_of(request.inputs)) if how == REVERSED else outputs
-        results[how] = request.masked(in_order)
+        results[how] = Stored(request.masked(in_order).items())
     return results
 
 
@@ -107,8 +108,8 @@ class Runner(ABC):
         return {name: array.shape for name, array in request.inputs.items()}
 
     @abstractmethod
-    def weights(self) -> dict[str, np.ndarray]:
-        """Return every parameter and buffer."""
+    def weights(self) -> Computed:
+        """Return every parameter and buffer; each is converted when it is read."""
 
     @abstractmethod
     def kinds(self) -> dict[str, str]:
@@ -150,6 +151,6 @@ class Runner(ABC):
         """
 
 
-def prefixed(optimizer: str, tensors: Tensors) -> dict[str, np.ndarray]:
-    """Return tensors of training steps under the names that they have in the report."""
-    return {f"{optimizer}: {name}": array for name, array in tensors.items()}
+def prefixed(optimizer: str, tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield tensors of training steps under the names that they have in the report."""
+    return ((f"{optimizer}: {name}", array) for name, array in tensors)

@@ -7,7 +7,7 @@ from typing import Any
 # Rules for a twin on one device -> what they do with weights; inputs are split along the batch by either.
 RULES = {
     "data": "every device has all weights",
-    "fsdp": "every weight is split along its longest axis that the devices divide",
+    "fsdp": "weights are split: this package's by its table, others along the longest axis that the devices divide",
 }
 AS_GIVEN = "as given"
 

@@ -41,6 +41,7 @@ ADVICE: tuple[tuple[str, str], ...] = (
     (r"\beps\b", "give both norms one epsilon: Flax's default is 1e-6, PyTorch's is 1e-5"),
     (r"\bmomentum\b", "Flax's momentum is 1 minus PyTorch's: momentum=0.9 in Flax for 0.1 in PyTorch"),
     (r"biased variance", "keep n / (n - 1) times the batch's variance, or leave the level training out (--level)"),
+    (r"as in eval mode", "pass the mode on to that module: train=, deterministic= or use_running_average="),
     (r"stale buffers", "train that twin in training mode, and write its new statistics back"),
     (r"\bvariance in one pass", "nnx.LayerNorm(..., use_fast_variance=False): in two passes, as PyTorch"),
     (r"\bdropout (?:rate|masks?)\b", "use one rate, and draw masks in the same places and order"),
@@ -59,9 +60,10 @@ ADVICE: tuple[tuple[str, str], ...] = (
     (r"\b(?:features|bias (?:True|False))\b", "build both twins from one configuration"),
     (r"\bpool divisor\b", "count_include_pad=False in flax.linen.avg_pool, or True in torch, in both alike"),
     (
-        r"\binterpolation\b",
-        "jax.image.resize antialiases unless antialias=False, and its cubic has a = -0.5, torch's -0.75",
+        r"\binterpolation\b|\bscale of resizing\b",
+        "jax.image.resize antialiases unless antialias=False; its cubic has a = -0.5, torch's -0.75 (cubic-pytorch)",
     ),
+    (r"\bchannels per head\b", "give both twins one number of heads"),
     (r"\binterleav|\brotate", "rotate halves (x[..., :d // 2]) or neighbours (x[..., ::2]), in both twins alike"),
     (
         r"\bRoPE\b|\brotary\b|\btheta\b|\bbase\b",

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from outlook_common.text import listed
 from outlook_parity.compare.modules import Suspect, shown_path
 from outlook_parity.compare.patterns import weight_difference
-from outlook_parity.core.attributes import NO_EFFECT_IN_FLOAT64, Difference
+from outlook_parity.core.attributes import FUNCTIONAL, NO_EFFECT_IN_FLOAT64, Difference
 from outlook_parity.core.check import TWINS, Check, Tensors
-from outlook_parity.core.dropout import Draw
+from outlook_parity.core.dropout import Draw, correspond, without_single_numbers
 from outlook_parity.core.sizes import SIZES
 from outlook_parity.diagnose.precision import as_coarse_as, as_float32_rounds, finer_products
 from outlook_parity.diagnose.program.facts import Programs
@@ -36,6 +36,7 @@ class Evidence:
         unrounded: precision in which products may round -> the twins that show no such rounding.
         programs: for a suspect, what both twins compute, None if that cannot be had.
         programs_at: the same for inputs of another size, by how.
+        differences_at: the attributes that differ there.
         kinds: of modules, as PyTorch calls them.
         hint: for a weight without counterpart, what to do about it, in brackets.
         wrong_step: for a suspect, the step inside outlook attention that is wrong, None if unknown.
@@ -51,6 +52,7 @@ class Evidence:
     wrong_step: Callable[[Suspect], str | None] = lambda suspect: None
     programs: Callable[[Suspect | None], Programs | None] = lambda suspect: None
     programs_at: Callable[[str], Programs | None] = lambda how: None
+    differences_at: Callable[[str], list[Difference]] = lambda how: []
     kinds: Mapping[str, str] = field(default_factory=dict)
     hint: Callable[[str], str] = lambda name: ""
 
@@ -195,8 +197,17 @@ def _repeated(evidence: Evidence) -> Explanation | None:
             words = f"the outputs agree at first, and no more when the models are called again ({how})"
             programs = evidence.programs_at(how) if how in SIZES else None
             found = None if programs is None else _by_operations(programs, check.dtype, evidence.kinds)
+            found = found or _only_there(evidence, how)
             return Explanation(found and found.path, f"{words}: {found.cause}" if found else words)
     return None
+
+
+def _only_there(evidence: Evidence, how: str) -> Explanation | None:
+    """Return the functions that are called otherwise with inputs of another size alone, such as resizing."""
+    known = set(map(str, evidence.differences))
+    there = [one for one in (evidence.differences_at(how) if how in SIZES else []) if one.attribute in FUNCTIONAL]
+    new = [one for one in there if str(one) not in known]
+    return Explanation(shown_path(new[0].path), listed(new, 3, between="; ")) if new else None
 
 
 def _gradients(evidence: Evidence) -> Explanation | None:
@@ -212,10 +223,16 @@ def _gradients(evidence: Evidence) -> Explanation | None:
 
 
 def _draws(evidence: Evidence) -> Explanation | None:
-    torch, jax = (evidence.draws.get(twin, ()) for twin in TWINS)
-    if [draw.shape for draw in torch] == [draw.shape for draw in jax]:
+    drawn = [evidence.draws.get(twin, ()) for twin in TWINS]
+    masks = [without_single_numbers(draws) for draws in drawn]
+    return _differing_draws(*masks) or _differing_draws(*drawn)  # single numbers may decide nothing
+
+
+def _differing_draws(torch: Sequence[Draw], jax: Sequence[Draw]) -> Explanation | None:
+    """Return the first dropout mask that one twin alone draws, or otherwise than the other."""
+    differing = next((n for n, pair in enumerate(zip(torch, jax, strict=False)) if not correspond(*pair)), None)
+    if differing is None and len(torch) == len(jax):
         return None
-    differing = next((n for n, (a, b) in enumerate(zip(torch, jax, strict=False)) if a.shape != b.shape), None)
     first = min(len(torch), len(jax)) if differing is None else differing
     longer_first = sorted((torch, jax), key=len, reverse=True)
     where = next((drawn[first].where for drawn in longer_first if first < len(drawn)), "")
@@ -230,6 +247,10 @@ def _training(evidence: Evidence) -> Explanation | None:
     names = [check.name.partition(": ")[2] for check in rows]
     if all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in names):
         return _running_statistics(evidence, names)
+    if stale := _stale_statistics(evidence, names):
+        owner, twin = stale
+        how = "BatchNorm there computes with them in training, as in eval mode"
+        return Explanation(owner, f"the running statistics of {owner} stay as they were in {twin}: {how}")
     optimizers = {check.name.partition(": ")[0] for check in rows}
     if len(optimizers) > 1:
         return Explanation(None, "the twins diverge in training alone")
@@ -242,14 +263,26 @@ def _training(evidence: Evidence) -> Explanation | None:
 def _running_statistics(evidence: Evidence, names: Sequence[str]) -> Explanation:
     """Return why BatchNorm's running statistics alone differ."""
     owner = _owner(names[0])
-    for twin in TWINS:
-        trained = evidence.trained.get(twin, {})
-        if all(_same(trained.get(f"SGD: {name}"), evidence.weights[twin].get(name)) for name in names):
-            return Explanation(owner, f"the running statistics of {twin} stay as they were (stale buffers)")
+    if stale := _stale_statistics(evidence, names):
+        return Explanation(stale[0], f"the running statistics of {stale[1]} stay as they were (stale buffers)")
     if all(name.endswith("running_var") for name in names):
         how = "one twin keeps the biased variance (n), the other the unbiased one (n - 1)"
         return Explanation(owner, f"running_var alone differs: {how}")
     return Explanation(owner, f"the running statistics of {owner} are updated differently: their momentum")
+
+
+def _stale_statistics(evidence: Evidence, names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first module whose running statistics one twin alone keeps as they were, and which twin."""
+    for name in names:
+        if name.endswith(("running_mean", "running_var")):
+            same = [
+                twin
+                for twin in TWINS
+                if _same(evidence.trained.get(twin, {}).get(f"SGD: {name}"), evidence.weights[twin].get(name))
+            ]
+            if len(same) == 1:
+                return _owner(name), same[0]
+    return None
 
 
 def _same(after: object, before: object) -> bool:

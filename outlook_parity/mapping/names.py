@@ -1,7 +1,7 @@
 """Names that correspond: of weights, with their layouts, and of modules. Imports no framework."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -132,6 +132,17 @@ class Names:
             if (whole := assembled(pieces)) is not None:
                 named[torch] = whole
         return named
+
+    def groups(self, flax: Iterable[str]) -> list[list[str]]:
+        """Return paths of Flax in the smallest groups that give whole arrays of PyTorch."""
+        groups: dict[str, list[str]] = {}  # by path, and by weight of PyTorch that has its parts in several
+        for path in flax:
+            wholes = [weight.torch for weight in self.pieces.get(path, ()) if weight.parts]
+            joined = {id(group): group for whole in wholes if (group := groups.get(f"whole {whole}")) is not None}
+            group = [*(one for known in joined.values() for one in known), path]
+            groups |= dict.fromkeys([*(f"path {one}" for one in group), *(f"whole {whole}" for whole in wholes)], group)
+            groups |= {key: group for key, known in groups.items() if id(known) in joined}
+        return list({id(group): group for group in groups.values()}.values())
 
     def in_flax_layout(self, flax: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """Return a weight of Flax from PyTorch's arrays by name; None if some are missing or do not fit."""

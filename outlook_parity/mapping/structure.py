@@ -91,6 +91,18 @@ def _unwrapped(node: Node, until: Callable[[Node], bool]) -> Node:
     return node if below is None else below
 
 
+def _as_many(node: Node) -> Callable[[Node], bool]:
+    """Return whether a node has as many counters as this one."""
+    return lambda other: other.is_numbered and len(other.children) == len(node.children)
+
+
+def _bare(node: Node, other: Node) -> Node:
+    """Return the weight of a module that has no other, where it may correspond to a weight of no such module."""
+    if other.leaf is not None and node.is_module and len(node.children) == 1:
+        return next(iter(node.children.values()))
+    return node
+
+
 class _Alignment:
     def __init__(self, fits: Fits, order: Callable[[], tuple[Order, Order]] | None, equal: Equal | None) -> None:
         self.found = Aligned()
@@ -136,6 +148,7 @@ class _Alignment:
         return torch, jax
 
     def _pair(self, torch: Node, jax: Node, how: How) -> tuple[Nodes, Nodes]:
+        torch, jax = _bare(torch, jax), _bare(jax, torch)
         if torch.leaf is not None and jax.leaf is not None:
             self.found.pairs.append((torch.leaf, jax.leaf, how))
             return [], []
@@ -144,6 +157,9 @@ class _Alignment:
         for holds in _LEVELS:
             if holds(inner[0]) != holds(inner[1]):
                 inner = _unwrapped(inner[0], holds), _unwrapped(inner[1], holds)
+        if all(node.is_numbered for node in inner):
+            # All layers may lie in the only chunk of a twin that cuts them into chunks.
+            inner = _unwrapped(inner[0], _as_many(inner[1])), _unwrapped(inner[1], _as_many(inner[0]))
         if jax.path and torch.path is not None and inner[1] is not jax and inner[1].path:
             self.found.around.setdefault(inner[1].path, torch.path)
         torch, jax = inner
@@ -178,6 +194,7 @@ class _Alignment:
 
     def _alike(self, torch: Node, jax: Node) -> bool:
         """Whether both are weights, both modules of weights, or both containers of others."""
+        torch, jax = _bare(torch, jax), _bare(jax, torch)
         if (torch.leaf is None) != (jax.leaf is None) or self._apart(torch, jax):
             return False
         if torch.leaf is not None or torch.is_module == jax.is_module:
@@ -219,6 +236,7 @@ class _Alignment:
         """Whether the weights of two nodes may correspond, each to one of equal size in a known layout."""
         if self._apart(torch, jax):
             return False
+        torch, jax = _bare(torch, jax), _bare(jax, torch)
         if torch.leaf is not None or jax.leaf is not None:
             return torch.leaf is not None and jax.leaf is not None and self._fits(torch.leaf, jax.leaf)
         if torch.is_module and jax.is_module:

@@ -34,7 +34,7 @@ SAME = (
     ("conv", "convolution", "conv2d", "conv1d", "conv3d", "conv_layer"),
     ("embedding", "embed", "emb", "embeddings", "embedder"),
     ("token_embedding", "wte", "tok_emb", "embed_tokens", "word_embeddings", "tok_embeddings", "token_embed"),
-    ("position_embedding", "wpe", "pos_emb", "pos_embed", "position_embeddings", "pos_embedding"),
+    ("position_embedding", "wpe", "pos_emb", "pos_embed", "position_embeddings", "pos_embedding", "global_pos_embed"),
     ("cls_token", "cls", "class_token", "class_embedding"),
     ("head", "classifier", "lm_head", "logits", "fc_out"),
     ("downsample", "shortcut", "skip", "downsampling"),

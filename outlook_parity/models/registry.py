@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from outlook_common.axes import MeshAxes, in_flax, mesh_axes
 from outlook_common.config import OutlookAttentionConfig, VOLOConfig
 from outlook_common.volo import MixBox
 from outlook_common.weights.identify import table_for
@@ -50,6 +51,12 @@ class KnownModel:
         """Return the names of its weights in both frameworks, with their layouts."""
         entries = table_for(self.config).entries
         return Names([WeightName(entry.torch, entry.flax, LAYOUTS[entry.layout]) for entry in entries], {})
+
+    def mesh_axes(self, mesh: Mapping[str, int], rules: str) -> dict[str, tuple[MeshAxes, ...]]:
+        """Return what the axes of each weight are put on by rules of `outlook_common.axes`, by Flax path."""
+        entries = table_for(self.config).entries
+        on = mesh_axes(entries, mesh, rules)
+        return {entry.flax: in_flax(entry, on[entry.torch]) for entry in entries}
 
     def task(self, shape: Shape, rng: np.random.Generator) -> Task:
         """Return what training steps minimise for an input of this shape, with random targets."""

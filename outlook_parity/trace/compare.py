@@ -6,6 +6,7 @@ import numpy as np
 
 from outlook_parity.compare import tensors as compare
 from outlook_parity.compare.modules import Suspect, compare_recorded, shown_path
+from outlook_parity.compare.residue import possible
 from outlook_parity.core.check import TWINS, Check, Tensors
 from outlook_parity.diagnose.precision import notes_on_products
 from outlook_parity.report.report import Report
@@ -40,13 +41,15 @@ def compare_traces(one: TraceFile, other: TraceFile, truth: TraceFile | None = N
         expected.append(("layers", dtype))
     verdict, reason = compare.judge(checks, expected)
     path, cause = _first_divergence(suspects) if verdict == "mismatch" else (None, None)
+    constants = {twin: {path or None: names for path, names in t.header.constants.items()} for twin, t in twins.items()}
+    residue = possible(checks, constants)
     return Report(
         verdict,
         checks=tuple(checks),
         reason=reason,
         first_divergence=path,
         cause=cause,
-        notes=tuple(notes_on_products(checks)),
+        notes=(*notes_on_products(checks), *([residue] if residue else [])),
         environment=environment_of(twins["torch"].header) | environment_of(twins["jax"].header),
     )
 

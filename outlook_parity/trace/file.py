@@ -7,25 +7,32 @@ inputs and weights, and the environment.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from outlook_common.text import listed
+from outlook_common.weights.formats import safetensors
+from outlook_common.weights.io.lazy import LazyTensor
+from outlook_parity.core.check import Tensors
 from outlook_parity.core.precision import PRECISIONS
-from outlook_parity.core.recorder import Arrays, Key
+from outlook_parity.core.recorder import Arrays, Events, Key, Shaped, shapes_of
+from outlook_parity.core.stored import Computed
 from outlook_parity.mapping.names import is_counter
 
 # Name of a weight -> type of its module, shape.
 Leaves = dict[str, tuple[str, tuple[int, ...]]]
 
+# Reads an array of a file.
+Reader = Callable[[], np.ndarray]
+
 FORMAT = "outlook-parity-trace"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Header:
         leaves: of a torch trace: name of each weight -> type of its module, shape; JAX's names are inferred from them.
         modules: of a torch trace: the paths of the modules.
         output_dtypes: name of each output -> the dtype that the model gave it.
+        constants: of a trace in float64: module, "" for an unknown one -> the float32 constants that it uses.
     """
 
     framework: str
@@ -59,6 +67,7 @@ class Header:
     leaves: Leaves = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
     output_dtypes: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class TraceFile:
 
     Attributes:
         header: metadata.
-        outputs: by name.
+        outputs: by name; read when they are asked for, as all arrays of a trace are.
         gradients: likewise.
         events: inputs and outputs of every module call.
         jumps: of a trace in float64, by name of a gradient: what it is with inputs and weights perturbed by rounding,
@@ -75,10 +84,22 @@ class TraceFile:
     """
 
     header: Header
-    outputs: dict[str, np.ndarray]
-    gradients: dict[str, np.ndarray]
-    events: dict[Key, Arrays]
-    jumps: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: Tensors
+    gradients: Tensors
+    events: Events
+    jumps: Tensors = field(default_factory=dict)
+
+
+class _Float64(LazyTensor):
+    """An array that is read, and cast, when it is written."""
+
+    def __init__(self, shape: tuple[int, ...], array: Callable[[], np.ndarray]) -> None:
+        super().__init__(np.dtype(np.float64), shape)
+        self._array = array
+
+    def read(self) -> np.ndarray:
+        """Return the array."""
+        return self._array().astype(np.float64, copy=False)
 
 
 def digest(array: np.ndarray) -> str:
@@ -93,16 +114,23 @@ def write(path: Path, trace: TraceFile) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    tensors = {f"output/{name}": array for name, array in trace.outputs.items()}
-    tensors |= {f"gradient/{name}": array for name, array in trace.gradients.items()}
-    tensors |= {f"jump/{name}": array for name, array in trace.jumps.items()}
-    for number, (key, arrays) in enumerate(trace.events.items()):
+    tensors: dict[str, LazyTensor] = {}
+    for kind, arrays in (("output", trace.outputs), ("gradient", trace.gradients), ("jump", trace.jumps)):
+        for name in arrays:
+            tensors[f"{kind}/{name}"] = _Float64(arrays[name].shape, partial(arrays.__getitem__, name))
+    for number, key in enumerate(trace.events):
         if key.side == "whole":
             continue
-        for index, array in enumerate(arrays):
-            tensors[f"module/{number:06d}/{key.side}/{key.call}/{index}/{key.path}"] = array.astype(np.float64)
+        for index, shape in enumerate(shapes_of(trace.events, key)):
+            name = f"module/{number:06d}/{key.side}/{key.call}/{index}/{key.path}"
+            tensors[name] = _Float64(shape, partial(_array_of, trace.events, key, index))
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(asdict(trace.header))}
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=metadata))
+    path.write_bytes(b"")
+    safetensors.write(path, tensors, metadata)
+
+
+def _array_of(events: Events, key: Key, index: int) -> np.ndarray:
+    return events[key][index]
 
 
 def read(path: Path) -> TraceFile:
@@ -115,17 +143,17 @@ def read(path: Path) -> TraceFile:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `outlook trace` writes traces")
     try:
-        with safe_open(path, "np") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
-                found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
-                raise ValueError(f"{path}: {found} found, a trace of version {VERSION} expected; write it again")
-            header = _header(json.loads(metadata["header"]))
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        file = safe_open(path, "np")
+        metadata: dict[str, str] = file.metadata() or {}  # type: ignore[no-untyped-call]
+        if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+            found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
+            raise ValueError(f"{path}: {found} found, a trace of version {VERSION} expected; write it again")
+        header = _header(json.loads(metadata["header"]))
+        readers = {name: partial(file.get_tensor, name) for name in sorted(file.keys())}  # type: ignore[no-untyped-call]
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path}: no trace, or a damaged one: {error}; `outlook trace` writes traces") from error
-    outputs, gradients, jumps = (_named(tensors, f"{kind}/") for kind in ("output", "gradient", "jump"))
-    return TraceFile(header, outputs, gradients, _events(tensors), jumps)
+    outputs, gradients, jumps = (Computed(_named(readers, f"{kind}/")) for kind in ("output", "gradient", "jump"))
+    return TraceFile(header, outputs, gradients, _EventsInFile(_named(readers, "module/"), file), jumps)
 
 
 def _header(fields: dict[str, Any]) -> Header:
@@ -134,17 +162,32 @@ def _header(fields: dict[str, Any]) -> Header:
     return Header(**fields | {"leaves": leaves, "summed": tuple(fields["summed"])})
 
 
-def _named(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+def _named(readers: Mapping[str, Reader], prefix: str) -> dict[str, Reader]:
+    return {name.removeprefix(prefix): read for name, read in readers.items() if name.startswith(prefix)}
 
 
-def _events(tensors: Mapping[str, np.ndarray]) -> dict[Key, Arrays]:
-    """Return the inputs and outputs of module calls, in the order of the calls."""
-    events: dict[Key, Arrays] = {}
-    for name, array in _named(tensors, "module/").items():
-        _, side, call, _, path = name.split("/", 4)
-        events.setdefault(Key(path, int(call), "in" if side == "in" else "out"), []).append(array)
-    return events
+class _EventsInFile(Mapping[Key, Arrays], Shaped):
+    """The inputs and outputs of module calls, in the order of the calls."""
+
+    def __init__(self, readers: Mapping[str, Reader], file: Any) -> None:
+        self._file = file
+        self._readers: dict[Key, dict[str, Reader]] = {}
+        for name, read in readers.items():
+            _, side, call, _, path = name.split("/", 4)
+            self._readers.setdefault(Key(path, int(call), "in" if side == "in" else "out"), {})[name] = read
+
+    def shapes(self, key: Key) -> list[tuple[int, ...]]:
+        """See `Shaped`."""
+        return [tuple(self._file.get_slice(f"module/{name}").get_shape()) for name in self._readers[key]]
+
+    def __getitem__(self, key: Key) -> Arrays:
+        return [read() for read in self._readers[key].values()]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
 
 
 def refusal(one: TraceFile, other: TraceFile, truth: TraceFile | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ from outlook_common.arrays import is_floating
 from outlook_common.extras import require
 from outlook_parity.compare.tensors import PERTURBATION
 from outlook_parity.compare.tensors import refusal as refusal_of_inputs
+from outlook_parity.core.check import Tensors
 from outlook_parity.core.environment import versions
 from outlook_parity.core.errors import user_code_errors
 from outlook_parity.core.precision import PRECISIONS, TRUTH
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import DEVICES, Request, positions_and_size, round_to
 from outlook_parity.core.runner import Runner
+from outlook_parity.core.stored import Computed
 from outlook_parity.trace.build import Source, TracedTwin, build, load
 from outlook_parity.trace.file import Header, TraceFile, digest, write
 
@@ -98,7 +101,7 @@ def _run(request: TraceRequest, twin: TracedTwin, inputs: dict[str, np.ndarray],
         result = twin.runner.run(run, gradients=request.gradients)
         # Of two twins in float64 PyTorch's are enough; a truth stands alone.
         needed = request.dtype == TRUTH and (request.framework == "torch" or request.rounded_to != TRUTH)
-        jumps = _jumps(twin.runner, run) if request.gradients and needed else {}
+        jumps: Tensors = _jumps(twin.runner, run) if request.gradients and needed else {}
         if request.modules:
             twin.runner.watch(run, recorder)
     header = Header(
@@ -114,14 +117,19 @@ def _run(request: TraceRequest, twin: TracedTwin, inputs: dict[str, np.ndarray],
         leaves=twin.leaves,
         modules=twin.modules,
         output_dtypes=dict(result.dtypes),
+        constants={path or "": sorted(names) for path, names in twin.runner.truth.constants.items()},
     )
-    return TraceFile(header, dict(result.outputs), dict(result.gradients), recorder.events, jumps)
+    return TraceFile(header, result.outputs, result.gradients, recorder.events, jumps)
 
 
-def _jumps(runner: Runner, request: Request) -> dict[str, np.ndarray]:
+def _jumps(runner: Runner, request: Request) -> Tensors:
     """Return how far rounding can change the gradients, as `verify` measures it."""
     up, down = (runner.run(replace(request, perturbed=units)).gradients for units in (PERTURBATION, -PERTURBATION))
-    return {name: up[name] - down[name] for name in up}
+    return Computed({name: partial(_difference, up, down, name) for name in up})
+
+
+def _difference(up: Tensors, down: Tensors, name: str) -> np.ndarray:
+    return np.asarray(up[name] - down[name])
 
 
 def _digests(arrays: Mapping[str, np.ndarray], rounded_to: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from outlook_parity.core.recorder import Key
 from outlook_parity.trace.compare import compare_traces
 from outlook_parity.trace.file import TraceFile, digest, read, write
 from parity_tests.support.vit import vit_images
+from parity_tests.verify.test_truth import LENGTH, WIDTH, jax_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -269,6 +270,38 @@ def test_names_are_those_of_a_torch_trace(stack: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, ValueError)
     assert "--names must be the trace of the torch twin" in str(result.exception)
     assert "b.trace is jax's" in str(result.exception)
+
+
+TRUTH = "parity_tests.verify.test_truth"
+
+
+def wrong_base() -> Any:
+    return jax_model(base=5000.0)
+
+
+def test_float32_tables_are_named_where_traces_in_float64_differ_by_as_little(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH)))
+    modules = {"torch": f"{TRUTH}:torch_model", "jax": f"{TRUTH}:jax_model", "faulty": f"{THIS}:wrong_base"}
+
+    def trace(twin: str, name: str, *options: object) -> TraceFile:
+        names = () if twin == "torch" else ("--names", tmp_path / "torch64.trace")
+        given = ("--factory", modules[twin], "--inputs", tmp_path / "x.npy", "--out", tmp_path / f"{name}.trace")
+        framework = "torch" if twin == "torch" else "jax"
+        result = outlook("trace", "--framework", framework, *given, *names, *options)
+        assert result.exit_code == 0, result.exception
+        return read(tmp_path / f"{name}.trace")
+
+    torch64, jax64 = (trace(twin, f"{twin}64", "--dtype", "float64") for twin in ("torch", "jax"))
+    report = compare_traces(torch64, jax64)
+    (note,) = report.notes
+    assert report.verdict == "mismatch"  # nothing in float64 shows that it is rounding
+    assert "as small as float32 constants make them: frequencies of shape (4,) in attention (torch); " in note
+    assert "a constant of shape (5, 4) in attention (jax); traces in float32 tell" in note
+    truth = trace("torch", "truth", "--dtype", "float64", "--rounded-to", "float32")
+    torch32, jax32 = (trace(twin, f"{twin}32", "--dtype", "float32") for twin in ("torch", "jax"))
+    assert compare_traces(torch32, jax32, truth).verdict == "pass"
+    faulty = compare_traces(torch64, trace("faulty", "faulty64", "--dtype", "float64"))
+    assert (faulty.verdict, faulty.notes) == ("mismatch", ())
 
 
 VIT = "parity_tests.support.vit"

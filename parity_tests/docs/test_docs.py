@@ -1,4 +1,4 @@
-"""README.md and docs/how-to.md: every block of Python and every `outlook` command runs as printed, in order."""
+"""README.md, docs/how-to.md and docs/scaling.md: each block of Python and each `outlook` command runs, in order."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from parity_tests.support.markdown import ROOT, read_blocks, run_page
 
-README, HOW_TO = ROOT / "README.md", ROOT / "docs" / "how-to.md"
+README, HOW_TO, SCALING = ROOT / "README.md", ROOT / "docs" / "how-to.md", ROOT / "docs" / "scaling.md"
 
 # The pages' models run once, and take far longer to optimize.
 QUICK = "--xla_backend_optimization_level=0"
@@ -16,6 +16,7 @@ def test_the_pages_have_blocks() -> None:
     assert len(read_blocks(README, "python", "console")) >= 4
     assert sum(command.startswith("outlook ") for block in read_blocks(README, "console") for command in block.commands)
     assert len(read_blocks(HOW_TO, "python")) >= 10
+    assert len(read_blocks(SCALING, "python")) >= 9
 
 
 def test_every_block_of_the_readme_runs_in_one_folder(tmp_path: Path) -> None:
@@ -25,6 +26,10 @@ def test_every_block_of_the_readme_runs_in_one_folder(tmp_path: Path) -> None:
 
 def test_every_block_of_the_how_to_runs_on_four_devices(tmp_path: Path) -> None:
     run_page(HOW_TO, tmp_path, "--one-namespace", XLA_FLAGS=f"--xla_force_host_platform_device_count=4 {QUICK}")
+
+
+def test_every_block_on_scaling_runs_on_eight_devices(tmp_path: Path) -> None:
+    run_page(SCALING, tmp_path, "--one-namespace", XLA_FLAGS=f"--xla_force_host_platform_device_count=8 {QUICK}")
 
 
 def test_the_installed_program_starts(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ HONEST: Choices = {
     "base": 10_000.0,
     "layout": "halves",
     "first": 0,
+    "head": HEAD,
     "scale": HEAD**-0.5,
     "window": 4 * LENGTH,
     "repeat": "repeat",
@@ -40,7 +41,7 @@ def ids() -> np.ndarray:
 
 
 def _tables(choices: Choices, length: int) -> tuple[np.ndarray, np.ndarray]:
-    frequencies = choices["base"] ** (-np.arange(0, HEAD, 2) / HEAD)
+    frequencies = choices["base"] ** (-np.arange(0, choices["head"], 2) / choices["head"])
     angles = (np.arange(length) + choices["first"])[:, None] * frequencies
     angles = np.concatenate([angles, angles], -1) if choices["layout"] == "halves" else np.repeat(angles, 2, -1)
     return np.cos(angles), np.sin(angles)
@@ -76,7 +77,9 @@ class TorchAttention(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         length, choices = x.shape[1], self.choices
-        q, k, v = (one.unflatten(-1, (-1, HEAD)).transpose(1, 2) for one in (self.q(x), self.k(x), self.v(x)))
+        q, k, v = (
+            one.unflatten(-1, (-1, choices["head"])).transpose(1, 2) for one in (self.q(x), self.k(x), self.v(x))
+        )
         cos, sin = (torch.tensor(table, dtype=x.dtype) for table in _tables(choices, length))
         q, k = (one * cos + self._rotated(one) * sin for one in (q, k))
         repeats = HEADS // GROUPS
@@ -91,7 +94,8 @@ class TorchAttention(torch.nn.Module):
 
     def _rotated(self, x: torch.Tensor) -> torch.Tensor:
         if self.choices["layout"] == "halves":
-            return torch.cat([-x[..., HEAD // 2 :], x[..., : HEAD // 2]], -1)
+            half = x.shape[-1] // 2
+            return torch.cat([-x[..., half:], x[..., :half]], -1)
         return torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
 
 
@@ -171,7 +175,7 @@ class JaxAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         length, choices = x.shape[1], self.choices
-        q, k, v = (one.reshape(*one.shape[:2], -1, HEAD) for one in (self.q(x), self.k(x), self.v(x)))
+        q, k, v = (one.reshape(*one.shape[:2], -1, choices["head"]) for one in (self.q(x), self.k(x), self.v(x)))
         cos, sin = (jnp.asarray(table, x.dtype)[:, None] for table in _tables(choices, length))
         q, k = (one * cos + self._rotated(one) * sin for one in (q, k))
         repeats = HEADS // GROUPS
@@ -186,7 +190,8 @@ class JaxAttention(nnx.Module):
 
     def _rotated(self, x: jax.Array) -> jax.Array:
         if self.choices["layout"] == "halves":
-            return jnp.concatenate([-x[..., HEAD // 2 :], x[..., : HEAD // 2]], -1)
+            half = x.shape[-1] // 2
+            return jnp.concatenate([-x[..., half:], x[..., :half]], -1)
         return jnp.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
 
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import outlook_jax
 import outlook_torch
-from outlook_parity import verify
+from outlook_parity import load_torch_weights, verify
 
 DEVICES = 8
 Spec = PartitionSpec
@@ -101,6 +101,19 @@ def layers(**options: Any) -> tuple[torch.nn.Module, nnx.Module]:
     return torch_layer, jax_layer
 
 
+def loaded() -> list[str]:
+    """Return how kernels are sharded after PyTorch's weights were loaded: of an NNX module, and of a function."""
+    torch_twin, twin = sharded(MESH)
+    kernel = twin.linear.kernel.get_value()
+    weights = {"linear": {"kernel": kernel, "bias": twin.linear.bias.get_value()}}
+    torch_twin.linear.weight.data.add_(1)
+    load_torch_weights(twin, torch_twin)
+    _, new = load_torch_weights((lambda weights, x: x, weights), torch_twin)
+    kernels = twin.linear.kernel.get_value(), new["linear"]["kernel"]
+    assert all(np.array_equal(array, torch_twin.linear.weight.detach().numpy().T) for array in kernels)
+    return [str(array.sharding.spec) for array in kernels]
+
+
 def main() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -124,7 +137,7 @@ def main() -> None:
         "more devices than there are": (layers(), maps, quickly | {"devices": 2 * DEVICES}),
         "sharded, and devices": (sharded(MESH), x, quickly | {"devices": DEVICES}),
     }
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"loaded": loaded()}
     for name, ((torch_model, jax_model), inputs, options) in cases.items():
         SEEN.clear()
         try:

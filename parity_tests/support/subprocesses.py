@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
@@ -20,3 +22,19 @@ def run_on_devices(module: str, devices: int, *arguments: str, timeout: int = 60
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_in_processes(
+    module: str, processes: int, devices: int, names: str | None, folder: object, timeout: int = 600
+) -> Any:
+    """Return what each of several processes prints, which share so many devices for JAX, each having its part."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def run(process: int) -> Any:
+        arguments = map(str, (*filter(None, [names]), process, processes, port, folder))
+        return run_on_devices(module, devices // processes, *arguments, timeout=timeout)
+
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(run, range(processes)))

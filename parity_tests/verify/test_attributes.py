@@ -189,7 +189,8 @@ def test_functions_that_a_torch_model_calls_are_heard() -> None:
     model, facts = Model(), {}
     with torch_semantics.listening(model, facts):
         model(torch.ones(1, 2, 8, 8))
-    assert facts == {"": {"GELU": "tanh", "eps": 1e-3, "interpolation": "bicubic, without antialiasing"}}
+    resizing = {"interpolation": "cubic, a = -0.75", "scale of resizing": 2.0}
+    assert facts == {"": {"GELU": "tanh", "eps": 1e-3, **resizing}}
 
 
 def evidence(said: list[Difference] | None = None, **known: Any) -> causes.Evidence:

@@ -16,6 +16,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "base of RoPE": ({"base": 500.0}, "blocks.0.attn", ("rotary base", "500", "10000")),
     "layout of RoPE": ({"layout": "pairs"}, "blocks.0.attn", ("rotary layout", "interleaved", "in halves")),
     "scale": ({"scale": 0.25}, "blocks.0.attn", ("attention scale", "0.25", "0.5")),
+    "heads": ({"head": 8}, "blocks.0.attn", ("channels per head", "8", "4")),
     "window": ({"window": LENGTH - 2}, "blocks.0.attn", ("attention mask", "window of 4", "causal")),
     "order of heads": ({"repeat": "tile"}, "blocks.0.attn", ("order of repeated heads", "0, 0", "0, 1")),
     "GELU": ({"activation": "gelu"}, "blocks.0.mlp", ("activation", "GELU (exact)", "SiLU")),

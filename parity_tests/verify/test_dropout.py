@@ -1,5 +1,6 @@
 """Dropout masks that both twins share."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -145,6 +146,27 @@ def test_whatever_drops_the_same_trains_alike(name: str, make: Any) -> None:
     assert report.verdict == "pass", str(report)
 
 
+class UniformDrops(NNXDrops):
+    """What is dropped of samples, by `jax.random.uniform`, as in FlaxBeit."""
+
+    def __init__(self, keep: float) -> None:
+        super().__init__(())
+        self.drop.rate, self.keep = 0.0, keep
+
+    def __call__(self, images: Any) -> Any:
+        y = self.conv(images)
+        if not self.drop.deterministic:
+            numbers = jax.random.uniform(jax.random.key(0), shape=(len(y), 1, 1, 1), dtype=y.dtype)
+            y = y * jnp.floor(self.keep + numbers) / self.keep
+        return self.head((y**2).mean((1, 2)))
+
+
+@pytest.mark.parametrize(("keep", "verdict"), [(0.6, "pass"), (0.7, "mismatch")])
+def test_uniform_numbers_of_jax_are_those_of_torch(keep: float, verdict: str) -> None:
+    report = trained("samples, by rand", lambda together: UniformDrops(keep), ())
+    assert report.verdict == verdict, str(report)
+
+
 @pytest.mark.parametrize("make", [nnx_drops, linen_drops], ids=["nnx", "linen"])
 @pytest.mark.parametrize(("name", "together"), [("numbers", (1, 2)), ("channels", ()), ("numbers", (3,))])
 def test_what_drops_other_numbers_together_is_a_mismatch(name: str, together: tuple[int, ...], make: Any) -> None:
@@ -164,6 +186,97 @@ def test_attention_under_a_mask_drops_what_the_masks_say(options: dict[str, Any]
     weights = (q @ k.mT / 2).masked_fill(~keep, -torch.inf).softmax(-1)
     assert torch.equal(found, weights * torch.from_numpy(Draws(0).mask((2, 2, 5, 5), 0.3, "")) @ v)
     assert len(draws.drawn) == 1
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0], ids=["all dropped", "none"])
+def test_attention_and_dropout_take_their_arguments_by_keyword(keep: float) -> None:
+    q, k, v = torch.randn(3, 2, 2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with shared_masks(torch.nn.Identity(), Draws(0, keep_all=keep == 1.0)):
+        found = torch.nn.functional.scaled_dot_product_attention(query=q, key=k, value=v, dropout_p=1 - keep / 2)
+        others = [
+            torch.nn.functional.dropout(input=v, p=1 - keep / 2),
+            torch.nn.functional.dropout2d(input=v, p=1 - keep / 2),
+            v * (torch.rand(size=(5, 4)) > 1 - keep),
+        ]
+    assert torch.allclose(found, 2 * keep * (q @ k.mT / 2).softmax(-1) @ v)
+    for other, factor in zip(others, (2.0, 2.0, 1.0), strict=True):
+        assert torch.equal(other, factor * keep * v)
+
+
+class TorchLayerDrop(torch.nn.Module):
+    """Two layers, each of which is left out in training at a rate, as in BART, and dropout behind."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.drop = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(6)), torch.nn.Dropout(0.4)
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            if not (self.training and torch.rand([]) < self.rate):
+                x = x + layer(x).tanh()
+        return self.drop(x)
+
+
+class LayerDrop(nnx.Module):
+    def __init__(self, rate: float | None) -> None:
+        rngs = nnx.Rngs(0)
+        self.layers = nnx.List([nnx.Linear(6, 6, rngs=rngs) for _ in range(6)])
+        self.drop, self.rate = nnx.Dropout(0.4, rngs=rngs), rate
+
+    def __call__(self, x: Any) -> Any:
+        for layer in self.layers:
+            left_out = self.rate is not None and random.uniform(0, 1) < self.rate and not self.drop.deterministic
+            x = x if left_out else x + jnp.tanh(layer(x))
+        return self.drop(x)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "verdict"),
+    [(0.5, 0.5, "pass"), (0.5, 0.1, "mismatch"), (0.0, None, "pass"), (0.5, None, "mismatch")],
+)
+def test_layers_left_out_by_single_random_numbers_are_the_same(theirs: float, ours: float | None, verdict: str) -> None:
+    module = TorchLayerDrop(theirs)
+    port = load_torch_weights(LayerDrop(ours), module)
+    x = np.random.default_rng(0).standard_normal((8, 6))
+    report = verify(module, port, x, levels=["training"], dtypes=["float64"], steps=1)
+    assert report.verdict == verdict, str(report)
+    assert any("they decide nothing" in note for note in report.notes) == (theirs == 0.0)
+
+
+class TorchCrossed(torch.nn.Module):
+    """Attention over itself, whose masks JAX draws for all samples, and dropout that the other twin may lack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.drop = torch.nn.Linear(6, 6), torch.nn.Dropout(0.25)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = (x @ x.mT).softmax(-1)[:, None]
+        weights = torch.nn.functional.dropout(weights, 0.25, self.training)
+        return self.drop(self.linear((weights @ x[:, None])[:, 0]))
+
+
+class Crossed(nnx.Module):
+    def __init__(self) -> None:
+        self.linear, self.drop = nnx.Linear(6, 6, rngs=nnx.Rngs(0)), nnx.Dropout(0.0, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        weights = jax.nn.softmax(x @ x.swapaxes(-1, -2))[:, None]
+        if not self.drop.deterministic:
+            weights = weights * jax.random.bernoulli(jax.random.key(0), 0.75, (1, 1, *weights.shape[-2:])) / 0.75
+        return self.drop(self.linear((weights @ x[:, None])[:, 0]))
+
+
+def test_a_dropout_that_is_missing_is_placed_behind_masks_that_cannot_be_shared() -> None:
+    theirs = TorchCrossed()
+    ours = load_torch_weights(Crossed(), theirs)
+    x = np.random.default_rng(0).standard_normal((2, 5, 6))
+    report = verify(theirs, ours, x, levels=["training"], dtypes=["float64"], steps=1)
+    assert report.first_divergence == "drop"
+    assert "2 dropout masks in torch, 1 in jax; they differ from mask 2 on, in drop" in str(report.cause)
 
 
 def test_random_numbers_of_its_own_in_training_excuse_no_twin() -> None:

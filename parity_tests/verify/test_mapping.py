@@ -87,6 +87,23 @@ def test_counters_that_skip_and_begin_elsewhere_correspond_by_rank() -> None:
     ]
 
 
+def test_layers_in_the_only_chunk_of_one_twin_correspond_to_those_of_the_other() -> None:
+    theirs = {**linear("blocks.0.fc1"), **linear("blocks.0.fc2"), **linear("blocks.1.fc1"), **linear("blocks.1.fc2")}
+    ours = {name.replace("blocks.", "blocks.0.blocks."): shape for name, shape in theirs.items()}
+    assert pairs(found(theirs, ours)) == {ours: [name] for ours, name in zip(ours, theirs, strict=True)}
+    two = {name.replace("blocks.0.blocks.1", "blocks.1.blocks.0"): shape for name, shape in ours.items()}
+    assert "blocks.1.fc1.weight" not in pairs(found(theirs, two))["blocks.0.blocks.0.fc1.weight"]
+
+
+def test_a_weight_in_a_module_of_its_own_corresponds_to_one_in_none() -> None:
+    theirs = {"pos_embed": (1, 5, DIM), "cls_token": (1, 1, DIM), **linear("head")}
+    ours = {"global_pos_embed.weight": (5, DIM), "cls_token": (1, DIM), **dense("head")}
+    names = found(theirs, ours)
+    assert pairs(names)["global_pos_embed.weight"] == ["pos_embed"]
+    assert names.by_flax["global_pos_embed.weight"].reshaped == ((1, 5, DIM), (5, DIM))
+    assert not names.found.left
+
+
 def test_a_layer_that_is_missing_moves_no_other() -> None:
     theirs = {**linear("net.0"), **linear("net.1"), **linear("net.2")}
     ours = {**dense("net.0"), **dense("net.2")}

@@ -7,7 +7,7 @@ import torch
 from outlook_parity import Report
 from outlook_parity.compare.modules import MODEL
 from outlook_parity.core.check import PROPAGATED
-from outlook_parity.core.layout import axes_to_jax
+from outlook_parity.core.layout import Axes, fitting_axes, nearest_axes
 from outlook_parity.core.recorder import Key, Recorder
 from outlook_parity.core.request import Request
 from outlook_parity.mapping.user import NameMap
@@ -125,12 +125,17 @@ def test_a_tape_plays_to_each_module_what_it_holds() -> None:
         assert difference == pytest.approx(recorded.events[Key("head", 0, "out")][0])
 
 
+def nearest_fitting(torch: np.ndarray, jax: np.ndarray) -> Axes | None:
+    fitting = fitting_axes(torch.shape, jax.shape)
+    return nearest_axes(torch, jax, fitting) if fitting else None
+
+
 def test_axes_are_told_by_shapes_and_where_those_leave_a_choice_by_the_numbers() -> None:
     x = np.random.default_rng(0).standard_normal((2, 5, 5, 5))
-    assert axes_to_jax(x.transpose(0, 3, 1, 2), x) == (0, 2, 3, 1)
-    assert axes_to_jax(x, x) == (0, 1, 2, 3)
-    assert axes_to_jax(x[:, :3].transpose(0, 3, 1, 2), x[:, :3]) == (0, 2, 3, 1)
-    assert axes_to_jax(x[:, :3], x[:, :, :3]) is None
+    assert nearest_fitting(x.transpose(0, 3, 1, 2), x) == (0, 2, 3, 1)
+    assert nearest_fitting(x, x) == (0, 1, 2, 3)
+    assert nearest_fitting(x[:, :3].transpose(0, 3, 1, 2), x[:, :3]) == (0, 2, 3, 1)
+    assert nearest_fitting(x[:, :3], x[:, :, :3]) is None
 
 
 def test_the_levels_forward_and_layers_agree() -> None:

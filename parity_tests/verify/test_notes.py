@@ -64,6 +64,24 @@ def test_a_parameter_that_nothing_depends_on_may_be_missing_in_jax() -> None:
     assert "rows unused" in str(report)
 
 
+def test_a_parameter_that_nothing_depends_on_may_be_missing_in_torch() -> None:
+    report = check(Twin(), linear, weights() | {"mask": np.ones(5)})
+    assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
+    notes = {row.note for row in report.checks if row.verdict == "skipped" and "mask" in row.name}
+    assert notes == {"unused: no output depends on it in JAX, and torch has no such weight"}
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0])
+def test_a_parameter_that_matters_must_not_be_missing_in_torch(factor: float) -> None:
+    def ours(given: Any, x: Any) -> Any:
+        # Behind a stop, or times zero, it has no gradient.
+        return linear(given, x) + factor * jax.lax.stop_gradient(given["mask"]).sum()
+
+    report = check(Twin(), ours, weights() | {"mask": np.zeros(5)})
+    assert report.verdict == "mismatch"
+    assert "mask: missing in torch" in str(report.cause)
+
+
 def test_a_parameter_that_matters_must_not_be_missing_in_jax() -> None:
     def ours(given: Any, x: Any) -> Any:
         return x @ given["weight"] + weights()["positions"] @ given["weight"]

@@ -42,7 +42,8 @@ def test_a_sharded_twin_passes_on_its_mesh(found: Any, name: str, mesh: dict[str
 
 
 def test_inputs_are_split_along_the_batch_if_it_divides_and_keep_their_own_sharding(found: Any) -> None:
-    specs = {name: one["sharding"]["inputs"]["input"] for name, one in found.items() if one.get("sharding")}
+    reports = {name: one for name, one in found.items() if name != "loaded" and one.get("sharding")}
+    specs = {name: one["sharding"]["inputs"]["input"] for name, one in reports.items()}
     assert specs["weights on a mesh"] == "P('data',)"
     assert specs["a batch that does not divide"] == "P()"
     assert specs["inputs on a mesh"] == "P(('data', 'model'),)"
@@ -78,6 +79,10 @@ def test_rules_spread_a_twin_and_the_report_says_over_what(found: Any, rules: st
 )
 def test_what_cannot_run_sharded_is_refused_with_numbers(found: Any, name: str, words: tuple[str, ...]) -> None:
     assert not [word for word in words if word not in found[name]["error"]], found[name]
+
+
+def test_loading_weights_of_pytorch_keeps_the_shardings(found: Any) -> None:
+    assert found["loaded"] == ["P(None, 'model')"] * 2
 
 
 def test_more_devices_than_there_are_is_not_run(found: Any) -> None:

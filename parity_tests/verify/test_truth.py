@@ -106,11 +106,18 @@ class Model(nnx.Module):
         return self.head(x + self.attention(self.norm(x)))
 
 
-def check(*levels: str, dtypes: tuple[str, ...] = ("float64", "float32"), **fault: float) -> Report:
+def torch_model() -> torch.nn.Module:
     torch.manual_seed(0)
-    module = TorchModel()
+    return TorchModel()
+
+
+def jax_model(**fault: float) -> Any:
+    return load_torch_weights(Model(**fault), torch_model())
+
+
+def check(*levels: str, dtypes: tuple[str, ...] = ("float64", "float32"), **fault: float) -> Report:
     x = np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH))
-    return verify(module, load_torch_weights(Model(**fault), module), x, levels=levels or None, dtypes=dtypes)
+    return verify(torch_model(), jax_model(**fault), x, levels=levels or None, dtypes=dtypes)
 
 
 def test_twins_that_cast_alike_pass_and_what_their_tables_make_is_a_note() -> None:
@@ -137,6 +144,37 @@ def test_a_fault_beside_casts_is_named_and_no_norm() -> None:
 def test_a_fault_as_small_as_float32_rounds_is_no_note_in_a_module_without_constants() -> None:
     report = check("forward", "layers", epsilon=2e-6)
     assert (report.verdict, report.first_divergence) == ("mismatch", "norm")
+
+
+class TorchScaled(torch.nn.Module):
+    """A residual branch that is scaled by a number, as those of stochastic depth."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.rate = torch.nn.Linear(WIDTH, WIDTH), rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = x + self.linear(x) / (1 - self.rate)
+        return y
+
+
+class Scaled(nnx.Module):
+    def __init__(self) -> None:
+        self.linear = nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.linear(x) / (1 - 0.1)
+
+
+@pytest.mark.parametrize(
+    ("rate", "verdict"), [(torch.linspace(0, 0.1, 2)[1].item(), "pass"), (0.1 + 1.5e-9, "mismatch"), (0.1, "pass")]
+)
+def test_a_number_of_float32_in_a_module_is_a_constant_of_float32(rate: float, verdict: str) -> None:
+    module, x = TorchScaled(rate), np.random.default_rng(0).standard_normal((4, WIDTH))
+    report = verify(module, load_torch_weights(Scaled(), module), x, levels=("forward", "training"))
+    assert report.verdict == verdict, str(report)
+    assert any("rate of shape () (torch)" in note for note in report.notes) == (verdict == "pass" and rate != 0.1)
 
 
 def _torch_casts() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
@@ -250,6 +288,34 @@ def test_a_model_that_needs_its_float32_runs_as_it_is_and_a_note_says_so() -> No
 
     x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
     report = verify(lambda x: 2 * x, picky, x, levels=("forward",), dtypes=("float64",))
+    assert any("lifted to float64 it fails (AssertionError: float32 only)" in note for note in report.notes)
+
+
+class Picky(nnx.Module):
+    def __init__(self) -> None:
+        self.linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        y = self.linear(x).astype(jnp.float32)
+        assert y.dtype == jnp.float32, "float32 only"
+        return y.astype(x.dtype)
+
+
+class Rounding(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x)
+        return y.to(x.dtype)
+
+
+@pytest.mark.parametrize("levels", [("layers",), ("training",)], ids=str)
+def test_every_level_runs_a_model_that_needs_its_float32_as_it_is(levels: tuple[str, ...]) -> None:
+    module = Rounding()
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    report = verify(module, load_torch_weights(Picky(), module), x, levels=levels, dtypes=("float64",))
     assert any("lifted to float64 it fails (AssertionError: float32 only)" in note for note in report.notes)
 
 

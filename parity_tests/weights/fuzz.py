@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,13 +79,13 @@ class Fuzz:
         self.old = self.destination.read_bytes()
         self.figures = figures
 
-    def check(self, seed: int) -> None:
-        """Convert the file with this number.
+    def check(self, seed: int, *, only_new: bool = False) -> None:
+        """Convert the file with this number; see `hostile`.
 
         Raises:
             HarmError: it crashed, hung, grew, executed, wrote where it should not, or gave a result the file has not.
         """
-        made = hostile(seed, str(self.canary))
+        made = hostile(seed, str(self.canary), only_new=only_new)
         path = self.source / f"a{made.suffix}"
         if made.contents or not made.beside:
             path.write_bytes(made.contents)
@@ -150,16 +151,19 @@ def reference(path: Path, suffix: str) -> dict[str, np.ndarray]:
         import safetensors.numpy
 
         return safetensors.numpy.load(path.read_bytes())
-    if suffix == ".safetensors.index.json":
+    if suffix in (".safetensors.index.json", ".bin.index.json"):
         files = set(json.loads(path.read_text())["weight_map"].values())
-        return {
-            name: array for file in files for name, array in reference(path.with_name(file), ".safetensors").items()
-        }
+        shard = f".{suffix.split('.')[1]}"
+        return {name: array for file in files for name, array in reference(path.with_name(file), shard).items()}
     if suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
     if suffix == ".orbax":
         return _by_tensorstore(path)
+    if suffix == ".dcp":
+        return _by_torch(path)
+    if suffix == ".msgpack":
+        return _by_flax(path)
     import torch
 
     with torch.serialization.safe_globals([(Dropped, name) for name in PICKLE_STUBS]):
@@ -167,6 +171,40 @@ def reference(path: Path, suffix: str) -> dict[str, np.ndarray]:
     while wrapper := next((key for key in ("state_dict", "model") if isinstance(found.get(key), dict)), None):
         found = found[wrapper]
     return {name: tensor.numpy() for name, tensor in found.items() if tensor != {}}  # which has no names
+
+
+def _by_torch(folder: Path) -> dict[str, np.ndarray]:
+    """Return the tensors that PyTorch reads of a distributed checkpoint, by their names in the saved mapping."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    reader = dcp.FileSystemReader(folder)
+    about = reader.read_metadata()
+    state = {
+        name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+        for name, tensor in about.state_dict_metadata.items()
+        if hasattr(tensor, "size")
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is not run by several processes
+            dcp.load(state, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:  # a BaseException
+        raise ValueError(str(error).splitlines()[-1]) from error
+    paths = about.planner_data if isinstance(about.planner_data, dict) else {}
+    at = {name: paths.get(name) for name in state}
+    names = {name: ".".join(map(str, path)) if isinstance(path, tuple) and path else name for name, path in at.items()}
+    return {names[name]: tensor.numpy() for name, tensor in state.items()}
+
+
+def _by_flax(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays that Flax reads."""
+    from flax.serialization import msgpack_restore
+    from flax.traverse_util import flatten_dict
+
+    found = flatten_dict(msgpack_restore(path.read_bytes()), sep=".")
+    return {name: np.asarray(array) for name, array in found.items() if hasattr(array, "shape")}
 
 
 def _by_tensorstore(folder: Path) -> dict[str, np.ndarray]:
@@ -230,7 +268,7 @@ def _read_line(process: "subprocess.Popen[str]", seconds: float) -> str:
 def work(commands: IO[str], answers: IO[str]) -> None:
     """Convert the file named in each line, and answer with the outcome."""
     import tensorstore  # noqa: F401  (so that no file is charged with the imports)
-    import torch  # noqa: F401
+    import torch.distributed.checkpoint  # noqa: F401
 
     resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
     for line in commands:
@@ -255,6 +293,7 @@ def work(commands: IO[str], answers: IO[str]) -> None:
 def main(
     files: Annotated[int, typer.Option(help="How many.")] = 6000,
     first: Annotated[int, typer.Option(help="The number of the first.")] = 0,
+    only_new: Annotated[bool, typer.Option("--only-new", help="Only msgpack, DCP and PyTorch's shards.")] = False,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Convert hostile files; print figures as JSON; exit with 1 if any file did harm."""
@@ -269,7 +308,7 @@ def main(
         with fuzz(figures) as run:  # anew after each failure
             try:
                 while seed is not None:
-                    run.check(seed)
+                    run.check(seed, only_new=only_new)
                     seed = next(seeds, None)
             except HarmError as failure:
                 failures.append(str(failure))

@@ -25,6 +25,7 @@ from numpy._core.multiarray import scalar
 
 from outlook_common import OutlookAttentionConfig
 from outlook_common.weights import table_for
+from parity_tests.weights import hostile_formats as more
 
 TABLE = table_for(OutlookAttentionConfig(6, 2, qkv_bias=True))
 WEIGHTS = {
@@ -71,10 +72,13 @@ class Hostile:
     beside: dict[str, bytes | Link]
 
 
-def hostile(seed: int, canary: str) -> Hostile:
-    """Return the file with this number; code in it, if executed, creates a file in the folder `canary`."""
+def hostile(seed: int, canary: str, *, only_new: bool = False) -> Hostile:
+    """Return the file with this number; code in it, if executed, creates a file in the folder `canary`.
+
+    `only_new` leaves out all kinds but those of `NEW_FORMATS`.
+    """
     rng = random.Random(seed)
-    family = rng.choice(FAMILIES)
+    family = rng.choice(NEW_FORMATS if only_new else FAMILIES)
     suffix, contents, beside = family(rng, canary)
     return Hostile(suffix, family.__name__, contents, beside)
 
@@ -373,6 +377,14 @@ def pickle_bomb(rng: random.Random, canary: str) -> Made:
 
 def pickle_opcodes(rng: random.Random, canary: str) -> Made:
     """Handwritten pickles, with every opcode that names a global or builds an object."""
+    code = opcodes(rng, canary)
+    if rng.random() < 0.5:
+        return ".pth", code, {}
+    found = [("archive/data.pkl", code), ("archive/version", b"3\n"), ("archive/data/0", bytes(144))]
+    return ".pth", zipped(found), {}
+
+
+def opcodes(rng: random.Random, canary: str) -> bytes:
     target = f"{canary}/exploded-{rng.randrange(10**9)}".encode()
     text = b"V" + target + b"\n"
     code = rng.choice(
@@ -394,12 +406,11 @@ def pickle_opcodes(rng: random.Random, canary: str) -> Made:
             b"\x80\x05\x8e" + b"\xff" * 7 + b"\x7f",
             b"\x80\x02\x82\x01.",
             b"\x80\x02P1\n.",
+            b"\x80\x02]r\xff\xff\xff\x7f.",
+            b"\x80\x02]j\xff\xff\xff\x7f.",
         )
     )
-    if rng.random() < 0.5:
-        return ".pth", code if code.startswith(b"\x80") else b"\x80\x02" + code, {}
-    found = [("archive/data.pkl", code), ("archive/version", b"3\n"), ("archive/data/0", bytes(144))]
-    return ".pth", zipped(found), {}
+    return code if code.startswith(b"\x80") else b"\x80\x02" + code
 
 
 class Built:
@@ -454,6 +465,10 @@ def numpy_scalars(rng: random.Random, canary: str) -> Made:
 
 def torch_sizes(rng: random.Random, canary: str) -> Made:
     """Offsets, shapes and strides beyond the storage, or that repeat a number a billion times."""
+    return ".pth", torch_file(state_dict() | {"v.weight": strange_tensor(rng)}, new=rng.random() < 0.7), {}
+
+
+def strange_tensor(rng: random.Random) -> "Built":
     import torch
 
     storage = torch.storage.TypedStorage(
@@ -462,8 +477,7 @@ def torch_sizes(rng: random.Random, canary: str) -> Made:
     shape = rng.choice(((6, 6), (10**6, 10**6), (2**40,), (2**62, 2), (-6, 6), (6,) * 40, (0, 10**12), (36,)))
     stride = rng.choice(((6, 1), (0, 0), (1, 1), (2**40, 1), (-1, 1), (1,), (0,) * 40, (1, 0)))
     arguments = storage, rng.choice((0, 0, 0, 5, 36, 2**40, -1)), shape, stride, False, {}
-    value = Built(torch._utils._rebuild_tensor_v2, arguments, None)
-    return ".pth", torch_file(state_dict() | {"v.weight": value}, new=rng.random() < 0.7), {}
+    return Built(torch._utils._rebuild_tensor_v2, arguments, None)
 
 
 def torch_nested(rng: random.Random, canary: str) -> Made:
@@ -531,6 +545,62 @@ def shards(rng: random.Random, canary: str) -> Made:
     text = json.dumps({"metadata": {}, "weight_map": places})
     text = text if rng.random() < 0.8 else rng.choice((text[:-5], "[]", "{}", '{"weight_map": []}', text * 2))
     return ".safetensors.index.json", text.encode(), beside
+
+
+def torch_shards(rng: random.Random, canary: str) -> Made:
+    """PyTorch's shards with an index that is wrong, or code or damage in one of them."""
+    names = list(WEIGHTS)
+    halves = {"s0.bin": names[:3], "s1.bin": names[3:]}
+    beside: dict[str, bytes | Link] = {
+        file: torch_file({name: state_dict()[name] for name in half}, new=rng.random() < 0.7)
+        for file, half in halves.items()
+    }
+    places: dict[str, Any] = {name: file for file, half in halves.items() for name in half}
+    name, what = rng.choice(names), rng.randrange(6)
+    if what == 0:
+        places[name] = rng.choice(("../s0.bin", "/etc/passwd", "absent.bin", "s0", "s0.exe", "s1.safetensors", 3, None))
+    elif what == 1:
+        del places[name]
+    elif what == 2:
+        places["more"] = "s0.bin"
+    elif what == 3:
+        beside["s1.bin"] = more.damage(rng, torch_file({name: state_dict()[name] for name in halves["s1.bin"]}))
+    elif what == 4:
+        beside["s0.bin"] = torch_file(
+            rng.choice((Bomb(rng, canary), {"v.weight": Bomb(rng, canary)}, [], {"model": {}}))
+        )
+    return ".bin.index.json", json.dumps({"weight_map": places}).encode(), beside
+
+
+# Flax's msgpack, and DCP folders
+
+
+def msgpack_damaged(rng: random.Random, canary: str) -> Made:
+    return ".msgpack", more.msgpack_damaged(rng, IN_FLAX), {}
+
+
+def msgpack_values(rng: random.Random, canary: str) -> Made:
+    return ".msgpack", more.msgpack_values(rng, IN_FLAX), {}
+
+
+def dcp_folder(parts: dict[str, bytes]) -> Made:
+    return ".dcp", b"", {f"a.dcp/{name}": contents for name, contents in parts.items()}
+
+
+def dcp_damaged(rng: random.Random, canary: str) -> Made:
+    return dcp_folder(more.dcp_damaged(rng, WEIGHTS))
+
+
+def dcp_metadata(rng: random.Random, canary: str) -> Made:
+    return dcp_folder(more.dcp_metadata(rng, WEIGHTS))
+
+
+def dcp_pickles(rng: random.Random, canary: str) -> Made:
+    return dcp_folder(more.dcp_pickles(rng, WEIGHTS, Bomb(rng, canary), opcodes(rng, canary)))
+
+
+def dcp_tensors(rng: random.Random, canary: str) -> Made:
+    return dcp_folder(more.dcp_tensors(rng, WEIGHTS, strange_tensor(rng)))
 
 
 # Orbax checkpoints
@@ -714,6 +784,10 @@ def orbax_links(rng: random.Random, canary: str) -> Made:
     return orbax_folder(parts)
 
 
+NEW_FORMATS: tuple[Callable[[random.Random, str], Made], ...] = (
+    msgpack_damaged, msgpack_damaged, msgpack_values, msgpack_values, dcp_damaged, dcp_damaged, dcp_metadata,
+    dcp_metadata, dcp_pickles, dcp_tensors, dcp_tensors, torch_shards,
+)  # fmt: skip
 FAMILIES: tuple[Callable[[random.Random, str], Made], ...] = (
     truncated, truncated, flipped, flipped, flipped, flipped, spliced, spliced, mislabelled, noise,
     safetensors_header, safetensors_header, safetensors_header, safetensors_names, safetensors_length, safetensors_json,
@@ -723,4 +797,5 @@ FAMILIES: tuple[Callable[[random.Random, str], Made], ...] = (
     torch_sizes, torch_sizes, torch_nested, torch_values, torch_archive, shards, shards,
     orbax_damaged, orbax_damaged, orbax_damaged, orbax_metadata, orbax_metadata, orbax_arrays, orbax_arrays,
     orbax_links,
+    *NEW_FORMATS,
 )  # fmt: skip

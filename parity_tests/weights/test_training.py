@@ -367,7 +367,7 @@ OPTAX = {
     f"{name}{suffix}": partial(getattr(module, name), **more)
     for module in (optax, optax.contrib)
     for name in dir(module)
-    if not name.startswith("_") and is_optimizer(getattr(module, name))
+    if not name.startswith(("_", "scale_by_")) and is_optimizer(getattr(module, name))
     for suffix, more in {"": {}, " with nesterov": {"nesterov": True}}.items()
     if more.keys() <= inspect.signature(getattr(module, name)).parameters.keys()
 }

@@ -143,6 +143,12 @@ _LAYER = "encoder/layer/{}/attention/self/{}/kernel"
 FAULTS = (
     Fault("bert: GELU by tanh", _jax(pairs.bert, hidden_act="gelu_new"), ("layer.0.intermediate",), ("gelu",)),
     Fault("bert: eps of LayerNorm", _jax(pairs.bert, layer_norm_eps=1e-3), ("embeddings.LayerNorm",), ("eps",)),
+    Fault(
+        "bert: another number of heads",
+        _jax(pairs.bert, num_attention_heads=2),
+        ("layer.0.attention.self",),
+        ("channels per head",),
+    ),
     Fault("vit: GELU by tanh", _jax(pairs.vit, hidden_act="gelu_new"), ("layer.0.intermediate",), ("gelu",)),
     Fault("vit: eps of LayerNorm", _jax(pairs.vit, layer_norm_eps=1e-5), ("layer.0.layernorm_before",), ("eps",)),
     Fault(
@@ -162,7 +168,12 @@ FAULTS = (
     Fault("gpt2: GELU exact", _jax(pairs.gpt2, activation_function="gelu"), ("h.0.mlp",), ("gelu",)),
     Fault("opt: GELU for ReLU", _jax(pairs.opt, activation_function="gelu"), ("layers.0",), ("gelu", "relu")),
     Fault("bart: ReLU for GELU", _jax(pairs.bart, activation_function="relu"), ("layers.0",), ("gelu", "relu")),
-    Fault("bart: embeddings scaled", _jax(pairs.bart, scale_embedding=True), ("encoder",), ("scale", "factor")),
+    Fault(
+        "bart: embeddings scaled",
+        _jax(pairs.bart, scale_embedding=True),
+        ("encoder",),
+        ("multiplies by 5.6569",),
+    ),
     Fault("roberta: padding id", _jax(pairs.roberta, pad_token_id=3), ("embeddings",), ("position",)),
     Fault(
         "clip: GELU for quick GELU",
@@ -240,6 +251,41 @@ FAULTS = (
         ("layers.0.self_attn",),
         ("mask", "window"),
     ),
+    Fault(
+        "electra: token types of one (released)",
+        lambda: pairs.electra()._replace(inputs={"input_ids": pairs.ids()}),
+        ("embeddings",),
+        ("other integers",),
+    ),
+    Fault(
+        "t5: cross-attention never drops (released)",
+        lambda: pairs.t5(dropout_rate=0.1),
+        ("decoder.block.0.layer.1.EncDecAttention",),
+        ("24 dropout masks in torch, 22 in jax",),
+        levels=("training",),
+    ),
+    Fault(
+        "wav2vec2: layers never drop (released)",
+        lambda: pairs.wav2vec2(attention_dropout=0.1, hidden_dropout=0.1),
+        ("encoder.layers.0",),
+        ("dropout masks in torch, 1 in jax",),
+        levels=("training",),
+    ),
+    Fault(
+        "regnet: layers stay in eval mode (released)",
+        pairs.regnet,
+        ("encoder.stages.0.layers.0.layer.0.normalization",),
+        ("as in eval mode",),
+        levels=("training",),
+    ),
+    Fault(
+        "resnet: biased running variance (released)",
+        pairs.resnet,
+        ("normalization",),
+        ("biased",),
+        levels=("training",),
+    ),
+    Fault("dinov2: positions resized otherwise (released)", pairs.dinov2, ("embeddings",), ("interpolation",)),
     Fault(
         "resnet: basic layers (released)",
         lambda: pairs.resnet(layer_type="basic"),

@@ -1,5 +1,6 @@
 """Verify a pair of other packages, and judge what the report says of a fault."""
 
+import jax
 import numpy as np
 
 from outlook_parity import NameMap, Report, verify
@@ -12,12 +13,15 @@ DTYPES = ("float64", "float32")
 def verify_made(made: Made, levels: tuple[str, ...] | None = None, axes: tuple[int, ...] | None = None) -> Report:
     """Return the report on both models, as a user calls it who writes nothing else."""
     names = None if axes is None else NameMap(torch_axes=axes)
-    return verify(made.torch_model, made.jax_model, made.inputs, levels=levels, dtypes=DTYPES, names=names)
+    try:
+        return verify(made.torch_model, made.jax_model, made.inputs, levels=levels, dtypes=DTYPES, names=names)
+    finally:
+        jax.clear_caches()  # programs of sixty pairs would fill the memory
 
 
 def verify_pair(pair: Pair) -> Report:
-    """Return the report on an honest pair, on every level that it allows."""
-    return verify_made(pair.make(), axes=pair.torch_axes)
+    """Return the report on an honest pair, on its levels."""
+    return verify_made(pair.make(), pair.levels, pair.torch_axes)
 
 
 def verify_fault(fault: Fault) -> Report:

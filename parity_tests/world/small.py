@@ -1,4 +1,4 @@
-"""Honest pairs written with the layers of Equinox, Haiku and Keras, and PyTorch's twin."""
+"""Honest pairs of Equinox, Haiku, Keras and equimo, and PyTorch's twins."""
 
 import os
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from parity_tests.world.pairs import Made, Pair
+from parity_tests.world.pairs import Made, Pair, images
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -84,4 +84,27 @@ def keras_mlp(epsilon: float = 1e-5) -> Made:
     return _made(keras.Sequential(layers), _rows())
 
 
-SMALL_PAIRS = tuple(Pair(make.__name__, make) for make in (equinox_mlp, haiku_mlp, keras_mlp))
+def equimo_vit(act_layer: str = "exactgelu", eps: float = 1e-6) -> Made:
+    """equimo's ViT, of a batch by `jax.vmap`, and timm's; its default `act_layer` is the tanh GELU."""
+    import jax
+    import timm
+    from equimo.models import VisionTransformer
+
+    from outlook_parity import load_torch_weights
+
+    torch.manual_seed(0)
+    sizes = {"img_size": 24, "patch_size": 8, "num_heads": 4, "num_classes": CLASSES}
+    theirs = timm.models.VisionTransformer(embed_dim=32, depth=2, global_pool="token", **sizes).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += (0.1 if parameter.ndim < 2 else 0.2) * torch.randn_like(parameter)
+    options = {"act_layer": act_layer, "eps": eps, "reg_tokens": 0, "global_pool": "token"}
+    module = VisionTransformer(in_channels=3, dim=32, depths=[2], key=jax.random.key(0), **sizes, **options)
+
+    def batched(model: Any, x: Any) -> Any:
+        return jax.vmap(model)(x)
+
+    return Made(theirs, load_torch_weights((batched, module), theirs, inputs=images(24)), images(24))
+
+
+SMALL_PAIRS = tuple(Pair(make.__name__, make) for make in (equinox_mlp, haiku_mlp, keras_mlp, equimo_vit))

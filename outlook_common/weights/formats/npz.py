@@ -6,7 +6,6 @@ metadata.
 
 import io
 import json
-import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +26,10 @@ from outlook_common.weights.formats.base import (
     Positions,
     Tensors,
     awaited,
-    check_names,
     check_shape,
     damage_errors,
 )
+from outlook_common.weights.formats.zip_members import members
 from outlook_common.weights.io import limits
 from outlook_common.weights.io.byte_range import ByteRange, UnchangedFile
 from outlook_common.weights.io.lazy import Computed, InFile, LazyTensor
@@ -39,12 +38,6 @@ from outlook_common.weights.io.verified import VerifiedFile
 
 _NOTE = "__metadata__"
 _SUFFIX = ".npy"
-_UTF8 = 0x800
-# Accepted flags of members: deflate level, position of sizes, encoding of names. Not encryption.
-_FLAGS = 0x6 | 0x8 | _UTF8
-# A member's local header: its size without name and extra field, and the lengths of those two.
-_LOCAL_BYTES, _LOCAL_LENGTHS = 30, struct.Struct("<26x2H")
-_LOCAL_MAGIC = b"PK\3\4"
 _NPY_HEADER_BYTES = 1 << 14
 _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -53,9 +46,7 @@ def read(path: Path) -> Contents:
     """Open an archive; only the header of each member is read."""
     file = UnchangedFile.at(path)
     with damage_errors(path, ".npz"):
-        members = _members(file)
-        check_names(path, list(members))
-        found = {name: _member(file, name, byte_range, size) for name, (byte_range, size) in members.items()}
+        found = {name: _member(file, name, *member) for name, member in members(file, suffix=_SUFFIX).items()}
         note = _note(path, found)
         bfloat16 = note.get("bfloat16", [])
         for name in bfloat16:
@@ -69,53 +60,6 @@ def read(path: Path) -> Contents:
             "bfloat16 so, and its dtype is lost; save them with `save_weights`, or as .safetensors"
         )
     return Contents(found, note.get("metadata", {}))
-
-
-def _members(file: UnchangedFile) -> dict[str, tuple[ByteRange, int]]:
-    """Return each member's byte range and unpacked size, after checking the archive as a whole."""
-    with file.open() as opened, zipfile.ZipFile(opened) as archive:
-        infos = archive.infolist()
-        names = [info.filename.removesuffix(_SUFFIX) for info in infos]
-        check_names(file.path, names)
-        _check_sizes(file, infos)
-        return {
-            name: (_byte_range_of(file, opened, info), info.file_size) for name, info in zip(names, infos, strict=True)
-        }
-
-
-def _check_sizes(file: UnchangedFile, infos: list[zipfile.ZipInfo]) -> None:
-    at = 0
-    for info in sorted(infos, key=lambda info: info.header_offset):
-        if info.header_offset < at:
-            raise ValueError(f"{printable(info.filename)} overlaps the member before it")
-        at = info.header_offset + _LOCAL_BYTES + info.compress_size
-    if at > file.size:
-        raise ValueError(f"its members end at byte {at}, the file at {file.size}")
-    unpacked = sum(info.file_size for info in infos)
-    if unpacked > max(limits.UNPACKED_BYTES, limits.UNPACKED_RATIO * file.size):
-        raise ValueError(
-            f"its {file.size} bytes unpack to {unpacked}, more than {limits.UNPACKED_RATIO} times as many: a ZIP bomb?"
-        )
-
-
-def _byte_range_of(file: UnchangedFile, opened: Any, info: zipfile.ZipInfo) -> ByteRange:
-    if info.flag_bits & ~_FLAGS:
-        raise ValueError(f"{printable(info.filename)} is encrypted or patched: flags {info.flag_bits:#x}")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{printable(info.filename)} is packed by method {info.compress_type}, only 0 and 8 are read")
-    if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
-        raise ValueError(f"{printable(info.filename)} is {info.file_size} bytes long, {info.compress_size} are there")
-    opened.seek(info.header_offset)
-    header = opened.read(_LOCAL_BYTES)
-    if not header.startswith(_LOCAL_MAGIC) or len(header) < _LOCAL_BYTES:
-        raise ValueError(f"{printable(info.filename)} is not where the archive says")
-    name_length, extra_length = _LOCAL_LENGTHS.unpack(header)
-    own_name = opened.read(name_length).decode("utf-8" if info.flag_bits & _UTF8 else "cp437")
-    if own_name != info.orig_filename:
-        raise ValueError(f"{printable(info.filename)} is called {printable(own_name)} in its own header")
-    start = info.header_offset + _LOCAL_BYTES + name_length + extra_length
-    deflated = info.compress_type == zipfile.ZIP_DEFLATED
-    return ByteRange(file, start, info.compress_size, deflated, crc=info.CRC)
 
 
 def _member(file: UnchangedFile, name: str, byte_range: ByteRange, size: int) -> LazyTensor:

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -30,6 +30,7 @@ from outlook_common.weights.formats.base import (
     damage_errors,
 )
 from outlook_common.weights.io import limits
+from outlook_common.weights.io.interrupts import deferred_interrupts
 from outlook_common.weights.io.lazy import LazyTensor
 from outlook_common.weights.tables.base import FLAX
 
@@ -220,6 +221,12 @@ def _raise(error: OSError) -> None:
 
 def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
     """Fill a folder with a tree of arrays by their dotted names; one batch or array is in memory at a time."""
+    with deferred_interrupts() as check_interrupts:
+        _write(path, tensors, metadata, check_interrupts)
+    return {}
+
+
+def _write(path: Path, tensors: Tensors, metadata: Metadata, check_interrupts: Callable[[], None]) -> None:
     for module in ("jax", "orbax.checkpoint"):
         require(module, extra="jax", needed_by="writing an Orbax checkpoint")
     import orbax.checkpoint as ocp
@@ -231,6 +238,7 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
         async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
             args = args or [ocp.SaveArgs()] * len(values)
             for start, end in _batches([value.nbytes for value in values]):
+                check_interrupts()
                 arrays = [np.asarray(value.read(), order="C") for value in values[start:end]]
                 for future in await super().serialize(arrays, infos[start:end], args[start:end]):
                     future.result()
@@ -250,7 +258,6 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
             if number := re.search(r"os_error_code='(\d+)'", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
             raise
-    return {}
 
 
 def _batches(sizes: list[int]) -> Iterator[tuple[int, int]]:

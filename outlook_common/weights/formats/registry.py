@@ -7,7 +7,7 @@ from typing import Any
 
 from outlook_common.text import listed
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.formats import npz, orbax, pytorch, safetensors, sharded
+from outlook_common.weights.formats import dcp, msgpack, npz, orbax, pytorch, safetensors, sharded
 from outlook_common.weights.formats.base import Contents, Format, Metadata, PathLike, Positions, Tensors
 from outlook_common.weights.io.atomic import replacing, sync
 from outlook_common.weights.io.lazy import LazyTensor, as_lazy, same_bytes
@@ -20,6 +20,7 @@ Progress = Callable[[int], None]
 # Suffix -> format; the first match counts.
 FORMATS: dict[str, Format] = {
     ".safetensors.index.json": sharded.FORMAT,
+    ".bin.index.json": sharded.FORMAT,
     ".safetensors": safetensors.FORMAT,
     ".npz": npz.FORMAT,
     ".pth": pytorch.FORMAT,
@@ -27,12 +28,14 @@ FORMATS: dict[str, Format] = {
     ".pth.tar": pytorch.FORMAT,
     ".bin": pytorch.FORMAT,
     ".ckpt": pytorch.FORMAT,  # Lightning's
+    ".msgpack": msgpack.FORMAT,
     ".orbax": orbax.FORMAT,
+    ".dcp": dcp.FORMAT,
 }
 
 
 def format_of(path: PathLike) -> Format:
-    """Return the format of a path by its suffix; an existing Orbax folder may have any name.
+    """Return the format of a path by its suffix; an existing folder of Orbax's or DCP's may have any name.
 
     Raises:
         WeightsError: the suffix is unknown; the message lists the known ones.
@@ -40,6 +43,8 @@ def format_of(path: PathLike) -> Format:
     name = Path(path).name.lower()
     if Path(path).is_dir() and orbax.is_orbax(Path(path)):
         return orbax.FORMAT
+    if Path(path).is_dir() and dcp.is_dcp(Path(path)):
+        return dcp.FORMAT
     for suffix, file_format in FORMATS.items():
         if name.endswith(suffix):
             return file_format
@@ -47,7 +52,9 @@ def format_of(path: PathLike) -> Format:
 
 
 def open_file(path: PathLike) -> Contents:
-    """Open a file or an Orbax folder; numbers are read later where the format allows. Executes nothing in it.
+    """Open a file, or a folder of Orbax's or DCP's; numbers are read later where the format allows.
+
+    Executes nothing in it.
 
     Raises:
         WeightsError: the suffix is unknown, or the file is of another format, damaged, hostile, or contains code.
@@ -61,13 +68,17 @@ def open_file(path: PathLike) -> Contents:
 
 
 def read_arrays(path: PathLike) -> dict[str, Any]:
-    """Read a file: {name: NumPy array}; PyTorch's files as they were saved, with tensors and wrappers.
+    """Read a file: {name: NumPy array}; PyTorch's files and folders as they were saved, with tensors and wrappers.
 
     Raises:
         WeightsError, OSError, ImportError: as `open_file` says.
     """
-    values = open_file(path).values
-    return {name: value.read() if isinstance(value, LazyTensor) else value for name, value in values.items()}
+    return _read(open_file(path).values)
+
+
+def _read(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    read = {name: value.read() if isinstance(value, LazyTensor) else value for name, value in values.items()}
+    return {name: _read(value) if isinstance(value, dict) else value for name, value in read.items()}
 
 
 def write_arrays(path: PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:

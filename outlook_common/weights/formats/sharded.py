@@ -1,4 +1,4 @@
-"""Sharded `.safetensors` with an index of tensor name -> file, as on the Hub."""
+"""Shards with an index of tensor name -> file, as on the Hub: `.safetensors`, or PyTorch's `.bin` to read."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from outlook_common.text import printable
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.formats import safetensors
+from outlook_common.weights.formats import pytorch, safetensors
 from outlook_common.weights.formats.base import (
     Contents,
     Format,
@@ -22,16 +22,18 @@ from outlook_common.weights.formats.base import (
 )
 from outlook_common.weights.io import limits
 
-INDEX = "model.safetensors.index.json"
+INDEX, INDEX_SUFFIX = "model.safetensors.index.json", ".index.json"
+# Suffix of a shard -> what opens it.
+_READERS = {".safetensors": safetensors.read, ".bin": pytorch.read, ".pt": pytorch.read, ".pth": pytorch.read}
 _SHARD = "model-{:05d}-of-{:05d}.safetensors"
 _SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def read(path: Path) -> Contents:
-    """Open an index and its shards; only headers are read."""
-    with damage_errors(path, ".safetensors.index.json"):
+    """Open an index and its shards; only headers are read, of PyTorch's shards everything."""
+    with damage_errors(path, INDEX_SUFFIX):
         files = weight_map(path)
-        shards = {name: safetensors.read(path.with_name(name)) for name in sorted(set(files.values()))}
+        shards = {name: _READERS[Path(name).suffix](path.with_name(name)) for name in sorted(set(files.values()))}
         for shard, contents in shards.items():
             for name in contents.values:
                 if files.get(name) != shard:
@@ -49,7 +51,7 @@ def weight_map(path: Path) -> dict[str, str]:
     Raises:
         WeightsError: it is not an index, or names a file in another folder.
     """
-    with damage_errors(path, ".safetensors.index.json"):
+    with damage_errors(path, INDEX_SUFFIX):
         if (size := path.stat().st_size) > limits.HEADER_BYTES:
             raise ValueError(f"it is {size} bytes long, at most {limits.HEADER_BYTES} are read")
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
@@ -71,9 +73,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is that of a .safetensors file in the same folder, on every system."""
+    """Whether a name is that of a shard in the same folder, on every system."""
     kinds = (PurePosixPath, PureWindowsPath)
-    return name.endswith(".safetensors") and "\0" not in name and all(kind(name).name == name for kind in kinds)
+    return Path(name).suffix in _READERS and "\0" not in name and all(kind(name).name == name for kind in kinds)
 
 
 def is_replaceable(folder: Path) -> bool:

@@ -40,8 +40,7 @@ def replacing(path: Path, *, is_replaceable: Callable[[Path], bool] | None = Non
     """
     _check_destination(path, is_replaceable)
     _remove_leftovers(path)
-    temporary, lock = _create(path, is_folder=is_replaceable is not None)
-    try:
+    with _temporary(path, is_folder=is_replaceable is not None) as temporary:
         yield temporary
         sync(temporary)
         _check_destination(path, is_replaceable)  # once more: minutes may have passed
@@ -52,9 +51,6 @@ def replacing(path: Path, *, is_replaceable: Callable[[Path], bool] | None = Non
         else:
             _replace_folder(temporary, path)
         sync_folder(path.parent)
-    finally:
-        remove(temporary)
-        os.close(lock)
 
 
 def sync(path: Path) -> None:
@@ -103,21 +99,26 @@ def _check_destination(path: Path, is_replaceable: Callable[[Path], bool] | None
         raise WeightsError(f"{path}: exists and is not a checkpoint of this kind, so it is not replaced")
 
 
-def _create(path: Path, *, is_folder: bool) -> tuple[Path, int]:
-    """Return a new file or folder, and the descriptor that holds its lock."""
-    while True:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        if is_folder:
-            temporary.mkdir()
-            try:
-                descriptor = os.open(temporary, os.O_RDONLY)
-            except FileNotFoundError:  # removed by another process as a leftover
-                continue
-        else:
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if _lock(descriptor) and temporary.exists():
-            return temporary, descriptor
-        os.close(descriptor)  # likewise, before the lock
+@contextmanager
+def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
+    """Yield a new, locked file or folder, which is removed in the end, whatever comes in between."""
+    is_made = False
+    while not is_made:
+        temporary, descriptor = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"), None
+        try:
+            if is_folder:
+                temporary.mkdir()
+                with suppress(FileNotFoundError):  # removed by another process as a leftover
+                    descriptor = os.open(temporary, os.O_RDONLY)
+            else:
+                descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            # Another process may also have removed it before the lock.
+            if is_made := descriptor is not None and _lock(descriptor) and temporary.exists():
+                yield temporary
+        finally:
+            remove(temporary)
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool:

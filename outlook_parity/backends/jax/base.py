@@ -4,12 +4,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from outlook_parity.core.calls import Arguments
 from outlook_parity.core.dropout import Draws
 
 Values = dict[str, Any]
+
+
+def placed_like(array: np.ndarray, given: Any) -> jax.Array:
+    """Return an array of NumPy as JAX's, on the devices that `given` is committed to, if to any."""
+    committed = isinstance(given, jax.Array) and given.committed
+    return jax.device_put(array, given.sharding) if committed else jnp.asarray(array)
 
 
 class JaxModel(ABC):

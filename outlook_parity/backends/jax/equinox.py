@@ -54,11 +54,11 @@ class EquinoxModel(JaxModel):
         if "key" in (self.argument_names or ()):
             options["key"] = jax.random.PRNGKey(0)
         watching.pop("draws", None)
-        if self.function is not None:
-            return called(self.function, inputs, module, **options), buffers
         parts = dict(_modules(module, ""))
         paths = {id(part): path for path, part in reversed(parts.items())}
         with watched_classes(paths, {type(part) for part in parts.values()}, **watching):
+            if self.function is not None:
+                return called(self.function, inputs, module, **options), buffers
             return called(module, inputs, **options), buffers
 
     def modules(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from outlook_parity.backends.jax.base import JaxModel, Values
+from outlook_parity.backends.jax.base import JaxModel, Values, placed_like
 from outlook_parity.backends.jax.linen import MODES
 from outlook_parity.core.calls import Arguments, argument_names, called
 
@@ -50,7 +50,7 @@ class FunctionModel(JaxModel):
         """See `JaxModel`."""
         if self.weights is None:
             return self.function
-        return self.function, with_leaves(self.weights, as_jax_arrays(weights))
+        return self.function, with_leaves(self.weights, as_jax_arrays(weights, self.parameters | self.buffers))
 
 
 def modes_of(names: frozenset[str] | None, *, training: bool) -> dict[str, bool]:
@@ -58,9 +58,9 @@ def modes_of(names: frozenset[str] | None, *, training: bool) -> dict[str, bool]
     return {name: value == training for name, value in MODES.items() if names is not None and name in names}
 
 
-def as_jax_arrays(weights: Mapping[str, np.ndarray]) -> Values:
-    """Return NumPy arrays as JAX's."""
-    return {name: jnp.asarray(array) for name, array in weights.items()}
+def as_jax_arrays(weights: Mapping[str, np.ndarray], given: Mapping[str, Any] | None = None) -> Values:
+    """Return NumPy arrays as JAX's, where those in `given` are."""
+    return {name: placed_like(array, (given or {}).get(name)) for name, array in weights.items()}
 
 
 def is_array(leaf: Any) -> bool:

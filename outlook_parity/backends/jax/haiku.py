@@ -62,7 +62,7 @@ class HaikuModel(JaxModel):
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
         """See `JaxModel`."""
-        parameters = _nested({**self.parameters, **as_jax_arrays(weights)}, self._homes)
+        parameters = _nested({**self.parameters, **as_jax_arrays(weights, self.parameters)}, self._homes)
         return (self.function, parameters) if self._given[1] is None else (self.function, parameters, self._given[1])
 
 

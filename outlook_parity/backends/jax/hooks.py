@@ -172,6 +172,12 @@ def _method_changed(kind: type, change: Callable[[Any], Any]) -> Iterator[None]:
             del kind.__call__
 
 
+def _is_call(context: Any) -> bool:
+    """Whether a method of a Linen module is its `__call__`, which may be a function of another name."""
+    own = getattr(type(context.module).__call__, "__wrapped__", None)
+    return context.method_name == "__call__" or context.orig_method.func is own
+
+
 @contextmanager
 def watched_linen(
     recorder: Recorder | None = None,
@@ -180,15 +186,21 @@ def watched_linen(
     around: Around | None = None,
 ) -> Iterator[None]:
     """The same as `watched_nnx`, for Linen."""
+    running: list[int] = []
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if context.method_name != "__call__":
+        module = context.module
+        if not _is_call(context) or (running and running[-1] == id(module)):  # the latter in super().__call__
             return call(*args, **kwargs)
-        path = ".".join(context.module.path)
-        if draws is not None and isinstance(context.module, linen.Dropout):
-            return dropped_in_linen(context.module, draws, path, *args, **kwargs)
-        name = module_name(path)
-        return observed(call, args, kwargs, name=name, module=context.module, recorder=recorder, around=around)
+        path = ".".join(module.path)
+        running.append(id(module))
+        try:
+            if draws is not None and isinstance(module, linen.Dropout):
+                return dropped_in_linen(module, draws, path, *args, **kwargs)
+            name = module_name(path)
+            return observed(call, args, kwargs, name=name, module=module, recorder=recorder, around=around)
+        finally:
+            running.pop()
 
     with linen.intercept_methods(intercept):
         yield

@@ -13,7 +13,7 @@ import numpy as np
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.functions import as_jax_arrays
 from outlook_parity.backends.jax.hooks import watched_linen
-from outlook_parity.backends.jax.linen import flat, nested
+from outlook_parity.backends.jax.linen import MODES, flat, nested
 from outlook_parity.core.calls import Arguments, argument_names, called
 
 
@@ -24,7 +24,7 @@ def is_hugging_face(model: Any) -> bool:
 
 
 class HuggingFaceModel(JaxModel):
-    """A `FlaxPreTrainedModel`, by its public call with `params=` and `train=`."""
+    """A `FlaxPreTrainedModel`, by its public call with `params=` and `train=`, or what else says its mode."""
 
     def __init__(self, model: Any, *, training: bool = False) -> None:
         self.model, self._training = model, training
@@ -46,7 +46,8 @@ class HuggingFaceModel(JaxModel):
         """See `JaxModel`."""
         names = self.argument_names or frozenset()
         # Where BatchNorm may change its statistics, the call returns them beside the output.
-        options: dict[str, Any] = {"params": self._params(parameters, buffers), "train": self._training}
+        options: dict[str, Any] = {"params": self._params(parameters, buffers)}
+        options |= {name: value == self._training for name, value in MODES.items() if name in names}
         if self._training and "dropout_rng" in names:
             options["dropout_rng"] = jax.random.key(0)
         with watched_linen(**watching):
@@ -63,7 +64,7 @@ class HuggingFaceModel(JaxModel):
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
         """See `JaxModel`: the model is changed."""
-        new = as_jax_arrays(weights)
+        new = as_jax_arrays(weights, self.parameters | self.buffers)
         parameters = {name: new.get(name, value) for name, value in self.parameters.items()}
         buffers = {name: new.get(name, value) for name, value in self.buffers.items()}
         self.model.params = self._params(parameters, buffers)

@@ -6,11 +6,10 @@ from typing import Any
 
 import flax.linen as linen
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from outlook_parity.backends.jax.base import JaxModel, Values
+from outlook_parity.backends.jax.base import JaxModel, Values, placed_like
 from outlook_parity.backends.jax.hooks import watched_linen
 from outlook_parity.core.calls import Arguments, argument_names, called
 
@@ -72,7 +71,8 @@ class LinenModel(JaxModel):
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Any:
         """See `JaxModel`."""
-        new = {name: jnp.asarray(array) for name, array in weights.items()}
+        given = self.parameters | self.buffers
+        new = {name: placed_like(array, given.get(name)) for name, array in weights.items()}
         parameters = {name: new.get(name, value) for name, value in self.parameters.items()}
         buffers = {name: new.get(name, value) for name, value in self.buffers.items()}
         return self.module, self._variables(parameters, buffers)

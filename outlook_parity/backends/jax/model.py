@@ -101,5 +101,15 @@ def output_shapes(
         order.extend(found)
         return found
 
-    found = jax.eval_shape(call, prepared.parameters, prepared.buffers, *shapes)
+    def recast(name: str, value: Any) -> Any:
+        """Return a weight, or its shape in float32: a model made under `jax_enable_x64` has others."""
+        if name in prepared.rates or value.dtype == np.float32 or not jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        return jax.ShapeDtypeStruct(value.shape, np.float32)  # type: ignore[no-untyped-call]
+
+    parameters, buffers = (
+        {name: recast(name, value) for name, value in values.items()}
+        for values in (prepared.parameters, prepared.buffers)
+    )
+    found = jax.eval_shape(call, parameters, buffers, *shapes)
     return {name: found[name] for name in order}

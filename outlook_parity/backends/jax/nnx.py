@@ -5,11 +5,10 @@ from functools import partial
 from typing import Any
 
 import flax.linen as linen
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from outlook_parity.backends.jax.base import JaxModel, Values
+from outlook_parity.backends.jax.base import JaxModel, Values, placed_like
 from outlook_parity.backends.jax.dropout import drops_by_itself, never_drops
 from outlook_parity.backends.jax.hooks import modules_of, watched_nnx
 from outlook_parity.core.calls import Arguments, argument_names, called
@@ -96,7 +95,7 @@ class NNXModel(JaxModel):
         """See `JaxModel`."""
         variables = self._variables[0] | self._variables[1]
         changed = [
-            (path, variable.replace(jnp.asarray(weights[name])))
+            (path, variable.replace(placed_like(weights[name], variable.get_value())))
             for name, (path, variable) in variables.items()
             if name in weights
         ]

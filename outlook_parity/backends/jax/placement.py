@@ -14,10 +14,11 @@ from outlook_parity.backends.jax.base import JaxModel
 from outlook_parity.backends.jax.settings import jax_device
 from outlook_parity.core.request import Inputs
 from outlook_parity.core.sharding import AS_GIVEN, Sharding, ShardingRequest
+from outlook_parity.models.registry import known_model
 
 AXIS = "data"  # of the mesh that rules are for
 
-WHOLE = PartitionSpec()
+WHOLE = PartitionSpec()  # type: ignore[no-untyped-call]
 
 NOTHING = ShardingRequest()
 
@@ -30,11 +31,13 @@ class Placement:
         mesh: None for one device.
         rules: a key of `RULES`; None leaves weights as they are sharded.
         inputs: the specs of inputs that came sharded.
+        weights: those of the weights of this package's own models, by the table of `outlook_jax.partition_specs`.
     """
 
     mesh: Mesh | None = None
     rules: str | None = None
     inputs: Mapping[str, PartitionSpec] = field(default_factory=dict)
+    weights: Mapping[str, PartitionSpec] = field(default_factory=dict)
 
     def on(self, device: str) -> "Place":
         """Return where arrays go in a run on this kind of device.
@@ -52,12 +55,14 @@ class Placement:
         assert self.mesh is not None
         if (given := self.inputs.get(name)) is not None:
             return given if divides(self.mesh, given, shape) else WHOLE
-        first = PartitionSpec(self.mesh.axis_names[0])
+        first = PartitionSpec(self.mesh.axis_names[0])  # type: ignore[no-untyped-call]
         return first if shape and divides(self.mesh, first, shape) else WHOLE
 
-    def weight_spec(self, value: Any) -> PartitionSpec:
+    def weight_spec(self, name: str, value: Any) -> PartitionSpec:
         """Return the spec of a weight or buffer: by the rules, else its own; of what lies on one device, none."""
         assert self.mesh is not None
+        if name in self.weights:
+            return self.weights[name]
         if self.rules is not None:
             return longest_axis(value.shape, self.mesh.size) if self.rules == "fsdp" else WHOLE
         sharding = getattr(value, "sharding", None)
@@ -67,8 +72,9 @@ class Placement:
         """Return what the report says, None on one device."""
         if self.mesh is None:
             return None
-        values = [value for kind in (model.parameters, model.buffers) for value in kind.values()]
-        split = [not NamedSharding(self.mesh, self.weight_spec(value)).is_fully_replicated for value in values]
+        values = model.parameters | model.buffers
+        specs = [self.weight_spec(name, value) for name, value in values.items()]
+        split = [not NamedSharding(self.mesh, spec).is_fully_replicated for spec in specs]
         types = zip(self.mesh.axis_names, self.mesh.axis_types, strict=True)
         return Sharding(
             mesh=dict(self.mesh.shape),
@@ -94,9 +100,9 @@ class Place:
     mesh: Mesh | None
     _placement: Placement
 
-    def weight(self, array: Any, given: Any) -> jax.Array:
+    def weight(self, name: str, array: Any, given: Any) -> jax.Array:
         """Place a weight or buffer, `given` being the user's own."""
-        return self._put(array, None if self.mesh is None else self._placement.weight_spec(given))
+        return self._put(array, None if self.mesh is None else self._placement.weight_spec(name, given))
 
     def input(self, name: str, array: np.ndarray) -> jax.Array:
         """Place an input."""
@@ -141,13 +147,20 @@ def placement_of(model: JaxModel, request: ShardingRequest = NOTHING) -> Placeme
                 f"{name} has a batch of {batch[0] if batch else 'no axis'}, which {devices} devices do not divide; "
                 f"a batch of {devices * max(1, -(-(batch or (1,))[0] // devices))} would do"
             )
-    return Placement(Mesh(np.array(jax.devices("cpu")[:devices]), (AXIS,), axis_types=(AxisType.Auto,)), request.rules)
+    known = known_model(getattr(model, "module", None))
+    axes = {} if known is None else known.mesh_axes({AXIS: devices}, request.rules)
+    make: Any = PartitionSpec
+    return Placement(
+        Mesh(np.array(jax.devices("cpu")[:devices]), (AXIS,), axis_types=(AxisType.Auto,)),
+        request.rules,
+        weights={name: make(*one) for name, one in axes.items()},
+    )
 
 
 def make_cpu_devices(count: int) -> None:
     """Let JAX take the CPU for so many devices; without effect once it is in use."""
     with suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
 
 
 def few_devices(device: str, devices: int | None) -> str | None:
@@ -167,7 +180,7 @@ def longest_axis(shape: Sequence[int], devices: int) -> PartitionSpec:
     if not fitting:
         return WHOLE
     longest = max(fitting, key=lambda axis: shape[axis])
-    return PartitionSpec(*(None,) * longest, AXIS)
+    return PartitionSpec(*(None,) * longest, AXIS)  # type: ignore[no-untyped-call]
 
 
 def divides(mesh: Mesh, spec: PartitionSpec, shape: Sequence[int]) -> bool:
@@ -196,7 +209,7 @@ def _mesh_of(shardings: Mapping[str, Any]) -> Mesh | None:
                 f"{name} is spread over {len(sharding.device_set)} devices of {jax.process_count()} processes; verify "
                 "runs in one process: verify the same model on several devices of it (devices=N)"
             )
-        if not isinstance(sharding, NamedSharding):
+        if not (isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)):
             raise ValueError(
                 f"{name} is sharded by a {type(sharding).__name__}, which verify cannot place anew; place the twin by "
                 "jax.sharding.NamedSharding"

@@ -159,5 +159,6 @@ def _settings(name: str, parameters: Mapping[str, Any], operands: Sequence[Node]
     if name == "integer_pow":
         return {"exponent": float(parameters["y"])}
     if name == "dot_general":
-        return {"batch": parameters["dimension_numbers"][1]}
+        contracted, batch = parameters["dimension_numbers"]
+        return {"batch": batch, "contracted": contracted}
     return {}

@@ -8,12 +8,15 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 
-from outlook_parity.core.dropout import FUNCTIONAL, Draws
+from outlook_parity.core.dropout import FUNCTIONAL, Draws, python_random
 
 
 @contextmanager
 def shared_bernoulli(draws: Draws) -> Iterator[None]:
-    """Let `draws` decide what `jax.random.bernoulli` returns: dropout of every library that is no module of Flax."""
+    """Let `draws` decide what `bernoulli` and `uniform` of `jax.random` and Python's `random` return.
+
+    So dropout that is no module of Flax is the other twin's.
+    """
 
     def bernoulli(key: Any, p: Any = 0.5, shape: Sequence[int] | None = None, **options: Any) -> Any:
         sizes = jnp.shape(p) if shape is None else tuple(shape)
@@ -22,5 +25,11 @@ def shared_bernoulli(draws: Draws) -> Iterator[None]:
             return jnp.asarray(numbers >= 1 - p)  # the same comparison as in PyTorch's `bernoulli_`
         return jnp.asarray(numbers) >= 1 - p
 
-    with patch.object(jax.random, "bernoulli", bernoulli):
+    def uniform(
+        key: Any, shape: Any = (), dtype: Any = float, minval: Any = 0.0, maxval: Any = 1.0, **options: Any
+    ) -> Any:
+        numbers = draws.uniform(tuple(shape) if isinstance(shape, Sequence) else (shape,), "jax.random.uniform")
+        return minval + (maxval - minval) * jnp.asarray(numbers, dtype)
+
+    with patch.multiple(jax.random, bernoulli=bernoulli, uniform=uniform), python_random(draws, lambda: "random"):
         yield

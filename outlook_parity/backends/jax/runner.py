@@ -3,38 +3,49 @@
 Models run as recast copies with every global setting pinned; the user's model and settings stay as they are.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from outlook_common.arrays import to_numpy
 from outlook_parity.backends.jax.attributes import add_operations, attributes_of, mark
 from outlook_parity.backends.jax.base import JaxModel, Values
 from outlook_parity.backends.jax.model import weights_of
+from outlook_parity.backends.jax.optimizer import Stepper
 from outlook_parity.backends.jax.placement import Place, Placement, placement_of
 from outlook_parity.backends.jax.program import leaf_kinds, program_of
 from outlook_parity.backends.jax.random import shared_bernoulli
+from outlook_parity.backends.jax.resizing import listening
 from outlook_parity.backends.jax.settings import pinned
 from outlook_parity.backends.jax.truth import lifted
+from outlook_parity.backends.jax.work import Work, compiled_for, work_of
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.dropout import Draws
-from outlook_parity.core.optimizers import OPTIMIZERS
+from outlook_parity.core.optimizers import OPTIMIZERS, Optimizer
 from outlook_parity.core.outputs import OutputMatch, output_leaves
 from outlook_parity.core.precision import PRECISIONS
 from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.runner import Run, Runner, Training, guarded, prefixed, repeat_calls
+from outlook_parity.core.stored import Computed, Stored
 from outlook_parity.core.task import NamedOutputs, Task
 from outlook_parity.core.truth import Truth, or_unlifted
 from outlook_parity.mapping.names import Names
 from outlook_parity.models.jax_layers import losses as own_losses
+
+
+class _Traced(NamedTuple):
+    """What a forward pass computes: the shapes of its floating-point outputs, and how much."""
+
+    floating: dict[str, tuple[int, ...]]
+    work: Work
 
 
 class JaxRunner(Runner):
@@ -68,10 +79,11 @@ class JaxRunner(Runner):
         self._weightless = weightless
         self._placement = placement_of(model) if placement is None else placement
         self.truth = Truth()
+        self._traces: dict[tuple[tuple[int, ...], ...], _Traced] = {}  # by the shapes of the inputs
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self) -> Computed:
         """See `Runner`."""
-        return {} if self._weightless else self._under_torch_names(weights_of(self.model))
+        return Computed({} if self._weightless else self._readers(weights_of(self.model)))
 
     def kinds(self) -> dict[str, str]:
         """See `Runner`."""
@@ -85,33 +97,74 @@ class JaxRunner(Runner):
         with pinned(request.dtype, place.device), self._lifted(request):
             model, parameters, buffers, inputs = self._placed(request, place)
             forward = partial(_forward, model, request, self._outputs)
-            floating, others = jax.eval_shape(forward, parameters, {}, buffers, inputs)[0:2]
-            order = [*floating, *others]
-            cotangents = {
-                name: place.other(self._cotangent(request, name, shape.shape).astype(shape.dtype))
-                for name, shape in (floating.items() if gradients else ())
-            }
-            evaluate = jax.jit(partial(_evaluate, forward, gradients))
-            outputs, buffers, of_parameters, of_inputs = evaluate(parameters, buffers, inputs, cotangents)
+            traced = self._traced(forward, parameters, buffers, inputs)
+            evaluate = jax.jit(partial(_evaluate, forward))
+            with compiled_for(traced.work, place.device):
+                outputs, after = evaluate(parameters, buffers, inputs)
+            floating = [name for name, output in outputs.items() if _is_floating(output)]
+            order = dict.fromkeys([*floating, *outputs])
+            found = Stored()
+            if gradients:
+                cotangents = {
+                    name: place.other(self._cotangent(request, name, shape)) for name, shape in traced.floating.items()
+                }
+                with compiled_for(traced.work, place.device, backward=True):
+                    differentiate = jax.jit(partial(_differentiate, forward))
+                    of_parameters, of_inputs = differentiate(parameters, buffers, inputs, cotangents)
+                found.update((name, to_numpy(x)) for name, x in of_inputs.items())
+                if not self._weightless:
+                    found.update(self._under_torch_names(of_parameters))
+                of_parameters.clear()
+            buffers = after
 
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
                 nonlocal buffers
-                placed = {name: place.input(name, x) for name, x in request.rounded_inputs(inputs).items()}
-                if any(inputs[name].shape != array.shape for name, array in request.inputs.items()):
-                    # Cotangents are of the given size; and a state that a model keeps must not be of another.
-                    outputs, *_ = jax.jit(partial(_evaluate, forward, False))(parameters, buffers, placed, {})
-                    return {name: to_float64(outputs[name]) for name in order}
-                outputs, buffers, *_ = evaluate(parameters, buffers, placed, cotangents)
+                placed = self._inputs(request, place, inputs)
+                with compiled_for(traced.work, place.device):
+                    outputs, after = evaluate(parameters, buffers, placed)
+                if all(inputs[name].shape == array.shape for name, array in request.inputs.items()):
+                    buffers = after  # a state that a model keeps must not be of another size
                 return {name: to_float64(outputs[name]) for name in order}
 
             repeated = repeat_calls(request, call) if repeat else {}
+            unused = self._unused_alone(forward, parameters, buffers, inputs) if gradients else frozenset()
         return Run(
-            outputs=request.masked({name: to_float64(outputs[name]) for name in order}),
+            outputs=Stored(request.masked({name: to_float64(outputs[name]) for name in order}).items()),
             dtypes={name: outputs[name].dtype.name for name in order},
-            gradients={n: to_float64(x) for n, x in of_inputs.items()}
-            | ({} if self._weightless else self._under_torch_names(of_parameters)),
+            gradients=found,
             repeated=repeated,
+            unused=unused,
         )
+
+    def _unused_alone(
+        self, forward: Callable[..., Any], parameters: Values, buffers: Values, inputs: Values
+    ) -> frozenset[str]:
+        """Return the parameters that PyTorch lacks and no output depends on."""
+        alone = self._names.found.candidates.keys() & parameters.keys()
+        if not alone:
+            return frozenset()
+        jaxpr = jax.make_jaxpr(lambda given: forward(given, {}, buffers, inputs)[0:2])(parameters).jaxpr
+        _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        return frozenset(
+            self._torch_name(name)
+            for name, so in zip(sorted(parameters), used, strict=True)
+            if not so and name in alone
+        )
+
+    def _traced(self, forward: Callable[..., Any], parameters: Values, buffers: Values, inputs: Values) -> "_Traced":
+        """Return what a forward pass computes; it is traced once for each shape of the inputs."""
+        key = tuple(array.shape for array in inputs.values())
+        if key not in self._traces:
+            trace = jax.make_jaxpr(forward, return_shape=True)
+            closed, (floating, _, _) = trace(parameters, {}, buffers, inputs)
+            shapes = {name: output.shape for name, output in floating.items()}
+            self._traces[key] = _Traced(shapes, work_of(closed.jaxpr))
+        return self._traces[key]
+
+    def _cotangent(self, request: Request, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the cotangent of an output; zero if PyTorch has none such."""
+        alone = self._matched is not None and name in self._matched.alone
+        return np.zeros(shape) if alone else request.cotangent(name, shape)
 
     @guarded
     @or_unlifted
@@ -121,7 +174,8 @@ class JaxRunner(Runner):
         with pinned(request.dtype, place.device), self._lifted(request, recorder):
             model, parameters, buffers, inputs = self._placed(request, place, one_by_one=True)
             watching = {} if recorder is None else {"recorder": recorder, "module_name": self._names.module}
-            output = model.call(parameters, buffers, request.arguments(inputs), **watching)[0]
+            with compiled_for(self._work(request), place.device):
+                output = model.call(parameters, buffers, request.arguments(inputs), **watching)[0]
             found = {name: to_float64(leaf) for name, leaf in self._outputs(output).items()}
             return request.masked(found)
 
@@ -130,10 +184,11 @@ class JaxRunner(Runner):
     def train(self, request: Request) -> Training:
         """See `Runner`."""
         place = self._placement.on(request.device)
-        trained: dict[str, np.ndarray] = {}
-        draws = Draws(request.seed, keep_all=request.keep_all)
+        trained = Stored()
+        draws = Draws(request.seed, keep_all=request.keep_all, single=request.single)
         with pinned(request.dtype, place.device), self._lifted(request):
-            model, *start, inputs = self._placed(request, place, training=True)
+            model = self._prepared(request, training=True)
+            inputs = self._inputs(request, place)
             task = self._task(request)
             targets = {name: place.other(request.fixed(target)) for name, target in task.targets.items()}
 
@@ -144,20 +199,36 @@ class JaxRunner(Runner):
                     loss = task.loss(self._renaming(called), request.arguments(inputs), targets, own_losses)
                 return loss, called.after()
 
-            differentiate = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+            compiled = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+
+            def differentiate(parameters: Values, buffers: Values) -> Any:
+                with compiled_for(self._work(request), place.device, backward=True):
+                    return compiled(parameters, buffers, inputs, targets)
+
             for name, optimizer in OPTIMIZERS.items():
-                (parameters, buffers), losses = start, []
-                transformation = optimizer.jax()
-                state = transformation.init(parameters)
-                update = jax.jit(partial(_update, transformation))
-                for _ in range(request.steps):
-                    (loss, buffers), gradients = differentiate(parameters, buffers, inputs, targets)
-                    parameters, state = update(gradients, state, parameters)
-                    losses.append(to_float64(loss))
-                weights = self._under_torch_names(parameters | {name: buffers[name] for name in model.statistics})
-                slots = self._slots(state, optimizer.jax_state)
-                trained |= prefixed(name, {"losses": np.stack(losses), **weights, **slots})
+                trained.update(prefixed(name, self._steps(request, place, model, differentiate, optimizer)))
         return Training(trained, list(draws.drawn))
+
+    def _steps(
+        self,
+        request: Request,
+        place: Place,
+        model: JaxModel,
+        differentiate: Callable[..., Any],
+        optimizer: Optimizer,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Train with one optimizer; yield the losses, the weights afterwards and the optimizer's state."""
+        parameters, buffers = self._weights(model, request, place)
+        stepper, losses = Stepper(optimizer.jax(), parameters), []
+        for _ in range(request.steps):
+            (loss, buffers), gradients = differentiate(parameters, buffers)
+            stepper.step(parameters, gradients)
+            losses.append(to_float64(loss))
+        yield "losses", np.stack(losses)
+        yield from self._under_torch_names(parameters | {name: buffers[name] for name in model.statistics})
+        for slot, kind in optimizer.jax_state.items():
+            for name, array in self._under_torch_names(dict(stepper.slot(slot))):
+                yield f"{kind} of {name}", array
 
     def _lifted(self, request: Request, recorder: Recorder | None = None) -> AbstractContextManager[None]:
         """Return a context in which casts of the model to float32 are lifted, in the truth run."""
@@ -169,27 +240,39 @@ class JaxRunner(Runner):
                 self.truth.saw_constant(self._names.module(path), to_numpy(value), leaf)
         return lifted(self.truth, lambda: None if recorder is None else recorder.inside)
 
-    def _cotangent(self, request: Request, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the cotangent of an output; zero if PyTorch has none such."""
-        alone = self._matched is not None and name in self._matched.alone
-        return np.zeros(shape) if alone else request.cotangent(name, shape)
+    @guarded
+    def work(self, request: Request) -> Work:
+        """Return what a forward pass computes."""
+        place = self._placement.on("cpu")
+        with pinned(request.dtype, place.device):
+            model, parameters, buffers, inputs = self._placed(request, place)
+            forward = partial(_forward, model, request, self._outputs)
+            return self._traced(forward, parameters, buffers, inputs).work
 
-    def _slots(self, state: Any, names: Mapping[str, str]) -> dict[str, np.ndarray]:
-        """Return an optimizer's state as "momentum of head.weight"."""
-        found: dict[str, np.ndarray] = {}
-        for slot, kind in names.items():
-            if (values := optax.tree_utils.tree_get(state, slot)) is not None:
-                found |= {f"{kind} of {name}": array for name, array in self._under_torch_names(values).items()}
-        return found
+    def _work(self, request: Request) -> Work:
+        """Return the same, without a trace if there was one."""
+        traced = self._traces.get(tuple(array.shape for array in request.inputs.values()))
+        return self.work(request) if traced is None else traced.work
 
     @guarded
     def attributes(self, request: Request) -> Attributes:
         """See `Runner`."""
         modules: dict[str, Any] = {}
+        resizings: Attributes = {}
+        running = [ROOT]
 
-        def around(path: str, module: Any) -> AbstractContextManager[Any]:
+        @contextmanager
+        def around(path: str, module: Any) -> Iterator[None]:
             modules[path] = module
-            return mark(path)
+            running.append(path)
+            try:
+                with mark(path):
+                    yield
+            finally:
+                running.pop()
+
+        def note(resizing: dict[str, Any]) -> None:
+            resizings.setdefault(running[-1], {}).update(resizing)
 
         place = self._placement.on("cpu")
         with pinned(request.dtype, place.device):
@@ -199,9 +282,12 @@ class JaxRunner(Runner):
                 watching = {"around": around, "module_name": self._names.module}
                 return self._outputs(model.call(parameters, buffers, request.arguments(inputs), **watching)[0])
 
-            jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
+            with listening(note):
+                jaxpr = jax.make_jaxpr(call)(parameters, buffers, inputs).jaxpr
             found = attributes_of(modules, PRECISIONS[request.dtype].products)
         add_operations(jaxpr, found)
+        for path, resizing in resizings.items():
+            found.setdefault(path, {}).update(resizing)
         if self.model.mode is not None:
             found.setdefault(ROOT, {})["mode"] = self.model.mode
         return found
@@ -242,28 +328,52 @@ class JaxRunner(Runner):
         return lambda *inputs, **named: NamedOutputs(self._outputs(model(*inputs, **named)))
 
     def _placed(
-        self, request: Request, place: Place, *, training: bool = False, one_by_one: bool = False
+        self, request: Request, place: Place, *, one_by_one: bool = False
     ) -> tuple[JaxModel, Values, Values, Values]:
-        """Return the model, its parameters and buffers and the inputs, recast and placed."""
+        """Return the model in eval mode, its parameters and buffers and the inputs, recast and on the device."""
+        model = self._prepared(request, one_by_one=one_by_one)
+        return model, *self._weights(model, request, place), self._inputs(request, place)
+
+    def _prepared(self, request: Request, *, training: bool = False, one_by_one: bool = False) -> JaxModel:
         one_by_one |= training and self.model.drops  # masks are shared draw by draw
-        model = self.model.prepared(PRECISIONS[request.dtype].storage, training=training, one_by_one=one_by_one)
+        dtype = PRECISIONS[request.dtype].storage
+        return self.model.prepared(dtype, training=training, one_by_one=one_by_one)
+
+    def _weights(self, model: JaxModel, request: Request, place: Place) -> tuple[Values, Values]:
+        """Return parameters and buffers, recast and on the device."""
 
         def rounded(name: str, value: Any) -> Any:
             recast = name not in model.rates and jnp.issubdtype(value.dtype, jnp.floating)
             return request.rounded(self._torch_name(name), to_numpy(value)) if recast else value
 
         def placed(values: Values) -> Values:
-            return {name: place.weight(rounded(name, value), value) for name, value in values.items()}
+            return {name: place.weight(name, rounded(name, value), value) for name, value in values.items()}
 
-        inputs = {name: place.input(name, array) for name, array in request.rounded_inputs().items()}
-        return model, placed(model.parameters), placed(model.buffers), inputs
+        return placed(model.parameters), placed(model.buffers)
+
+    def _inputs(self, request: Request, place: Place, inputs: Inputs | None = None) -> Values:
+        return {name: place.input(name, array) for name, array in request.rounded_inputs(inputs).items()}
 
     def _torch_name(self, flax: str) -> str:
         return self._names.by_flax[flax].torch if flax in self._names.by_flax else flax
 
-    def _under_torch_names(self, values: Values) -> dict[str, np.ndarray]:
-        """Return arrays in float64 under torch names, in torch's layout."""
-        return self._names.under_torch_names({flax: to_float64(value) for flax, value in values.items()})
+    def _under_torch_names(self, values: Values) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield arrays under torch names, in torch's layout; `values` is emptied."""
+        for group in self._names.groups(list(values)):
+            yield from self._names.under_torch_names({flax: to_numpy(values.pop(flax)) for flax in group}).items()
+
+    def _readers(self, values: Values) -> dict[str, Callable[[], np.ndarray]]:
+        """Return under torch names what returns an array in float64, in torch's layout."""
+
+        def read(group: list[str], name: str) -> np.ndarray:
+            arrays = self._names.under_torch_names({flax: to_numpy(values[flax]) for flax in group})
+            return arrays[name].astype(np.float64, copy=False)
+
+        readers: dict[str, Callable[[], np.ndarray]] = {}
+        for group in self._names.groups(values):
+            shapes = {flax: np.broadcast_to(np.zeros((), bool), values[flax].shape) for flax in group}
+            readers |= {name: partial(read, group, name) for name in self._names.under_torch_names(shapes)}
+        return readers
 
 
 def to_float64(array: Any) -> np.ndarray:
@@ -289,25 +399,29 @@ def _forward(
 
 
 def _evaluate(
+    forward: Callable[..., tuple[Values, Values, Values]], parameters: Values, buffers: Values, inputs: Values
+) -> tuple[Values, Values]:
+    """Return outputs and buffers afterwards."""
+    floating, others, after = forward(parameters, {}, buffers, inputs)
+    return floating | others, after
+
+
+def _differentiate(
     forward: Callable[..., tuple[Values, Values, Values]],
-    gradients: bool,
     parameters: Values,
     buffers: Values,
     inputs: Values,
     cotangents: Values,
-) -> tuple[Values, Values, Values, Values]:
-    """Return outputs, buffers afterwards, and the gradients of parameters and of floating-point inputs."""
-    if not gradients:
-        floating, others, after = forward(parameters, {}, buffers, inputs)
-        return floating | others, after, {}, {}
+) -> tuple[Values, Values]:
+    """Return the gradients of parameters and of floating-point inputs."""
 
-    def differentiated(parameters: Values, graded: Values) -> tuple[Values, tuple[Values, Values]]:
-        floating, *rest = forward(parameters, graded, buffers, inputs)
-        return floating, (rest[0], rest[1])
+    def floating(parameters: Values, graded: Values) -> Values:
+        return forward(parameters, graded, buffers, inputs)[0]
 
     graded = {name: x for name, x in inputs.items() if _is_floating(x)}
-    floating, pullback, (others, after) = jax.vjp(differentiated, parameters, graded, has_aux=True)
-    return floating | others, after, *pullback(cotangents)
+    outputs, pullback = jax.vjp(floating, parameters, graded)
+    gradients: tuple[Values, Values] = pullback({n: cotangents[n].astype(x.dtype) for n, x in outputs.items()})
+    return gradients
 
 
 def _is_floating(x: Any) -> bool:
@@ -321,8 +435,3 @@ def _outputs(output: Any) -> Values:
         if jnp.iscomplexobj(array):
             raise TypeError(f"{name} of the JAX model is complex; give its real and imaginary parts")
     return found
-
-
-def _update(optimizer: optax.GradientTransformation, gradients: Any, state: Any, parameters: Any) -> tuple[Any, Any]:
-    updates, state = optimizer.update(gradients, state, parameters)
-    return optax.apply_updates(parameters, updates), state

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from outlook_parity.backends.torch.hooks import running
 from outlook_parity.core.attributes import VARIANCE, Attributes, ints_of, pairs_of
 from outlook_parity.core.precision import Products
+from outlook_parity.core.resizing import TORCH_A, resizing
 from outlook_parity.models.registry import config_attributes
 
 # Padding modes that Flax's convolutions leave to an operation before.
@@ -71,6 +72,11 @@ def attributes_of(model: torch.nn.Module, products: Products) -> Attributes:
     return found
 
 
+def numbers_of(value: Any, axes: int) -> list[float]:
+    """Return a number for each axis of what is given as one or as several."""
+    return [float(one) for one in value] if isinstance(value, list | tuple) else [float(value)] * axes
+
+
 class _Listener(TorchFunctionMode):
     """Notes the arguments of functions."""
 
@@ -87,17 +93,31 @@ class _Listener(TorchFunctionMode):
             torch.nn.functional.layer_norm: self._layer_norm,
         }
         if func in listeners:
-            listeners[func](*args, **kwargs)
+            named = dict(kwargs)
+            first = (named.pop("input"),) if "input" in named else ()  # it may be given by keyword, as all others
+            listeners[func](*first, *args, **named)
         return func(*args, **kwargs)
 
     def _gelu(self, x: Any, *, approximate: str = "none") -> None:
         self._note("GELU", {"none": "exact"}.get(approximate, approximate))
 
     def _interpolate(
-        self, x: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **kwargs: Any
+        self,
+        x: Any,
+        size: Any = None,
+        scale_factor: Any = None,
+        mode: str = "nearest",
+        align_corners: bool | None = None,
+        recompute_scale_factor: bool | None = None,
+        antialias: bool = False,
     ) -> None:
-        antialias = kwargs.get("antialias", False)
-        self._note("interpolation", f"{mode}, {'with' if antialias else 'without'} antialiasing")
+        old = tuple(x.shape[2:])
+        given = None if scale_factor is None or recompute_scale_factor else numbers_of(scale_factor, len(old))
+        wanted = numbers_of(scale_factor if size is None else size, len(old))
+        new = [int(one) if size is not None else int(before * one) for before, one in zip(old, wanted, strict=True)]
+        found = resizing(mode, old, new, given, antialias=antialias, a=TORCH_A, corners=bool(align_corners))
+        for name, value in found.items():
+            self._note(name, value)
 
     def _pool(
         self,
@@ -112,7 +132,9 @@ class _Listener(TorchFunctionMode):
         if any(ints_of(padding, 2)):
             self._note("pool divisor", "whole window" if count_include_pad else "pixels inside")
 
-    def _layer_norm(self, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> None:
+    def _layer_norm(
+        self, x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    ) -> None:
         self._note("eps", float(eps))
 
 

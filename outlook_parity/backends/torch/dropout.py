@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from outlook_common.arrays import to_tensor
 from outlook_parity.backends.torch.hooks import running
-from outlook_parity.core.dropout import Draws
+from outlook_parity.core.dropout import Draws, python_random
 
 # The originals, before anything replaces them.
 _RANDOM: dict[str, Callable[..., Any]] = {
@@ -50,18 +50,30 @@ class _Masks(TorchFunctionMode):
         """Return a context for PyTorch's own functions, multi-head attention above all, which call these directly."""
         return patch.multiple(torch.nn.functional, dropout=self._dropout, scaled_dot_product_attention=self._attention)
 
-    def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-        if not training or p == 0:
-            return x
-        return x * to_tensor(self._draws.mask(tuple(x.shape), p, self._where())).to(x.device, x.dtype)
-
-    def _channels(
-        self, axes: int, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    # The arguments have PyTorch's names: they may be given by keyword.
+    def _dropout(
+        self,
+        input: torch.Tensor,  # noqa: A002
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
     ) -> torch.Tensor:
         if not training or p == 0:
-            return x
-        shape = x.shape[: x.ndim - axes] + (1,) * axes
-        return x * to_tensor(self._draws.mask(tuple(shape), p, self._where())).to(x.device, x.dtype)
+            return input
+        return input * to_tensor(self._draws.mask(tuple(input.shape), p, self._where())).to(input.device, input.dtype)
+
+    def _channels(
+        self,
+        axes: int,
+        input: torch.Tensor,  # noqa: A002
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+    ) -> torch.Tensor:
+        if not training or p == 0:
+            return input
+        shape = input.shape[: input.ndim - axes] + (1,) * axes
+        return input * to_tensor(self._draws.mask(tuple(shape), p, self._where())).to(input.device, input.dtype)
 
     def _bernoulli(self, x: torch.Tensor, p: float = 0.5, **kwargs: Any) -> torch.Tensor:
         kept = self._draws.uniform(tuple(x.shape), self._where()) >= 1 - p  # the same comparison as in `Draws.mask`
@@ -69,14 +81,15 @@ class _Masks(TorchFunctionMode):
 
     def _attention(
         self,
-        q: Any,
-        k: Any,
-        v: Any,
+        query: Any,
+        key: Any,
+        value: Any,
         attn_mask: Any = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **kwargs: Any,
     ) -> torch.Tensor:
+        q, k, v = query, key, value
         if dropout_p == 0:
             return _RANDOM["attention"](q, k, v, attn_mask, dropout_p, is_causal, **kwargs)
         if kwargs.get("enable_gqa"):
@@ -91,6 +104,7 @@ class _Masks(TorchFunctionMode):
         return self._dropout(logits.softmax(dim=-1), dropout_p) @ v
 
     def _rand(self, *shape: Any, device: Any = None, dtype: Any = None, **kwargs: Any) -> torch.Tensor:
+        shape = (kwargs["size"],) if "size" in kwargs else shape
         sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
         return to_tensor(self._draws.uniform(sizes, self._where())).to(device, dtype)
 
@@ -100,5 +114,5 @@ def shared_masks(model: torch.nn.Module, draws: Draws) -> Iterator[None]:
     """Let `draws` decide what the model drops."""
     with running(model) as path:
         masks = _Masks(draws, path)
-        with masks, masks.inside_functions():
+        with masks, masks.inside_functions(), python_random(draws, path):
             yield

@@ -81,9 +81,14 @@ def torch_leaves(model: torch.nn.Module) -> dict[str, TorchLeaf]:
     return {name: TorchLeaf(kinds[name.rpartition(".")[0]], shapes[name]) for name in compared_weights(model)}
 
 
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as a NumPy array of the same dtype; it may share memory with the tensor."""
+    return to_numpy(tensor.detach().resolve_neg())
+
+
 def to_float64(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor as a NumPy array in float64."""
-    return to_numpy(tensor.double().resolve_neg())
+    return to_array(tensor).astype(np.float64, copy=False)
 
 
 def dtype_of(tensor: torch.Tensor) -> str:

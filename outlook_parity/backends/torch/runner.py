@@ -5,6 +5,7 @@ Models run as recast copies with every global setting pinned; the user's model a
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,29 @@ from outlook_common.arrays import to_numpy, to_tensor
 from outlook_parity.backends.torch.attributes import attributes_of, listening
 from outlook_parity.backends.torch.dropout import shared_masks
 from outlook_parity.backends.torch.hooks import watched
-from outlook_parity.backends.torch.model import copied, dtype_of, kinds_of, to_float64, weights_of
+from outlook_parity.backends.torch.model import copied, dtype_of, kinds_of, to_array, to_float64, weights_of
+from outlook_parity.backends.torch.optimizer import Stepper
 from outlook_parity.backends.torch.program import traced
-from outlook_parity.backends.torch.settings import pinned, torch_device
+from outlook_parity.backends.torch.settings import one_thread, pinned, torch_device
 from outlook_parity.backends.torch.truth import find_constants, lifted
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.calls import called
 from outlook_parity.core.dropout import Draws
-from outlook_parity.core.optimizers import OPTIMIZERS
+from outlook_parity.core.optimizers import OPTIMIZERS, Optimizer
 from outlook_parity.core.outputs import Beside, OutputMatch, output_leaves
 from outlook_parity.core.precision import PRECISIONS
 from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import ROOT, Recorder
-from outlook_parity.core.request import Inputs, Request
+from outlook_parity.core.request import Inputs, Request, positions_and_size
 from outlook_parity.core.runner import Run, Runner, Training, guarded, prefixed, repeat_calls
+from outlook_parity.core.stored import Computed, Stored
 from outlook_parity.core.task import MASK, NamedOutputs, Task
 from outlook_parity.core.truth import Truth, or_unlifted
 from outlook_parity.models.torch_layers import losses as own_losses
 from outlook_parity.models.torch_layers import round_rates
+
+# Of a number and a weight, if each weight is applied at every position of the inputs: with fewer a model is small.
+MOST_PRODUCTS = 1 << 31
 
 
 class TorchRunner(Runner):
@@ -67,9 +73,9 @@ class TorchRunner(Runner):
         self.truth = Truth()
         self._searched = False  # for float32 constants
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self) -> Computed:
         """See `Runner`."""
-        return self._weights_of(self.model)
+        return Computed({name: partial(to_float64, tensor) for name, tensor in self._compared_of(self.model)})
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -86,7 +92,7 @@ class TorchRunner(Runner):
     def run(self, request: Request, *, gradients: bool = True, repeat: bool = False) -> Run:
         """See `Runner`."""
         place = torch_device(request.device)
-        with pinned(request.dtype, place), ExitStack() as lifting:
+        with self._pinned(request, place), ExitStack() as lifting:
             model = self._recast(request, place).eval()
             lifting.enter_context(self._lifted(request, model))
             parameters = {
@@ -100,13 +106,13 @@ class TorchRunner(Runner):
                 # Copies, which a model may change in place, as leaves with gradients may not be.
                 copies = {name: x.clone() for name, x in inputs.items()}
                 outputs = self._outputs(called(model, request.arguments(copies)))
-            found: dict[str, np.ndarray] = {}
+            found = Stored()
             unused: list[str] = []
             if gradients:
                 alone = frozenset() if self._matched is None else self._matched.alone  # JAX has none such
                 common = {name: output for name, output in outputs.items() if name not in alone}
-                found = _gradients(common, graded | parameters, request, unused)
-                found |= {name: found[name].transpose(np.argsort(self._axes[name])) for name in graded}
+                for name, gradient in _gradients(common, graded | parameters, request, unused):
+                    found[name] = gradient.transpose(np.argsort(self._axes[name])) if name in graded else gradient
 
             def call(inputs: Inputs) -> dict[str, np.ndarray]:
                 with torch.no_grad():
@@ -114,7 +120,7 @@ class TorchRunner(Runner):
                     return _all_float64(self._outputs(called(model, arguments)))
 
             return Run(
-                outputs=request.masked(_all_float64(outputs)),
+                outputs=Stored(request.masked(_all_float64(outputs)).items()),
                 dtypes={name: dtype_of(tensor) for name, tensor in outputs.items()},
                 gradients=found,
                 repeated=repeat_calls(request, call) if repeat else {},
@@ -126,7 +132,7 @@ class TorchRunner(Runner):
     def watch(self, request: Request, recorder: Recorder | None) -> dict[str, np.ndarray]:
         """See `Runner`."""
         place = torch_device(request.device)
-        with pinned(request.dtype, place), torch.no_grad():
+        with self._pinned(request, place), torch.no_grad():
             model = self._recast(request, place).eval()
             with self._lifted(request, model), watched(model, recorder or Recorder(modules=())):
                 outputs = self._outputs(called(model, request.arguments(self._inputs(request, place))))
@@ -137,34 +143,46 @@ class TorchRunner(Runner):
     def train(self, request: Request) -> Training:
         """See `Runner`."""
         place = torch_device(request.device)
-        trained: dict[str, np.ndarray] = {}
-        draws = Draws(request.seed, keep_all=request.keep_all)
-        with pinned(request.dtype, place):
+        trained = Stored()
+        draws = Draws(request.seed, keep_all=request.keep_all, single=request.single)
+        with self._pinned(request, place):
             task = self._task(request)
             targets = {
                 output: self._as_in_torch(output, to_tensor(request.fixed(target)).to(place))
                 for output, target in task.targets.items()
             }
             for name, optimizer in OPTIMIZERS.items():
-                model = self._recast(request, place).train().requires_grad_()
-                stepper, losses = optimizer.torch(model.parameters()), []
-                for _ in range(request.steps):
-                    inputs = request.arguments(self._inputs(request, place))  # anew: a model may change them in place
-                    stepper.zero_grad()
-                    draws.begin()
-                    with self._lifted(request, model):
-                        with shared_masks(model, draws):
-                            loss = task.loss(self._for_loss(model), inputs, targets, own_losses)
-                        loss.backward()
-                    for path, parameter in model.named_parameters():
-                        # JAX has zeros where nothing depends on a parameter, and its weights decay all the same.
-                        if parameter.grad is None or path in request.frozen:
-                            parameter.grad = torch.zeros_like(parameter)
-                    stepper.step()
-                    losses.append(to_float64(loss))
-                slots = _slots(stepper, model, optimizer.torch_state)
-                trained |= prefixed(name, {"losses": np.stack(losses), **self._weights_of(model), **slots})
+                trained.update(prefixed(name, self._steps(request, place, task, targets, draws, optimizer)))
         return Training(trained, list(draws.drawn))
+
+    def _steps(
+        self,
+        request: Request,
+        place: torch.device,
+        task: Task,
+        targets: Mapping[str, torch.Tensor],
+        draws: Draws,
+        optimizer: Optimizer,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Train with one optimizer; yield the losses, the weights afterwards and the optimizer's state."""
+        model = self._recast(request, place).train().requires_grad_()
+        stepper, losses = Stepper(optimizer.torch, model), []
+        for _ in range(request.steps):
+            inputs = request.arguments(self._inputs(request, place))  # anew: a model may change them in place
+            draws.begin()
+            with self._lifted(request, model):
+                with shared_masks(model, draws):
+                    loss = task.loss(self._for_loss(model), inputs, targets, own_losses)
+                loss.backward()
+            for path, parameter in model.named_parameters():
+                # JAX has zeros where nothing depends on a parameter, and its weights decay all the same.
+                if parameter.grad is None or path in request.frozen:
+                    parameter.grad = torch.zeros_like(parameter)
+            stepper.step()
+            losses.append(to_float64(loss))
+        yield "losses", np.stack(losses)
+        yield from ((name, to_array(tensor)) for name, tensor in self._compared_of(model))
+        yield from stepper.slots(optimizer.torch_state)
 
     def kinds(self) -> dict[str, str]:
         """See `Runner`."""
@@ -177,7 +195,7 @@ class TorchRunner(Runner):
         with pinned(request.dtype, place), torch.no_grad():
             model = self._recast(request, place).eval()
             found = attributes_of(model, PRECISIONS[request.dtype].products)
-            with listening(model, found):
+            with self._lifted(request, model), listening(model, found):
                 called(model, request.arguments(self._inputs(request, place)))
         found[ROOT]["mode"] = "training" if self.model.training else "eval"
         return found
@@ -189,7 +207,7 @@ class TorchRunner(Runner):
         with pinned(request.dtype, place):
             model = self._recast(request, place).eval()
             inputs = self._inputs(request, place)
-            with traced(model, inputs.values(), keep) as program:
+            with self._lifted(request, model), traced(model, inputs.values(), keep) as program:
                 called(model, request.arguments(inputs))
         return program
 
@@ -199,6 +217,14 @@ class TorchRunner(Runner):
         place = torch_device(request.device)
         with pinned(request.dtype, place):
             yield dict(self._recast(request, place).eval().named_modules()).get(path)
+
+    @contextmanager
+    def _pinned(self, request: Request, place: torch.device) -> Iterator[None]:
+        """Pin every setting; a small model runs on one thread."""
+        weights = sum(weight.numel() for weight in self.model.parameters())
+        small = weights * positions_and_size(request.inputs)[0] <= MOST_PRODUCTS
+        with pinned(request.dtype, place), one_thread() if small else nullcontext():
+            yield
 
     def _lifted(self, request: Request, model: torch.nn.Module) -> AbstractContextManager[None]:
         """Return a context in which casts of the model to float32 are lifted, in the truth run."""
@@ -211,9 +237,10 @@ class TorchRunner(Runner):
             self._searched = True
         return lifted(model, self.truth)
 
-    def _weights_of(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
+    def _compared_of(self, model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+        """Return the weights of a model that are compared."""
         compared = self._compared
-        return {n: to_float64(tensor) for n, tensor in weights_of(model).items() if compared is None or n in compared}
+        return [(name, x) for name, x in weights_of(model).items() if compared is None or name in compared]
 
     def _recast(self, request: Request, place: torch.device) -> torch.nn.Module:
         model = copied(self.model).to(device=place, dtype=getattr(torch, PRECISIONS[request.dtype].storage.name))
@@ -255,37 +282,24 @@ class TorchRunner(Runner):
 
 def _gradients(
     outputs: Mapping[str, torch.Tensor], wrt: Mapping[str, torch.Tensor], request: Request, unused: list[str]
-) -> dict[str, np.ndarray]:
-    """Return the gradients of the sum of floating-point outputs times their cotangents; zero where there are none.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the gradients of the sum of floating-point outputs times their cotangents; zero where there are none.
 
-    `unused` is filled with the names of what no output depends on.
+    `unused` is filled with the names of what no output depends on. What was yielded is freed.
     """
     floating = {name: output for name, output in outputs.items() if output.requires_grad}
-    if not wrt:
-        return {}
-    if not floating:
-        unused.extend(wrt)
-        return {name: np.zeros(tuple(tensor.shape)) for name, tensor in wrt.items()}
-    cotangents = [
-        to_tensor(request.cotangent(name, tuple(t.shape))).to(t.device, t.dtype) for name, t in floating.items()
-    ]
-    gradients = torch.autograd.grad(list(floating.values()), list(wrt.values()), cotangents, allow_unused=True)
-    by_name: dict[str, torch.Tensor | None] = dict(zip(wrt, gradients, strict=True))
-    unused.extend(name for name, gradient in by_name.items() if gradient is None)
-    return {
-        name: np.zeros(tuple(wrt[name].shape)) if gradient is None else to_float64(gradient)
-        for name, gradient in by_name.items()
-    }
-
-
-def _slots(optimizer: torch.optim.Optimizer, model: torch.nn.Module, names: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Return an optimizer's state as "momentum of head.weight"."""
-    return {
-        f"{kind} of {name}": to_float64(optimizer.state[parameter][slot])
-        for slot, kind in names.items()
-        for name, parameter in model.named_parameters()
-        if slot in optimizer.state.get(parameter, {})
-    }
+    gradients: list[torch.Tensor | None] = [None] * len(wrt)
+    if floating and wrt:
+        cotangents = [
+            to_tensor(request.cotangent(name, tuple(t.shape))).to(t.device, t.dtype) for name, t in floating.items()
+        ]
+        of, to = list(floating.values()), list(wrt.values())
+        gradients = list(torch.autograd.grad(of, to, cotangents, allow_unused=True))
+    for index, (name, tensor) in enumerate(wrt.items()):
+        gradient, gradients[index] = gradients[index], None
+        if gradient is None:
+            unused.append(name)
+        yield name, np.zeros(tuple(tensor.shape)) if gradient is None else to_array(gradient)
 
 
 def _all_float64(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -48,6 +48,17 @@ _PRODUCTS: dict[Products, str] = {"full": _FULL, "tf32": "tf32"}
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Run operations on one thread: those of a small model are shorter than to wait for others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def pinned(dtype: str, device: torch.device) -> Iterator[None]:
     """Compute in a precision with every global setting pinned (no autocast), then restore them.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -81,9 +82,15 @@ def lifted(model: torch.nn.Module, truth: Truth) -> Iterator[None]:
 
 
 def find_constants(model: torch.nn.Module, compared: set[str], truth: Truth) -> None:
-    """Note the float32 tensors that modules hold besides the weights that are compared."""
+    """Note the float32 tensors that modules hold besides the weights that are compared, and such numbers.
+
+    A rate of `torch.linspace(…)[i].item()` is a number of float32.
+    """
     for path, module in model.named_modules():
         held = dict(module._buffers) | {n: x for n, x in vars(module).items() if isinstance(x, torch.Tensor)}
         for name, tensor in held.items():
             if tensor is not None and (f"{path}.{name}" if path else name) not in compared:
                 truth.saw_constant(path, to_numpy(tensor.detach()), name)
+        for name, number in vars(module).items():
+            if isinstance(number, float) and float(np.float32(number)) == number:
+                truth.saw_constant(path, np.float32(number), name)

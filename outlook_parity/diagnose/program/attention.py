@@ -26,6 +26,25 @@ def softmaxes(nodes: Sequence[Node]) -> Iterator[tuple[Node, Node]]:
                 yield (shifted.operands[0] if shifted.kind == "sub" else shifted), node
 
 
+def channels_of(logits: Node) -> int | None:
+    """Return how many channels of queries and keys are multiplied for each logit, None if no product is found."""
+    node, steps = logits, MOST_STEPS
+    pending = [node]
+    while pending and steps:
+        node, steps = pending.pop(0), steps - 1
+        if node.constant or not node.operands:
+            continue
+        if node.kind == "dot":
+            first = node.operands[0]
+            contracted = node.settings.get("contracted", ((len(first.shape) - 1,),))[0]
+            return int(np.prod([first.shape[axis] for axis in contracted]))
+        if node.kind in (LAYOUT, CAST, "slice"):
+            pending.append(node.operands[0])
+        elif node.kind in ("mul", "div", "add", "sub", "where", "max", "min"):
+            pending += node.operands
+    return None
+
+
 def scale_of(logits: Node) -> float | None:
     """Return by what the product of queries and keys is multiplied, None if no product is found."""
     return _scale(logits, MOST_STEPS)
@@ -137,6 +156,8 @@ def facts(nodes: Sequence[Node]) -> dict[str, Any]:
     for logits, end in softmaxes(nodes):
         found.setdefault("softmax dtype", end.dtype if end.kind != "softmax" else logits.dtype)
         if (scale := scale_of(logits)) is not None:
+            if (channels := channels_of(logits)) is not None:
+                found.setdefault("channels per head", channels)
             found.setdefault("attention scale", float(f"{scale:.5g}"))
             if (mask := mask_of(logits)) is not None:
                 found.setdefault("attention mask", mask)

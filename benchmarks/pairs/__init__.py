@@ -1,0 +1,1 @@
+"""Pairs of twins that `benchmarks.verify` measures the verifier with."""

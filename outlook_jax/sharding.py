@@ -1,0 +1,68 @@
+"""Partition specs of every variable of a model, from the logical axes of its parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from outlook_common.axes import LOGICAL_AXES, MeshAxes, in_flax, logical_axes, mesh_axes, one_or_more, rules_for
+from outlook_common.weights.tables.base import FLAX
+from outlook_jax.weights import WEIGHTS, path_name, table_of
+
+Rules = str | Mapping[str, MeshAxes]
+
+
+def partition_specs(model: nnx.Module, mesh: Mesh | AbstractMesh, rules: Rules = "data") -> nnx.State[Any, Any]:
+    """Return the partition spec of every variable, in the structure of `nnx.state(model)`.
+
+    Args:
+        model: one of this package; abstract, as of `nnx.eval_shape`, is enough.
+        mesh: the devices.
+        rules: "data": every device has all weights. "fsdp": weights are split along their channels, on the mesh's axis
+            `fsdp`, else `data`. "tensor": along heads, hidden channels of MLPs and classes, on `model`, else `tensor`.
+            Or own ones: logical axis (see `outlook_common.axes`) -> axis of the mesh, several of them, or None.
+
+    Raises:
+        ValueError: rules or axes are unknown, or the mesh does not divide the parameters, with all numbers.
+        TypeError: `model` is not one of this package.
+    """
+    table = table_of(model)
+    on = mesh_axes(table.entries, dict(mesh.shape), rules)
+    make: Any = PartitionSpec
+    specs = {entry.flax: make(*in_flax(entry, on[entry.torch])) for entry in table.entries}
+    flat = nnx.to_flat_state(nnx.state(model))
+    return nnx.from_flat_state(
+        (path, variable.replace(specs[path_name(path)] if isinstance(variable, WEIGHTS) else make()))
+        for path, variable in flat
+    )
+
+
+def named_shardings(model: nnx.Module, mesh: Mesh, rules: Rules = "data") -> nnx.State[Any, Any]:
+    """Return `partition_specs` as shardings on the mesh: for `jax.device_put` and `from_pretrained`."""
+    specs = partition_specs(model, mesh, rules)
+    shardings: nnx.State[Any, Any] = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    return shardings
+
+
+def set_partitioning(model: nnx.Module, mesh: Mesh | AbstractMesh, rules: Rules = "data") -> None:
+    """Give every parameter Flax's own metadata: its logical axes, the rules and the mesh, as `nnx.with_partitioning`.
+
+    Then `nnx.get_partition_spec` and `nnx.get_named_sharding` of the model's state give what `partition_specs` does,
+    and an `nnx.Optimizer` made of the model shards its state likewise. No array is moved.
+
+    Raises:
+        ValueError: as `partition_specs`.
+        TypeError: likewise.
+    """
+    table = table_of(model)
+    mesh_axes(table.entries, dict(mesh.shape), rules)  # raises where the mesh does not divide them
+    by_logical = rules_for(rules, dict(mesh.shape))
+    chosen = tuple((logical, one_or_more(by_logical.get(logical, ()))) for logical in LOGICAL_AXES)
+    entries = table.names(FLAX)
+    for path, variable in nnx.iter_graph(model):
+        if isinstance(variable, WEIGHTS):
+            entry = entries[path_name(path)]
+            axes = in_flax(entry, logical_axes(entry))
+            variable.set_metadata(out_sharding=axes, sharding_rules=chosen, mesh=mesh)
