@@ -5,16 +5,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from outlook_common.constants import OP_CHECKPOINT_NAME
-from outlook_common.dispatch import Implementation, ImplementationRequest, check_implementation, choose
+from outlook_common.dispatch import ImplementationRequest, check_implementation, choose
 from outlook_common.geometry import IntOrPair, check_operands
 from outlook_jax.ops.by_rows import by_rows
-from outlook_jax.ops.composite import COMPOSITE
+from outlook_jax.ops.choice import IMPLEMENTATIONS, choose_by_platform
 from outlook_jax.ops.explicit import on_automatic_axes
-from outlook_jax.ops.pallas import PALLAS, on_tpu_or_interpreted
-from outlook_jax.ops.reference import REFERENCE
-
-# From fastest to slowest: the order that `implementation=None` tries.
-IMPLEMENTATIONS: dict[str, Implementation] = {"pallas": PALLAS, "composite": COMPOSITE, "reference": REFERENCE}
+from outlook_jax.ops.pallas import on_tpu_or_interpreted
 
 
 def outlook_attention(
@@ -39,7 +35,8 @@ def outlook_attention(
         stride: S, in pixels, likewise.
         padding: P, in pixels, likewise. Places outside the map read as zero, and what falls there is dropped.
         dropout_mask: multiplies the probabilities, shape of `logits`: 0, or 1/(1-rate).
-        implementation: None for the fastest that can run here, a name, or a sequence of names to try in order.
+        implementation: None for the fastest on the platform that the program is lowered for, a name, or a sequence of
+            names to try in order.
         precision: of the weighted sum, as in `jax.lax.dot_general`; None means `jax.default_matmul_precision`.
         rows_axis: inside `jax.shard_map`, the axis of the mesh whose devices share the rows of the map, each having its
             part of all operands: they exchange the borders of the values and of the results alone. Composite only.
@@ -69,7 +66,10 @@ def outlook_attention(
         if "composite" not in check_implementation(implementation, IMPLEMENTATIONS):
             raise NotImplementedError(f"implementation {implementation!r} cannot share rows; composite can")
         return by_rows(value, logits, dropout_mask, grid, rows_axis)
-    run = choose(_for_this_platform(implementation), IMPLEMENTATIONS, value, logits, dropout_mask, grid)
+    if implementation is None:
+        run = choose_by_platform(value, logits, dropout_mask, grid)
+    else:
+        run = choose(_for_this_platform(implementation), IMPLEMENTATIONS, value, logits, dropout_mask, grid)
 
     def compute(value: Array, logits: Array, dropout_mask: Array | None) -> Array:
         return run(value, logits, dropout_mask, grid, precision=precision)
@@ -84,7 +84,7 @@ def _for_this_platform(implementation: ImplementationRequest) -> ImplementationR
 
     What a program is lowered for is not known while it is traced. Asked for alone, "pallas" is taken at its word.
     """
-    if implementation is None or isinstance(implementation, str) or on_tpu_or_interpreted():
+    if isinstance(implementation, str) or implementation is None or on_tpu_or_interpreted():
         return implementation
     return [name for name in implementation if name != "pallas"] or implementation
 

@@ -1,5 +1,6 @@
 """What composite promises beyond the op's numbers: derivatives of any kind, batching, memory, and no recompilation."""
 
+from functools import partial
 from math import prod
 
 import jax
@@ -16,7 +17,9 @@ import outlook_torch
 from outlook_common.dispatch import choose
 from outlook_common.op_cases import BY_NAME, Case
 from outlook_jax.ops import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
-from outlook_jax.ops.composite.sums import UNROLLED
+from outlook_jax.ops.choice import choose_by_platform
+from outlook_jax.ops.composite.maps import UNROLLED
+from outlook_jax.ops.pallas import pallas_or_composite, pallas_or_reference
 from outlook_torch.ops import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 from outlook_torch.ops.composite import sums
 from outlook_torch.ops.composite.samples import most_samples, samples
@@ -159,11 +162,22 @@ def test_more_products_than_one_loop_adds_up_give_the_same_sum_in_jax(monkeypatc
         op = lambda a: outlook_jax.outlook_attention(jnp.asarray(value), a, **case.window, implementation="composite")  # noqa: E731
         return np.asarray(jax.vjp(op, jnp.asarray(logits))[1](jnp.asarray(cotangent))[0])
 
-    assert case.D * 25 <= UNROLLED
+    assert case.D * 5 <= UNROLLED
     at_once = gradient()
-    monkeypatch.setattr("outlook_jax.ops.composite.sums.UNROLLED", 25 * case.D // 2)
+    monkeypatch.setattr("outlook_jax.ops.composite.maps.UNROLLED", 5 * case.D // 2)
     jax.clear_caches()
     assert relative_error(gradient(), at_once) <= 1e-14
+
+
+@pytest.mark.unchecked  # of shapes alone
+def test_a_cpus_program_has_the_products_of_one_row_of_displacements_alone_in_jax() -> None:
+    case = BY_NAME["volo_d1"]
+    op = partial(outlook_jax.outlook_attention, **case.window, implementation="composite")
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (case.value_shape, case.logits_shape)]
+    gradient = jax.jit(lambda value, logits, out: jax.vjp(partial(op, value), logits)[1](out))
+    program = jax.export.export(gradient, platforms=["cpu"])(*shapes, shapes[0]).mlir_module()
+    # Of 64 displacements, with half of the 32 channels each, it would be 1,024.
+    assert 0 < program.count("stablehlo.multiply") - UNROLLED <= 16
 
 
 @pytest.mark.unchecked  # of memory alone
@@ -185,7 +199,7 @@ def test_the_gradient_of_logits_is_moved_back_once_for_all_that_read_it_in_jax()
 def test_symbolic_shapes_are_for_the_reference_in_jax() -> None:
     for axes in ("batch, 56, 56, 6, 32", "2, rows, 56, 6, 32"):
         value = jax.ShapeDtypeStruct(jax.export.symbolic_shape(axes), jnp.float32)
-        assert choose(None, JAX_IMPLEMENTATIONS, value, None, None, None) is JAX_IMPLEMENTATIONS["reference"].run
+        assert choose_by_platform(value, value, None, BY_NAME["volo_d1"].grid) is JAX_IMPLEMENTATIONS["reference"].run
         with pytest.raises(NotImplementedError, match=r"symbolic shape .*; the reference takes a symbolic batch$"):
             choose("composite", JAX_IMPLEMENTATIONS, value, None, None, None)
 
@@ -218,9 +232,12 @@ def test_the_torch_operators_are_what_torch_expects_of_an_operator(name: str) ->
 def test_what_takes_longer_is_not_chosen_unless_asked_for(name: str, batch: int, ours: str, theirs: str) -> None:
     case = BY_NAME[name].with_batch(batch)
     torch_operands = torch.empty(case.value_shape), torch.empty(case.logits_shape), None, case.grid
-    jax_operands = jnp.empty(case.value_shape), jnp.empty(case.logits_shape), None, case.grid
+    jax_operands = *(jnp.empty(shape, jnp.float32) for shape in (case.value_shape, case.logits_shape)), None, case.grid
     assert choose(None, TORCH_IMPLEMENTATIONS, *torch_operands) is TORCH_IMPLEMENTATIONS[ours].run
-    assert choose(None, JAX_IMPLEMENTATIONS, *jax_operands) is JAX_IMPLEMENTATIONS[theirs].run
+    assert (
+        choose_by_platform(*jax_operands)
+        is {"composite": pallas_or_composite, "reference": pallas_or_reference}[theirs]
+    )
     for implementations, operands in ((TORCH_IMPLEMENTATIONS, torch_operands), (JAX_IMPLEMENTATIONS, jax_operands)):
         assert choose("composite", implementations, *operands) is implementations["composite"].run
 

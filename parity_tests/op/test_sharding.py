@@ -41,3 +41,7 @@ def test_operands_on_a_mesh_of_either_kind_give_what_one_device_does(
 @pytest.mark.parametrize("implementation", explicit_meshes.IMPLEMENTATIONS)
 def test_a_model_trains_on_images_whose_batch_is_explicitly_sharded(on_meshes: Any, implementation: str) -> None:
     assert on_meshes["model"][implementation] == "P('a', None), P('a', None, None), P(None, None)"
+
+
+def test_tpus_get_kernels_except_where_xla_splits_the_program(found: Any) -> None:
+    assert found["kernels"] == {"XLA": 0, "shard_map": 1, "one": 1}

@@ -57,8 +57,32 @@ def main() -> None:
     program = jax.jit(jax.value_and_grad(partial(loss, "composite"), (0, 1))).lower(*shared).compile().as_text()
     assert program is not None
     print(
-        json.dumps({"errors": found, "reduced": program.count("all-reduce("), "gathered": program.count("all-gather(")})
+        json.dumps(
+            {
+                "errors": found,
+                "reduced": program.count("all-reduce("),
+                "gathered": program.count("all-gather("),
+                "kernels": kernels_on_tpus(mesh),
+            }
+        )
     )
+
+
+def kernels_on_tpus(mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Return how many kernels the default has, lowered for TPUs that share the batch in two ways, or for one TPU."""
+    shapes = (DEVICES, 12, 7, 2, 32), (DEVICES, 12, 7, 2, 9, 9)
+    by_batch = NamedSharding(mesh, PartitionSpec("x"))
+    split = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=by_batch) for shape in shapes]
+    mapped = jax.shard_map(outlook_attention, mesh=mesh, in_specs=PartitionSpec("x"), out_specs=PartitionSpec("x"))
+    programs = {
+        "XLA": (outlook_attention, split),
+        "shard_map": (mapped, split),
+        "one": (outlook_attention, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]),
+    }
+    return {
+        name: jax.jit(run).trace(*operands).lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call")
+        for name, (run, operands) in programs.items()
+    }
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ The sum is bilinear in the probabilities and the values, and so are both its tra
 """
 
 from collections.abc import Iterator
-from functools import partial, reduce
+from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,12 @@ from jaxtyping import Float
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
 from outlook_common.taps import AxisTaps, Phase, axis_taps
+from outlook_jax.ops.composite import maps
 from outlook_jax.ops.composite.gather import products_per_window, weighted_sum
 from outlook_jax.ops.composite.map_last import map_last
 from outlook_jax.ops.composite.primitives import alike, apart, define
 from outlook_jax.ops.composite.softmax import softmax
 from outlook_jax.promotion import at_least_float32
-
-# How many products one loop of `gram` adds up on a CPU: more take longer to compile, fewer pass over memory more often.
-UNROLLED = 1024
 
 # With fewer numbers in the value, a training step saves a few milliseconds at most against the reference, and compiling
 # it takes seconds more.
@@ -171,10 +169,8 @@ def _gram(out: Array, value: Array, *, grid: WindowGrid) -> Array:
 
 
 def _gram_on_cpu(out: Array, value: Array, *, grid: WindowGrid) -> Array:
-    def run(out: Array, value: Array) -> Array:
-        return _per_window(_products_by_maps(out, value, grid=grid), grid, out)
-
     operands = _wide(out, value)
+    run = partial(maps.products_per_window, grid=grid)
     return apart(run, _gram_shape(*map(jax.typeof, operands), grid=grid), *operands).astype(value.dtype)
 
 
@@ -196,104 +192,6 @@ def _products(out: Array, value: Array, *, grid: WindowGrid) -> Products:
             shape = (*dots[0].shape[:2], row.displacements, column.displacements, *dots[0].shape[2:])
             products[r, t] = jnp.stack(dots, axis=2).reshape(shape)
     return products
-
-
-def _products_by_maps(out: Array, value: Array, *, grid: WindowGrid) -> Products:
-    # XLA's CPU compiler vectorises no sum over an axis, but it does vectorise elementwise sums of products.
-    maps = _as_maps(out, value, grid)
-    sums = _summed(maps)
-    rows, columns = axis_taps(grid)
-    products: Products = {}
-    for r, t in maps.phases:
-        found = [total for total, tap in zip(sums, maps.taps, strict=True) if tap.phase == (r, t)]
-        if found:
-            row, column = rows.phases[r], columns.phases[t]
-            shape = (*found[0].shape[:2], row.displacements, column.displacements, row.pixels, maps.pitch)
-            products[r, t] = jnp.stack(found, axis=2).reshape(shape)[..., : column.pixels]
-    return products
-
-
-class _MapTap(NamedTuple):
-    """One displacement of a phase: its pixels times those of `source`, `offset` places further."""
-
-    phase: tuple[int, int]
-    source: tuple[int, int]
-    offset: int
-
-
-class _Maps(NamedTuple):
-    """Both operands of `gram` with D first and the map last, flat, where a displacement is an offset.
-
-    `phases` are the pixels of `out` by phase, `sources` those of `value` by their remainders from the stride, all in
-    lines of `pitch` pixels.
-    """
-
-    phases: dict[tuple[int, int], Float[Array, "B N D nm"]]
-    sources: dict[tuple[int, int], Float[Array, "B N D _"]]
-    taps: list[_MapTap]
-    pitch: int
-
-
-def _as_maps(out: Array, value: Array, grid: WindowGrid) -> _Maps:
-    rows, columns = axis_taps(grid)
-    here, there = (_channels_first(x) for x in (out, value))
-    # Around the map as many zeros as the largest displacement, in whole strides.
-    margins = [axis.stride * -(-(axis.kernel_size - 1) // axis.stride) for axis in (rows, columns)]
-    height, width = (
-        axis.stride * -(-(axis.size + axis.kernel_size - 1 + margin) // axis.stride)
-        for axis, margin in zip((rows, columns), margins, strict=True)
-    )
-    pitch = width // columns.stride
-    there = _window(there, (3, -margins[0], height + rows.stride), (4, -margins[1], width))
-    remainders = product(range(rows.stride), range(columns.stride))
-    sources = {(s, t): _flat(there[..., s :: rows.stride, t :: columns.stride]) for s, t in remainders}
-    phases, taps = {}, []
-    for (r, row), (t, column) in product(enumerate(rows.phases), enumerate(columns.phases)):
-        pixels = here[..., row.first_pixel :: rows.stride, column.first_pixel :: columns.stride]
-        phases[r, t] = _flat(_window(pixels, (4, 0, pitch)))
-        for i, j in _displacements(row, column):
-            u = row.first_pixel + row.first_displacement + i + margins[0]
-            v = column.first_pixel + column.first_displacement + j + margins[1]
-            offset = u // rows.stride * pitch + v // columns.stride
-            taps.append(_MapTap((r, t), (u % rows.stride, v % columns.stride), offset))
-    return _Maps(phases, sources, taps, pitch)
-
-
-def _summed(maps: _Maps) -> list[Float[Array, "B N nm"]]:
-    """Return, for each tap, the sum over D of its products."""
-    D = next(iter(maps.phases.values())).shape[2]
-    size = max(c for c in range(1, D + 1) if D % c == 0 and (c == 1 or c * len(maps.taps) <= UNROLLED))
-
-    def add_up(start: Any, sums: list[Array]) -> list[Array]:
-        # By `lax` and each channel once: what traces hundreds of products takes as long as what compiles them.
-        def channels(x: Array) -> list[Array]:
-            part = lax.dynamic_slice_in_dim(x, start * size, size, 2)
-            return [lax.index_in_dim(part, k, 2, keepdims=False) for k in range(size)]
-
-        a, b = ({at: channels(x) for at, x in maps_of.items()} for maps_of in (maps.phases, maps.sources))
-        return [
-            reduce(
-                lax.add,
-                (
-                    lax.mul(x, lax.slice_in_dim(y, at, at + total.shape[-1], axis=2))
-                    for x, y in zip(a[phase], b[source], strict=True)
-                ),
-                total,
-            )
-            for total, (phase, source, at) in zip(sums, maps.taps, strict=True)
-        ]
-
-    sums = [jnp.zeros_like(maps.phases[tap.phase][:, :, 0]) for tap in maps.taps]
-    return add_up(0, sums) if size == D else lax.fori_loop(0, D // size, add_up, sums)
-
-
-def _channels_first(x: Float[Array, "B H W N D"]) -> Float[Array, "B N D H W"]:
-    B, H, W, N, D = x.shape
-    return x.reshape(B, H * W, N * D).transpose(0, 2, 1).reshape(B, N, D, H, W)
-
-
-def _flat(x: Float[Array, "B N D n m"]) -> Float[Array, "B N D nm"]:
-    return x.reshape(*x.shape[:3], x.shape[3] * x.shape[4])
 
 
 def _per_window(products: Products, grid: WindowGrid, out: Array) -> Float[Array, "B N KK KK h w"]:

@@ -1,8 +1,6 @@
-"""Which operands the kernels take, and where they are the fastest."""
+"""Which operands the kernels take."""
 
 from typing import Any
-
-import jax
 
 from outlook_common.geometry import WindowGrid
 from outlook_jax.ops.pallas import batch_launch
@@ -30,11 +28,4 @@ def refusal(value: Shaped, logits: Shaped, dropout_mask: Shaped, grid: WindowGri
     needed = vmem_bytes(cells_of(grid, value, logits, dropout_mask), value, logits, dropout_mask)
     if needed > VMEM:
         return f"one row of windows needs {needed} bytes of VMEM, more than {VMEM}: value has shape {value.shape}"
-    return None
-
-
-def drawback(*_: Any, **__: Any) -> str | None:
-    """Say why another way is better here, or None."""
-    if jax.default_backend() != "tpu":
-        return f"it is for TPUs, and the default backend is {jax.default_backend()}"
     return None
