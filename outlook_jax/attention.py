@@ -12,7 +12,7 @@ from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
 from outlook_jax.layers import LayerOptions, dropout, linear
 from outlook_jax.ops import IMPLEMENTATIONS, outlook_attention
-from outlook_jax.promotion import at_least_float32
+from outlook_jax.ops.promotion import at_least_float32
 
 # The default of `nnx.Linear`.
 KERNEL_INIT: Initializer = nnx.initializers.lecun_normal()

@@ -7,7 +7,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from outlook_common.constants import BATCH_NORM_MOMENTUM, NORM_EPSILON
-from outlook_jax.promotion import along_last_axis, at_least_float32
+from outlook_jax.ops.promotion import along_last_axis, at_least_float32
 
 # Of `jax.shard_map` or `jax.vmap`.
 AxisNames = str | tuple[str, ...] | None

@@ -16,7 +16,7 @@ from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_jax.attention import OutlookAttention
 from outlook_jax.layers import INIT, LayerOptions, Statistics, batch_norm, conv, dropout, layer_norm, linear
-from outlook_jax.promotion import at_least_float32
+from outlook_jax.ops.promotion import at_least_float32
 
 
 class DropRate(nnx.Variable[Array]):

@@ -7,7 +7,7 @@ from outlook_common.volo import check_foldable
 from outlook_jax.batch_norm import BatchNorm
 from outlook_jax.blocks import unchanged
 from outlook_jax.model import VOLO
-from outlook_jax.promotion import along_last_axis, at_least_float32
+from outlook_jax.ops.promotion import along_last_axis, at_least_float32
 
 
 def fold_batch_norm(model: VOLO) -> VOLO:

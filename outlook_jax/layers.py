@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from outlook_common.constants import INIT_STD, NORM_EPSILON
 from outlook_jax.batch_norm import AxisNames, BatchNorm
-from outlook_jax.promotion import along_last_axis, at_least_float32
+from outlook_jax.ops.promotion import along_last_axis, at_least_float32
 
 # timm's truncated normal is cut at ±2, a hundred standard deviations away.
 INIT: Initializer = nnx.initializers.normal(INIT_STD)
@@ -61,7 +61,7 @@ class Dropout(nnx.Dropout):
 class LayerNorm(nnx.LayerNorm):
     """Flax's LayerNorm with a two-pass variance, bit for bit, that promotes no dtype implicitly."""
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Array:  # type: ignore[override] # Flax's takes a mask too, which no model here has
         """Normalise the last axis; statistics are computed in float32 at least."""
         assert self.scale is not None
         assert self.bias is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 # "0x8c LB: >> { … }": the address, whether a loop's body begins, a ">" for each loop around it; an empty one has none.
 _BUNDLE = re.compile(r"^\s*(?:0x)?[0-9a-f]+ *([A-Z]{2})? *: *(>*) *\{(\})?")
-_BOUND = re.compile(r"%(p\w+) = scmp\.ge\.s32\.totalorder %\w+, (\d+)")
+_BOUND = re.compile(r"%(p\w+) = scmp\.ge\.s32\.totalorder (?:\(!?%\w+\), )?%\w+, (\d+)")
 _BACK = re.compile(r"sbr\.rel \(!%(p\w+)\) target = \$region(\d+)")
 
 

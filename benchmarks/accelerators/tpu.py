@@ -1,6 +1,7 @@
 """Compile for a TPU that is not there, and read what XLA:TPU says of the program."""
 
 import re
+import shutil
 import time
 from functools import cache
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from benchmarks.accelerators import hlo
+from benchmarks.accelerators import BUNDLES, hlo, llo
 from benchmarks.accelerators.cases import Program
 
 Axes = tuple[str | tuple[str, ...] | None, ...]  # as in a `PartitionSpec`
@@ -24,17 +25,22 @@ def topology(name: str) -> Any:
 
 
 def compile_for(program: Program, chips: str = "v5e:2x2") -> dict[str, Any]:
-    """Compile for one chip; return figures, all but the seconds by the compiler's estimate."""
+    """Compile for one chip; return figures, all but the seconds by the compiler's estimates."""
     one = SingleDeviceSharding(topology(chips).devices[0])
     operands = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), program.operands)
+    for path in BUNDLES.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     start = time.perf_counter()
     compiled = jax.jit(program.run).lower(*operands).compile()
     seconds = time.perf_counter() - start
     text, memory = compiled.as_text(), compiled.memory_analysis()
     operations = hlo.operations(text)
+    kernels = [each for each in operations if KERNEL in each.text]
+    in_kernels = sum(llo.kernel_cycles(BUNDLES, _name(each)) * each.times for each in kernels)
     return {
-        "kcycles": sum(_cycles(each) * each.times for each in operations) / 1e3,
-        "Pallas kernels": sum(KERNEL in each.text for each in operations),
+        "kcycles": (sum(_cycles(each) * each.times for each in operations) + in_kernels) / 1e3,
+        "of them in Pallas": in_kernels / 1e3,
+        "Pallas kernels": len(kernels),
         "bytes / floor": compiled.cost_analysis()["bytes accessed"] / program.floor,
         "operations": len(operations),
         "temp MB": memory.temp_size_in_bytes / 1e6,
@@ -54,3 +60,7 @@ def collectives_when_shared(program: Program, axes: Axes, chips: str = "v5e:4x4"
 def _cycles(operation: hlo.Operation) -> int:
     found = re.search(r'"estimated_cycles":"(\d+)"', operation.text)
     return int(found[1]) if found else 0
+
+
+def _name(operation: hlo.Operation) -> str:
+    return operation.text.strip().removeprefix("ROOT ").split(" = ")[0].lstrip("%")

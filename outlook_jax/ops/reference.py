@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
-from outlook_jax.promotion import at_least_float32
+from outlook_jax.ops.promotion import at_least_float32
 
 
 def reference(

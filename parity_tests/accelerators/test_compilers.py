@@ -14,12 +14,37 @@ both_directions = pytest.mark.parametrize("backward", [False, True], ids=["forwa
 
 
 @both_directions
-def test_mosaic_compiles_the_kernels_for_a_v5e(backward: bool) -> None:
+@pytest.mark.parametrize("chips", ["v5e:2x2", "v6e:2x2"])
+def test_none_gets_mosaics_kernels_on_a_tpu_and_is_not_slower_than_the_reference(chips: str, backward: bool) -> None:
     pytest.importorskip("libtpu")
     from benchmarks.accelerators import cases, tpu
 
-    figures = tpu.compile_for(cases.op(CASE, "bfloat16", "pallas", backward=backward))
-    assert figures["Pallas kernels"] == 1 + backward
+    ours, theirs = (
+        tpu.compile_for(cases.op(CASE, "bfloat16", name, backward=backward), chips) for name in (None, "reference")
+    )
+    assert (ours["Pallas kernels"], theirs["Pallas kernels"]) == (1 + backward, 0)
+    assert 0 < ours["of them in Pallas"] < ours["kcycles"] <= theirs["kcycles"]
+
+
+def test_bundles_in_loops_count_as_often_as_the_loops_run() -> None:
+    from benchmarks.accelerators import llo
+
+    text = """
+= control target key start
+LB: loop body
+     0   :  { %s1_s0 = smov 0 }
+   0x1 LB: > { %s2_s1 = sadd.s32 1, %s1_s0  ;;  %v1 = vld [vmem:[%s0]] } /* Start region 9 :: Start region 1 */
+   0x2   :  {} /* End region 4 */
+   0x3 LB: >> { %p1 = scmp.ge.s32.totalorder %s3_s2, 7 /* loop exit test */ } /* Start region 2 */
+   0x4   : >> { %1 = sbr.rel (!%p1) target = $region2 }
+   0x5 LB: >> { %p2 = scmp.ge.s32.totalorder (%p1), %s4_s3, 1 } /* Start region 3 */
+   0x6   : > { %2 = sbr.rel (!%p2) target = $region3 }
+   0x7 PF: > { %p3 = scmp.ge.s32.totalorder %s2_s1, 10 /* loop exit test */ }
+   0x8   :  { %3 = sbr.rel (!%p3) target = $region1 }
+"""
+    assert llo.cycles(text) == 2 + 10 * (2 + 2 * 7 + 1 + 2)
+    with pytest.raises(ValueError, match="a loop of unknown length begins with '0x3 LB: >> "):
+        llo.cycles(text.replace("%s3_s2, 7", "%s3_s2, %s9_s9"))
 
 
 @both_directions
@@ -27,9 +52,13 @@ def test_xla_compiles_the_default_op_for_an_h100_without_atomics_and_spills(back
     pytest.importorskip("jax_cuda12_plugin")
     from benchmarks.accelerators import cases, gpu
 
-    figures = gpu.compile_for(cases.op(CASE, "float32", None, backward=backward))
+    figures, reference = (
+        gpu.compile_for(cases.op(CASE, "float32", name, backward=backward)) for name in (None, "reference")
+    )
     assert figures["atomics"] == figures["spilled bytes"] == 0
     assert 0 < figures["kernels"] <= 6
+    assert figures["kernels"] <= reference["kernels"]
+    assert figures["bytes / floor"] <= reference["bytes / floor"]
 
 
 def test_atomics_are_seen() -> None:
@@ -46,11 +75,14 @@ def test_atomics_are_seen() -> None:
 @pytest.mark.parametrize(
     "axes", [(("data", "heads"),), ("data", None, None, "heads")], ids=["batch", "batch and heads"]
 )
-def test_sixteen_chips_exchange_nothing(axes: tuple[str | tuple[str, ...] | None, ...], backward: bool) -> None:
+@pytest.mark.parametrize("implementation", [None, "composite"])
+def test_sixteen_chips_exchange_nothing(
+    implementation: str | None, axes: tuple[str | tuple[str, ...] | None, ...], backward: bool
+) -> None:
     pytest.importorskip("libtpu")
     from benchmarks.accelerators import cases, tpu
 
-    assert tpu.collectives_when_shared(cases.op(SHARED, "bfloat16", "composite", backward=backward), axes) == []
+    assert tpu.collectives_when_shared(cases.op(SHARED, "bfloat16", implementation, backward=backward), axes) == []
 
 
 def test_what_is_exchanged_is_seen() -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from outlook_common.geometry import WindowGrid
 from outlook_common.taps import AxisTaps, axis_taps
-from outlook_jax.promotion import at_least_float32
+from outlook_jax.ops.promotion import at_least_float32
 
 _Found = Bool[np.ndarray, "..."]
 _Index = Int[np.ndarray, "..."]

@@ -106,7 +106,7 @@ def _summed(maps: _Maps) -> list[Float[Array, "U B N nm"]]:
     size = max(c for c in range(1, D + 1) if D % c == 0 and (c == 1 or c * len(maps.columns) <= UNROLLED))
     rows = np.array([(tap.phase, tap.source, tap.offset * maps.pitch) for tap in maps.rows])
 
-    def add_row(start: Any, row: Array, sums: list[Array]) -> list[Array]:
+    def add_row(start: Any, row: Any, sums: list[Array]) -> list[Array]:
         # By `lax` and each channel once: what traces hundreds of products takes as long as what compiles them.
         def channels(x: Array, remainder: Array, column: int, at: Any, length: int) -> list[Array]:
             part = lax.dynamic_slice(x, (remainder, column, 0, 0, start * size, at), (1, 1, B, N, size, length))
@@ -128,7 +128,7 @@ def _summed(maps: _Maps) -> list[Float[Array, "U B N nm"]]:
         ]
 
     def add_up(start: Any, sums: list[Array]) -> list[Array]:
-        return lax.scan(lambda _, x: (None, add_row(start, *x)), None, (rows, sums))[1]
+        return lax.scan(lambda _, x: (None, add_row(start, x[0], x[1])), None, (rows, sums))[1]
 
     sums = [jnp.zeros((len(maps.rows), B, N, L), maps.out.dtype) for _ in maps.columns]
     return add_up(0, sums) if size == D else lax.fori_loop(0, D // size, add_up, sums)
@@ -164,8 +164,8 @@ def _per_window(sums: list[Array], maps: _Maps, grid: WindowGrid) -> Float[Array
 
     out = lax.map(window, np.array(places))
     B, N = x.shape[2:4]
-    # A transpose of three axes, which compiles in a fifth of the time of one of six.
-    out = out.reshape((K * L) ** 2, B * N, h, pitch)[..., :w].swapaxes(0, 1)
+    # Few axes, for a transpose of six compiles for five times as long; batch and heads apart, for devices share either.
+    out = out.reshape((K * L) ** 2, B, N, h, pitch)[..., :w].reshape((K * L) ** 2, B, N, h * w).transpose(1, 2, 0, 3)
     return out.reshape(B, N, K * L, K * L, h, w)
 
 

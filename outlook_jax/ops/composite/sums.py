@@ -23,7 +23,7 @@ from outlook_jax.ops.composite.gather import products_per_window, weighted_sum
 from outlook_jax.ops.composite.map_last import map_last
 from outlook_jax.ops.composite.primitives import alike, apart, define
 from outlook_jax.ops.composite.softmax import softmax
-from outlook_jax.promotion import at_least_float32
+from outlook_jax.ops.promotion import at_least_float32
 
 # With fewer numbers in the value, a training step saves a few milliseconds at most against the reference, and compiling
 # it takes seconds more.

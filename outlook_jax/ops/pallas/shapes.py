@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from outlook_jax.promotion import at_least_float32
+from outlook_jax.ops.promotion import at_least_float32
 
 Shaped = Any  # an array, what has a shape and a dtype alone, or None where an operand may be missing
 
