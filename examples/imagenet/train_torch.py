@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ import typer
 from rich.progress import track
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, default_collate
 
@@ -33,18 +32,6 @@ from outlook_torch.losses import TokenLabelGTCrossEntropy
 EVALUATION_BATCH = 64
 
 
-class Training(nn.Module):
-    """`forward_train` as `forward`, which is all that DDP and FSDP wrap."""
-
-    def __init__(self, model: outlook_torch.VOLO) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, mix_box: tuple[int, int, int, int] | None) -> Any:
-        """Return what the loss takes."""
-        return self.model.forward_train(images, mix_box)
-
-
 class Trainer:
     """A model, its optimizer and the average of its weights, in one of several processes."""
 
@@ -53,15 +40,11 @@ class Trainer:
         dtype = torch.float64 if how.dtype == "float64" else torch.float32
         torch.manual_seed(how.seed)
         self.model = outlook_torch.VOLO(recipe.model, device=device, dtype=dtype)
-        self.training: nn.Module = Training(self.model)
+        self.wrapped: nn.Module = self.model
         if dist.is_initialized() and how.sharding == "fsdp":
-            for index, part in enumerate(recipe.model.network):
-                if part.kind != "downsample":
-                    for block in self.model.network[index]:
-                        fully_shard(block)
-            fully_shard(self.training)
+            outlook_torch.fully_shard(self.model)
         elif dist.is_initialized():
-            self.training = DistributedDataParallel(self.training, broadcast_buffers=False)
+            self.wrapped = DistributedDataParallel(self.model, broadcast_buffers=False)
         self.optimizer = _optimizer(recipe, self.model)
         self.average = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
@@ -73,19 +56,14 @@ class Trainer:
         box = mix_box(self.recipe, step) if self.recipe.model.use_mix_token else None
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[step] * group["scale"]
-        self.training.train()
+        self.model.train()
         total = 0.0
-        for part, (x, target) in enumerate(
-            zip(images.chunk(how.accumulate), targets.chunk(how.accumulate), strict=True)
-        ):
-            last = part == how.accumulate - 1
-            waits = (
-                nullcontext()
-                if last or not isinstance(self.training, DistributedDataParallel)
-                else self.training.no_sync()
-            )
-            with waits, torch.autocast(self.device.type, torch.bfloat16, enabled=how.dtype == "bfloat16"):
-                outputs = self.training(self._nchw(x), box)
+        parts = list(zip(images.chunk(how.accumulate), targets.chunk(how.accumulate), strict=True))
+        for x, target in parts:
+            waits = isinstance(self.wrapped, DistributedDataParallel) and x is not parts[-1][0]
+            alone = self.wrapped.no_sync() if waits else nullcontext()
+            with alone, torch.autocast(self.device.type, torch.bfloat16, enabled=how.dtype == "bfloat16"):
+                outputs = self.wrapped(self._nchw(x), token_labels=True, mix_box=box)
                 loss = TokenLabelGTCrossEntropy()(outputs, target.to(self.device)) / how.accumulate
             loss.backward()
             total += loss.item()
@@ -95,7 +73,8 @@ class Trainer:
         self.optimizer.zero_grad()
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
-                self.average[name].copy_(self.average[name] * how.ema + tensor * (1 - how.ema))
+                old = self.average[name]
+                old.copy_(old * how.ema + tensor * (1 - how.ema) if old.is_floating_point() else tensor)
         return total
 
     @torch.no_grad()
@@ -103,10 +82,10 @@ class Trainer:
         """Return top-1 and top-5 of the averaged weights on what is held out."""
         trained = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.model.load_state_dict(self.average)
-        self.training.eval()
+        self.model.eval()
         hits = torch.zeros(2, device=self.device)
         for images, labels in _evaluation_batches(source, self.recipe):
-            best = self.training(self._nchw(images), None).topk(5).indices == labels[:, None].to(self.device)
+            best = self.model(self._nchw(images)).topk(5).indices == labels[:, None].to(self.device)
             hits += torch.stack([best[:, 0].sum(), best.sum()])
         if dist.is_initialized():
             dist.all_reduce(hits)
