@@ -1,0 +1,159 @@
+"""The recipes of `examples/imagenet`: both train on the digits, and go on as if they had never been killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.imagenet import log
+from examples.imagenet.data import OPERATIONS, TrainingData, augment, mix_box, sources
+from examples.imagenet.recipe import Data, Recipe, layer_scales, learning_rates
+
+RECIPE = Path("examples/imagenet/digits.toml")
+# In float64, so that losses are those of the uninterrupted training to the last digits; five steps are an epoch.
+SMALL = """
+[model]
+layers = [1, 1]
+outlook_attention = [true, false]
+downsamples = [true, false]
+img_size = 32
+num_classes = 10
+patch_size = 4
+stem_hidden_dim = 8
+embed_dims = [8, 8]
+num_heads = [2, 2]
+mlp_ratio = [2, 2]
+use_mix_token = true
+[data]
+root = "digits"
+as_published = false
+randaugment = 1
+workers = 0
+[training]
+epochs = 4
+batch = 256
+warmup_epochs = 1
+dtype = "float64"
+save_every = 2
+"""
+
+
+def test_a_sample_follows_from_its_position_alone() -> None:
+    recipe = Recipe.read(RECIPE)
+    source, _ = sources(recipe)
+    one, other = TrainingData(source, recipe), TrainingData(source, recipe)
+    for position in (0, 1, 1343, 1344, 5000):
+        _ = other[position // 2]
+        np.testing.assert_array_equal(one[position].image, other[position].image)
+    per_epoch = one.steps_per_epoch * recipe.training.batch
+    assert per_epoch == 21 * 64
+    assert not np.array_equal(one[0].image, one[per_epoch].image)
+    assert one[0].target.shape == (10, 2 + 4 * 4)
+    np.testing.assert_allclose(one[0].target.sum(axis=0), 1, rtol=1e-5)
+
+
+def test_every_operation_of_the_published_augmentation_runs_and_keeps_sizes() -> None:
+    recipe, rng = replace(Recipe.read(RECIPE), data=Data()), np.random.default_rng(0)
+    image, label, label_map = sources(Recipe.read(RECIPE))[0][0]
+    assert label_map is not None
+    assert len(OPERATIONS) == 15
+    for operation in OPERATIONS.values():
+        for level in (0.0, 0.5, 1.0):
+            found, found_map = operation(image, label_map, level, -1, rng)
+            assert found.size == image.size
+            assert found_map.shape == label_map.shape
+    for _ in range(20):
+        sample = augment(image, label, label_map, recipe, rng)
+        assert sample.image.shape == (32, 32, 3)
+        assert np.isfinite(sample.image).all()
+
+
+def test_rates_warm_up_and_fall_as_a_cosine_and_blocks_below_learn_more_slowly() -> None:
+    recipe = Recipe.read(RECIPE)
+    rates = learning_rates(recipe.training, 10)
+    assert rates[0] == 1e-6
+    assert rates.argmax() == 20
+    assert rates[-1] < 0.02 * rates.max()
+    scales = layer_scales(
+        ["pos_embed", "network.0.0.norm1.weight", "network.1.proj.weight", "network.2.0.norm1.weight", "head.weight"],
+        recipe.model,
+        0.5,
+    )
+    assert list(scales.values()) == [1 / 32, 1 / 16, 1 / 16, 1 / 8, 1]
+
+
+def test_boxes_of_mixing_lie_in_the_map_and_differ_by_step() -> None:
+    recipe = Recipe.read(RECIPE)
+    boxes = [mix_box(recipe, step) for step in range(50)]
+    assert len(set(boxes)) > 10
+    assert all(0 <= y1 <= y2 <= 4 and 0 <= x1 <= x2 <= 4 for y1, x1, y2, x2 in boxes)
+
+
+def command(framework: str, recipe: Path, folder: Path, processes: int) -> list[str]:
+    module = ["-m", f"examples.imagenet.train_{framework}"]
+    if framework == "torch" and processes > 1:
+        module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
+    return [sys.executable, "-W", "ignore", *module, str(recipe), str(folder)]
+
+
+def start(framework: str, recipe: Path, folder: Path, processes: int) -> subprocess.Popen[bytes]:
+    devices = f"--xla_force_host_platform_device_count={processes}"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(framework, recipe, folder, processes),
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def run(framework: str, recipe: Path, folder: Path, processes: int) -> str:
+    if framework == "jax":
+        pytest.importorskip("grain", reason="not run: Grain is in the extra `examples`")
+    process = start(framework, recipe, folder, processes)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+@pytest.mark.slow(reason="trains to the end")
+@pytest.mark.parametrize(("framework", "processes"), [("jax", 8), ("torch", 2)])
+def test_the_digits_are_learnt(framework: str, processes: int, tmp_path: Path) -> None:
+    run(framework, RECIPE, tmp_path, processes)
+    assert max(values.get("top1", 0) for values in log.read(tmp_path).values()) >= 0.95
+
+
+@pytest.mark.slow(reason="trains each recipe several times in processes of its own")
+@pytest.mark.parametrize(
+    ("framework", "processes"), [("jax", (8, 8, 4, 1)), ("torch", (1, 1, 1, 1)), ("torch", (2, 2, 2, 2))]
+)
+def test_a_killed_training_goes_on_with_the_losses_of_one_that_was_not(
+    framework: str, processes: tuple[int, ...], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(SMALL)
+    run(framework, recipe, tmp_path / "whole", processes[0])
+    rng = np.random.default_rng(0)
+    for count in processes[:-1]:
+        before = len(log.read(tmp_path / "killed")) if (tmp_path / "killed").exists() else 0
+        process = start(framework, recipe, tmp_path / "killed", count)
+        while process.poll() is None and before == (
+            len(log.read(tmp_path / "killed")) if (tmp_path / "killed" / "metrics.jsonl").exists() else 0
+        ):
+            time.sleep(0.05)
+        time.sleep(float(rng.uniform(0, 2)))
+        os.killpg(process.pid, signal.SIGTERM if rng.random() < 0.5 else signal.SIGKILL)
+        process.communicate()
+    run(framework, recipe, tmp_path / "killed", processes[-1])
+    whole, killed = log.read(tmp_path / "whole"), log.read(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    for step, values in whole.items():
+        for name, value in values.items():
+            assert killed[step][name] == pytest.approx(value, rel=1e-12), (step, name)
