@@ -61,7 +61,7 @@ class Dropout(nnx.Dropout):
 class LayerNorm(nnx.LayerNorm):
     """Flax's LayerNorm with a two-pass variance, bit for bit, that promotes no dtype implicitly."""
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]
         """Normalise the last axis; statistics are computed in float32 at least."""
         assert self.scale is not None
         assert self.bias is not None
