@@ -376,7 +376,8 @@ class VOLO(nn.Module):
             for old, new in zip(self.pos_embed.shape[1:3], size, strict=True)
         )
         # Not einsum, which takes symbolic sizes for constants.
-        return (columns @ (rows @ self.pos_embed[0].flatten(1)).unflatten(1, self.pos_embed.shape[2:]))[None]
+        resized: Tensor = (rows @ self.pos_embed[0].flatten(1)).unflatten(1, self.pos_embed.shape[2:])  # type: ignore[no-untyped-call]
+        return (columns @ resized)[None]
 
     def _tokens_to_features(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B T C"]:
         x = x.flatten(1, 2)

@@ -87,7 +87,7 @@ def _fold_by_slices(columns: Float[Tensor, "B C KK h w"], grid: WindowGrid) -> F
     # Place r + S*m of window c lies on row S*(c+m) + r of the padded map: the rows of one phase r are a sum of windows
     # shifted by m, and the map is its phases interleaved.
     (K, L), (S, T), (top, left), (H, W) = grid.kernel_size, grid.stride, grid.padding, grid.map_size
-    places = columns.unflatten(2, (K, L))
+    places = columns.unflatten(2, (K, L))  # type: ignore[no-untyped-call]
     # How far windows are shifted at most, and at least so far that the map reaches its last row and column.
     M, N = (max((k - 1) // s, -(-p // s)) for k, s, p in zip((K, L), (S, T), (top, left), strict=True))
     nothing = torch.zeros_like(places[:, :, 0, 0])

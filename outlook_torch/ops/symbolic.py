@@ -1,10 +1,12 @@
 """Slices whose sizes may be symbols, in programs that are compiled or exported."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def every(x: Tensor, axis: int, start: int, step: int, count: int) -> Tensor:
+def every(x: Tensor, axis: int, start: int, step: int, count: Any) -> Tensor:
     """Return `count` entries of an axis: start, start + step, and so on; all must exist.
 
     Of a slice torch.export wants proof that it ends inside the axis, which it cannot find for ceil(H/S) windows; of

@@ -250,14 +250,14 @@ def mix(
     weights: Float[Tensor, "B N KK KK h w"], value: Float[Tensor, "B H W N D"], grid: WindowGrid
 ) -> Float[Tensor, "B H W N D"]:
     """Return, at each pixel x, the sum over d of the merged weights W[x, d] * value[x + d]; differentiable."""
-    return _mix(weights, value, *_lists(grid)) if torch.compiler.is_compiling() else _Mix.apply(weights, value, grid)
+    return _mix(weights, value, *_lists(grid)) if torch.compiler.is_compiling() else _Mix.apply(weights, value, grid)  # type: ignore[no-untyped-call]
 
 
 def gram(
     out: Float[Tensor, "B H W N D"], value: Float[Tensor, "B H W N D"], grid: WindowGrid
 ) -> Float[Tensor, "B N KK KK h w"]:
     """Return, for each pair of places p and q of each window, the product out[p] · value[q] over D; differentiable."""
-    return _gram(out, value, *_lists(grid)) if torch.compiler.is_compiling() else _Gram.apply(out, value, grid)
+    return _gram(out, value, *_lists(grid)) if torch.compiler.is_compiling() else _Gram.apply(out, value, grid)  # type: ignore[no-untyped-call]
 
 
 class _Bilinear(torch.autograd.Function):
@@ -273,7 +273,7 @@ class _Bilinear(torch.autograd.Function):
     def jvp(cls, ctx: Any, first_tangent: Tensor | None, second_tangent: Tensor | None, _: None) -> Tensor:
         first, second = ctx.saved_tensors
         parts = [
-            cls.apply(*operands, ctx.grid)
+            cls.apply(*operands, ctx.grid)  # type: ignore[no-untyped-call]
             for operands in ((first_tangent, second), (first, second_tangent))
             if None not in operands
         ]
@@ -288,7 +288,7 @@ class _Bilinear(torch.autograd.Function):
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], first: Tensor, second: Tensor, grid: WindowGrid) -> Any:
         one, other = _merged_axes(info.batch_size, in_dims, first, second)
-        out = cls.apply(one, other, grid)
+        out = cls.apply(one, other, grid)  # type: ignore[no-untyped-call]
         return out.reshape(info.batch_size, -1, *out.shape[1:]), 0
 
 
@@ -337,7 +337,7 @@ def nested_forward_mode() -> str | None:
     return "forward mode inside forward mode needs the reference, without an autograd.Function" if forward > 1 else None
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _forward_modes() -> int:
     """Return how many transformations by torch.func.jvp are around; the compiler asks it while it traces them."""
     transforms = torch._C._functorch.get_interpreter_stack() or []

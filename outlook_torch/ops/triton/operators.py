@@ -123,7 +123,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    return *_gradients(cotangent, *ctx.saved_tensors, ctx.grid), None, None, None, None
+    value, logits, dropout_mask = ctx.saved_tensors
+    return *_gradients(cotangent, value, logits, dropout_mask, ctx.grid), None, None, None, None
 
 
 _attend.register_autograd(_backward, setup_context=_keep)
@@ -144,7 +145,8 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(cotangent, *ctx.saved_tensors, ctx.grid), None, None
+        value, logits, dropout_mask = ctx.saved_tensors
+        return *_gradients(cotangent, value, logits, dropout_mask, ctx.grid), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
