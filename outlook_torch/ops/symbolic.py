@@ -12,7 +12,7 @@ def every(x: Tensor, axis: int, start: int, step: int, count: Any) -> Tensor:
     Of a slice torch.export wants proof that it ends inside the axis, which it cannot find for ceil(H/S) windows; of
     indices it does not.
     """
-    if not isinstance(count, torch.SymInt):
+    if isinstance(count, int):
         return x[(slice(None),) * axis + (slice(start, start + step * (count - 1) + 1, step),)]
     return x.index_select(axis, start + step * torch.arange(count, device=x.device))
 
