@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from outlook_common.text import listed
 from outlook_common.weights.formats import safetensors
+from outlook_common.weights.io.atomic import replacing
 from outlook_common.weights.io.lazy import LazyTensor
 from outlook_parity.core.check import Tensors
 from outlook_parity.core.precision import PRECISIONS
@@ -125,8 +126,8 @@ def write(path: Path, trace: TraceFile) -> None:
             name = f"module/{number:06d}/{key.side}/{key.call}/{index}/{key.path}"
             tensors[name] = _Float64(shape, partial(_array_of, trace.events, key, index))
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(asdict(trace.header))}
-    path.write_bytes(b"")
-    safetensors.write(path, tensors, metadata)
+    with replacing(path) as temporary:  # a trace may be written over the file that its arrays are still read from
+        safetensors.write(temporary, tensors, metadata)
 
 
 def _array_of(events: Events, key: Key, index: int) -> np.ndarray:
