@@ -27,7 +27,7 @@ BELOW = {
     "outlook_parity": {"outlook_common", "outlook_torch", "outlook_jax"},
     "examples": {"outlook_common", "outlook_torch", "outlook_jax", "outlook_parity"},
     "benchmarks": {"outlook_common", "outlook_torch", "outlook_jax", "outlook_parity"},
-    "parity_tests": {"outlook_common", "outlook_torch", "outlook_jax", "outlook_parity", "benchmarks"},
+    "parity_tests": {"outlook_common", "outlook_torch", "outlook_jax", "outlook_parity", "benchmarks", "examples"},
 }
 
 # What each room of a package may import of the same package's rooms; "" is the package's own files.

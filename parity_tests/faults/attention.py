@@ -109,10 +109,10 @@ def _wrong_axis_jax(honest: Any) -> Any:
 def _full_window_torch(honest: Any) -> Any:
     """The average divides by the whole window, also where it reaches past the border."""
 
-    def pool(x: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
+    def pool(x: torch.Tensor, stride: tuple[int, int], spare: tuple[int, int]) -> torch.Tensor:
         beyond = [-size % step for size, step in zip(x.shape[1:3], stride, strict=True)]
         padded = torch.nn.functional.pad(x, (0, 0, 0, beyond[1], 0, beyond[0]))
-        return honest(padded, stride)
+        return honest(padded, stride, spare)
 
     return pool
 
@@ -269,7 +269,7 @@ def _off_by_one_jax(honest: Any) -> Any:
 
 
 def _subsampled(honest: Any) -> Any:
-    return lambda x, stride: x[:, :: stride[0], :: stride[1]]
+    return lambda x, stride, *_: x[:, :: stride[0], :: stride[1]]
 
 
 def _tf32_torch(layers: Layers, patch: pytest.MonkeyPatch) -> None:

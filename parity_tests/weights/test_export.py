@@ -63,14 +63,16 @@ def test_exported_weights_are_copies(twin: str) -> None:
     assert_same_bits(package.export_weights(layer), WEIGHTS)
 
 
-def test_export_of_a_sharded_model_says_how_to_gather_it(tmp_path: Path) -> None:
+def test_a_sharded_model_is_exported_whole(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         layer = torch_layer()
         fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(TypeError, match=r"a DTensor, of which this process has a part: .* get_model_state_dict"):
-            outlook_torch.export_weights(layer)
         whole = get_model_state_dict(layer, options=StateDictOptions(full_state_dict=True))
+        exported = outlook_torch.export_weights(layer)
+        assert exported.keys() == whole.keys()
+        for name, array in exported.items():
+            np.testing.assert_array_equal(array, whole[name].numpy())
         outlook_torch.load_weights(torch_layer(), whole)
     finally:
         torch.distributed.destroy_process_group()

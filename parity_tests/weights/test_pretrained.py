@@ -209,6 +209,7 @@ def test_the_jax_twin_needs_no_torch(model: Path) -> None:
 
 def test_both_twins_take_the_same_arguments_except_their_frameworks() -> None:
     own = {"device", "dtype", "param_dtype", "precision", "rngs", "scan_layers"}
+    own |= {"axis_name", "ghost_batches", "shardings"}  # PyTorch's engines decide them
     names = [
         [name for name in inspect.signature(package.from_pretrained).parameters if name not in own]
         for package in TWINS.values()

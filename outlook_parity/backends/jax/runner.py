@@ -243,16 +243,18 @@ class JaxRunner(Runner):
     @guarded
     def work(self, request: Request) -> Work:
         """Return what a forward pass computes."""
+        return self._work(request)
+
+    def _work(self, request: Request) -> Work:
+        """Return the same, without a trace if there was one; errors are the model's own."""
+        traced = self._traces.get(tuple(array.shape for array in request.inputs.values()))
+        if traced is not None:
+            return traced.work
         place = self._placement.on("cpu")
         with pinned(request.dtype, place.device):
             model, parameters, buffers, inputs = self._placed(request, place)
             forward = partial(_forward, model, request, self._outputs)
             return self._traced(forward, parameters, buffers, inputs).work
-
-    def _work(self, request: Request) -> Work:
-        """Return the same, without a trace if there was one."""
-        traced = self._traces.get(tuple(array.shape for array in request.inputs.values()))
-        return self.work(request) if traced is None else traced.work
 
     @guarded
     def attributes(self, request: Request) -> Attributes:
