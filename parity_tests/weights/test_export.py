@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from flax import nnx
