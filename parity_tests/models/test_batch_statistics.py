@@ -13,6 +13,8 @@ import outlook_jax
 from outlook_jax.batch_norm import BatchNorm
 from parity_tests.support.runners import relative_error
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 C = 3
 
 

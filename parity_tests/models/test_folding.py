@@ -13,6 +13,8 @@ import outlook_torch
 from outlook_jax.batch_norm import BatchNorm
 from parity_tests.support.volo import draw_images, draw_weights, jax_logits, jax_volo, last, small_config, torch_volo
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TWINS = {"torch": outlook_torch, "jax": outlook_jax}
 CONFIG = small_config()
 

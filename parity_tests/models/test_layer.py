@@ -31,6 +31,8 @@ from parity_tests.support.runners import (
     torch_gradients,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 Array = np.ndarray
 
 

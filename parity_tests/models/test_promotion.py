@@ -13,6 +13,8 @@ from outlook_jax import losses
 from outlook_jax.layers import LayerNorm
 from parity_tests.support.volo import small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 RATES = {"drop_rate": 0.1, "pos_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
 PLATFORMS = ("cpu", "cuda", "tpu")

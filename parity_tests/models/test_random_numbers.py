@@ -13,6 +13,8 @@ import outlook_jax
 from outlook_jax.layers import Dropout
 from parity_tests.support.volo import small_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize("rate", [0.1, 0.7, 1.0])

@@ -28,6 +28,8 @@ from parity_tests.support.volo import (
     torch_volo,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FORWARD, STATISTICS = 1e-12, 1e-12
 
 NO_DOWNSAMPLING: dict[str, Any] = {

@@ -31,6 +31,8 @@ from parity_tests.support.volo import (
     torch_volo,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FORWARD = 1e-12
 
 

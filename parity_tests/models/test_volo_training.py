@@ -40,6 +40,8 @@ from parity_tests.support.volo import (
     torch_volo,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 Array = np.ndarray
 
 FORWARD, GRADIENT, STATISTICS, STEPS = 1e-12, 1e-10, 1e-12, 1e-9

@@ -22,6 +22,8 @@ from outlook_parity.core.dropout import Draw
 from outlook_parity.core.precision import Products
 from outlook_parity.diagnose import causes
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def rngs() -> nnx.Rngs:
     return nnx.Rngs(0)

@@ -9,6 +9,8 @@ import pytest
 from outlook_parity import verify
 from parity_tests.support.decoder import LENGTH, ids, twins
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # What one twin does otherwise, where the report must place it, and what it must say, with the numbers of both.
 FAULTS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "eps": ({"eps": 1e-3}, "blocks.0.norm1", ("eps", "0.001", "1e-06")),

@@ -16,6 +16,8 @@ from outlook_parity import NameMap, Report, load_torch_weights, verify
 from outlook_parity.backends.torch.dropout import shared_masks
 from outlook_parity.core.dropout import Draws
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def draw(shape: tuple[int, ...], rate: float = 0.25, seed: int = 0, before: int = 0) -> np.ndarray:
     draws = Draws(seed)

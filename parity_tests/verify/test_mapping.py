@@ -18,6 +18,8 @@ from outlook_parity.mapping.infer import TorchLeaf, derive_names
 from outlook_parity.mapping.names import Names
 from outlook_parity.mapping.toml import name_map_text
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DIM, HEADS = 8, 2
 X = np.random.default_rng(0).standard_normal((3, 5, DIM))
 

@@ -18,6 +18,8 @@ from outlook_parity.pytest_plugin import failure_message
 from outlook_parity.report.terminal import print_report
 from parity_tests.support import browser
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCHEMA = json.loads(files("outlook_parity.report").joinpath("report.schema.json").read_text())
 
 NOISE = Noise(0.5, 2.0)

@@ -52,6 +52,8 @@ from parity_tests.weights.layers import (
     torch_layer,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("naming", NAMINGS)
 @both_twins

@@ -28,6 +28,8 @@ from parity_tests.support.hub_server import Repository, Server, one_line, serve,
 from parity_tests.support.runners import relative_error
 from parity_tests.weights.layers import renamed
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 Array = np.ndarray
 
 TWINS: dict[str, Any] = {"torch": outlook_torch, "jax": outlook_jax}
