@@ -50,6 +50,11 @@ class Training:
     save_every: int = 1251  # steps
     keep: int = 3
 
+    @property
+    def param_dtype(self) -> str:
+        """Of parameters, images and targets, so that losses are exact to it on any number of devices."""
+        return "float64" if self.dtype == "float64" else "float32"
+
 
 @dataclass(frozen=True)
 class Recipe:

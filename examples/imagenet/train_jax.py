@@ -45,7 +45,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, mesh: Mesh, rates: np.ndarray) -> None:
         self.recipe, self.mesh, how = recipe, mesh, recipe.training
-        dtypes: dict[str, Any] = {"dtype": how.dtype, "param_dtype": "float64" if how.dtype == "float64" else "float32"}
+        dtypes: dict[str, Any] = {"dtype": how.dtype, "param_dtype": how.param_dtype}
 
         def fresh() -> outlook_jax.VOLO:
             return outlook_jax.VOLO(recipe.model, rngs=nnx.Rngs(how.seed), **dtypes)
@@ -71,8 +71,9 @@ class Trainer:
 
     def step(self, step: int, images: np.ndarray, targets: np.ndarray) -> jax.Array:
         """Train on this process' part of a batch; return the loss."""
-        box = mix_box(self.recipe, step)
-        self.state, loss = self._step(self.state, step, self._global(images), self._global(targets), box)
+        box, dtype = mix_box(self.recipe, step), self.recipe.training.param_dtype
+        batch = (self._global(array.astype(dtype)) for array in (images, targets))
+        self.state, loss = self._step(self.state, step, *batch, box)
         return loss
 
     def accuracy(self, source: Source) -> tuple[float, float]:

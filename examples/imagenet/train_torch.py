@@ -37,9 +37,9 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, device: torch.device, rates: np.ndarray) -> None:
         self.recipe, self.device, self.rates, how = recipe, device, rates, recipe.training
-        dtype = torch.float64 if how.dtype == "float64" else torch.float32
+        self.dtype = getattr(torch, how.param_dtype)
         torch.manual_seed(how.seed)
-        self.model = outlook_torch.VOLO(recipe.model, device=device, dtype=dtype)
+        self.model = outlook_torch.VOLO(recipe.model, device=device, dtype=self.dtype)
         self.wrapped: nn.Module = self.model
         if dist.is_initialized() and how.sharding == "fsdp":
             outlook_torch.fully_shard(self.model)
@@ -64,7 +64,7 @@ class Trainer:
             alone = self.wrapped.no_sync() if waits else nullcontext()
             with alone, torch.autocast(self.device.type, torch.bfloat16, enabled=how.dtype == "bfloat16"):
                 outputs = self.wrapped(self._nchw(x), token_labels=True, mix_box=box)
-                loss = TokenLabelGTCrossEntropy()(outputs, target.to(self.device)) / how.accumulate
+                loss = TokenLabelGTCrossEntropy()(outputs, target.to(self.device, self.dtype)) / how.accumulate
             loss.backward()
             total += loss.item()
         if how.clip:
@@ -111,7 +111,7 @@ class Trainer:
         set_state_dict(self.model, self.optimizer, model_state_dict=model, optim_state_dict=optimizer)
 
     def _nchw(self, images: Tensor) -> Tensor:
-        return images.permute(0, 3, 1, 2).to(self.device, next(self.model.parameters()).dtype)
+        return images.permute(0, 3, 1, 2).to(self.device, self.dtype)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
