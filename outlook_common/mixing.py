@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num
 
-__all__ = ["cutmix", "mixup"]
+__all__ = ["cutmix", "cutmix_box", "mixup"]
 
 
 def mixup(
@@ -53,22 +53,26 @@ def cutmix(
     """
     _check(images, targets, share)
     size = images.shape[1:3] if channels_last else images.shape[2:4]
-    box = tuple(_cut(rng, n, share) for n in size)
+    top, left, bottom, right = cutmix_box((size[0], size[1]), share, rng)
+    box = (slice(top, bottom), slice(left, right))
     where = (slice(None), *box) if channels_last else (slice(None), slice(None), *box)
     mixed = images.copy()
     mixed[where] = images[::-1][where]
-    (top, left), (rows, columns) = box, size
-    taken = (top.stop - top.start) * (left.stop - left.start) / (rows * columns)
+    taken = (bottom - top) * (right - left) / (size[0] * size[1])
     return mixed, _mean(targets, 1 - taken)
+
+
+def cutmix_box(size: tuple[int, int], share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return a box (top, left, bottom, right) of 1 - share of a map, around a random centre, cut off at the border."""
+    lengths = [int(n * np.sqrt(1 - share)) for n in size]
+    centres = [int(rng.integers(n)) for n in size]
+    top, left = (max(centre - length // 2, 0) for centre, length in zip(centres, lengths, strict=True))
+    bottom, right = (min(c + length // 2, n) for c, length, n in zip(centres, lengths, size, strict=True))
+    return top, left, bottom, right
 
 
 def _mean(batch: np.ndarray, share: float) -> np.ndarray:
     return np.asarray(share * batch + (1 - share) * batch[::-1], batch.dtype)
-
-
-def _cut(rng: np.random.Generator, size: int, share: float) -> slice:
-    length, centre = int(size * np.sqrt(1 - share)), int(rng.integers(size))
-    return slice(max(centre - length // 2, 0), min(centre + length // 2, size))
 
 
 def _check(images: Any, targets: Any, share: float) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from examples.imagenet.recipe import Recipe
+from outlook_common.config import IMAGENET_MEAN, IMAGENET_STD
 from outlook_common.images import Preprocessing, load_image, preprocess
+from outlook_common.mixing import cutmix_box
 from outlook_common.token_labels import affine_label_map, flip_label_map, rotation, shear, token_targets, translation
 
-MEAN, STD = np.array((0.485, 0.456, 0.406), np.float32), np.array((0.229, 0.224, 0.225), np.float32)
+MEAN, STD = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
 FILL = tuple(round(255 * x) for x in MEAN)
 RESAMPLINGS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
@@ -132,18 +134,13 @@ class LocalData:
 def held_out(source: Source, index: int, recipe: Recipe) -> tuple[np.ndarray, int]:
     """Return a held-out image as a model takes it, and its class."""
     image, label, _ = source[index]
-    return preprocess(image, Preprocessing(recipe.model.img_size, 0.96, tuple(MEAN), tuple(STD), "bicubic")), label
+    return preprocess(image, Preprocessing(recipe.model.img_size, 0.96)), label
 
 
 def mix_box(recipe: Recipe, step: int) -> tuple[int, int, int, int]:
     """Return a step's box of token mixing (y1, x1, y2, x2), drawn as VOLO draws it: CutMix's, with share beta(1, 1)."""
-    rng, size = np.random.default_rng((recipe.training.seed, 1, step)), recipe.model.token_map
-    share = rng.beta(1, 1)
-    cut = [int(n * math.sqrt(1 - share)) for n in size]
-    centre = [int(rng.integers(n)) for n in size]
-    low = [max(c - n // 2, 0) for c, n in zip(centre, cut, strict=True)]
-    high = [min(c + n // 2, limit) for c, n, limit in zip(centre, cut, size, strict=True)]
-    return low[0], low[1], high[0], high[1]
+    rng = np.random.default_rng((recipe.training.seed, 1, step))
+    return cutmix_box(recipe.model.token_map, rng.beta(1, 1), rng)
 
 
 def augment(

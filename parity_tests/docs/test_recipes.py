@@ -123,6 +123,11 @@ def run(framework: str, recipe: Path, folder: Path, processes: int) -> str:
     return output
 
 
+def logged(folder: Path) -> int:
+    """Return how many steps are logged."""
+    return len(log.read(folder)) if (folder / "metrics.jsonl").exists() else 0
+
+
 @pytest.mark.slow(reason="trains to the end")
 @pytest.mark.parametrize(("framework", "processes"), [("jax", 8), ("torch", 2)])
 def test_the_digits_are_learnt(framework: str, processes: int, tmp_path: Path) -> None:
@@ -142,11 +147,9 @@ def test_a_killed_training_goes_on_with_the_losses_of_one_that_was_not(
     run(framework, recipe, tmp_path / "whole", processes[0])
     rng = np.random.default_rng(0)
     for count in processes[:-1]:
-        before = len(log.read(tmp_path / "killed")) if (tmp_path / "killed").exists() else 0
+        before = logged(tmp_path / "killed")
         process = start(framework, recipe, tmp_path / "killed", count)
-        while process.poll() is None and before == (
-            len(log.read(tmp_path / "killed")) if (tmp_path / "killed" / "metrics.jsonl").exists() else 0
-        ):
+        while process.poll() is None and logged(tmp_path / "killed") == before:
             time.sleep(0.05)
         time.sleep(float(rng.uniform(0, 2)))
         os.killpg(process.pid, signal.SIGTERM if rng.random() < 0.5 else signal.SIGKILL)

@@ -16,15 +16,8 @@ from outlook_common.weights import write_arrays
 from outlook_common.weights.identify import table_for
 from outlook_common.weights.tables.volo import volo_table
 from outlook_parity.models.builtin import draw_weights
+from parity_tests.support.divisible_sizes import SIZES
 
-SIZES: dict[str, Any] = {
-    "layers": (1, 2, 1, 1),
-    "embed_dims": (16, 32, 32, 32),
-    "num_heads": (4, 4, 4, 4),
-    "img_size": 32,
-    "stem_hidden_dim": 8,
-    "num_classes": 8,
-}
 MESH = AbstractMesh((4, 2), ("data", "model"))
 RULES: dict[str, Any] = {
     "data": "data",

@@ -22,16 +22,9 @@ from outlook_common.config import volo_config
 from outlook_jax.losses import TokenLabelCrossEntropy
 from outlook_jax.weights import gathered
 from outlook_parity.models.builtin import draw_weights
+from parity_tests.support.divisible_sizes import SIZES
 
 DEVICES = 8
-SIZES: dict[str, Any] = {
-    "layers": (1, 2, 1, 1),
-    "embed_dims": (16, 32, 32, 32),
-    "num_heads": (4, 4, 4, 4),
-    "img_size": 32,
-    "stem_hidden_dim": 8,
-    "num_classes": 8,
-}
 STEPS = 2
 BOX = (0, 1, 2, 2)
 

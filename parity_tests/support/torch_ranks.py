@@ -19,19 +19,12 @@ from outlook_common.config import volo_config
 from outlook_parity.models.builtin import draw_weights
 from outlook_torch.losses import TokenLabelCrossEntropy
 from outlook_torch.placement import whole
+from parity_tests.support.divisible_sizes import SIZES
 
-SIZES: dict[str, Any] = {
-    "layers": (1, 2, 1, 1),
-    "embed_dims": (16, 32, 32, 32),
-    "num_heads": (4, 4, 4, 4),
-    "img_size": 32,
-    "stem_hidden_dim": 8,
-    "num_classes": 5,
-}
 STEPS = 2
 BATCH = 4
 BOX = (0, 1, 2, 2)
-CONFIG = volo_config("volo_d1_224", **SIZES)
+CONFIG = volo_config("volo_d1_224", **SIZES | {"num_classes": 5})
 
 Outcome = dict[str, np.ndarray]
 
@@ -45,7 +38,7 @@ def make(device: str = "cpu") -> outlook_torch.VOLO:
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(0)
-    scores = np.exp(2 * rng.standard_normal((BATCH, SIZES["num_classes"], 2 + 4)))
+    scores = np.exp(2 * rng.standard_normal((BATCH, CONFIG.num_classes, 2 + 4)))
     images = rng.standard_normal((BATCH, 3, 32, 32)) * np.arange(1, BATCH + 1)[:, None, None, None]
     return torch.from_numpy(images), torch.from_numpy(scores / scores.sum(axis=1, keepdims=True))
 

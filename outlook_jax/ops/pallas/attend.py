@@ -51,40 +51,23 @@ def pallas(
     dropout_mask: Float[Array, "B h w N KK KK"] | None,
     grid: WindowGrid,
     precision: lax.PrecisionLike = None,
+    *,
+    off_tpu: OffTpu | None = None,
 ) -> Float[Array, "B H W N D"]:
     """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked.
 
-    There is no matrix product, so `precision` changes nothing: products and sums are exact to their dtype.
+    There is no matrix product, so `precision` changes nothing but what the reference does off a TPU: products and sums
+    are exact to their dtype. None for `off_tpu` interprets the kernels where that is asked for, and else refuses.
     """
-    off_tpu = OffTpu.INTERPRET if is_interpreted() else OffTpu.REFUSE
-    return attend(value, logits, *_masks(dropout_mask), how=How(grid, swapped=False, off_tpu=off_tpu))
+    if off_tpu is None:
+        off_tpu = OffTpu.INTERPRET if is_interpreted() else OffTpu.REFUSE
+    masks = () if dropout_mask is None else (dropout_mask,)
+    return attend(value, logits, *masks, how=How(grid, swapped=False, off_tpu=off_tpu, precision=precision))
 
 
-def pallas_or_composite(
-    value: Float[Array, "B H W N D"],
-    logits: Float[Array, "B h w N KK KK"],
-    dropout_mask: Float[Array, "B h w N KK KK"] | None,
-    grid: WindowGrid,
-    precision: lax.PrecisionLike = None,
-) -> Float[Array, "B H W N D"]:
-    """Return the same as `pallas`: by its kernels where the program is lowered for a TPU, by composite elsewhere."""
-    return attend(value, logits, *_masks(dropout_mask), how=How(grid, swapped=False, off_tpu=OffTpu.COMPOSITE))
-
-
-def pallas_or_reference(
-    value: Float[Array, "B H W N D"],
-    logits: Float[Array, "B h w N KK KK"],
-    dropout_mask: Float[Array, "B h w N KK KK"] | None,
-    grid: WindowGrid,
-    precision: lax.PrecisionLike = None,
-) -> Float[Array, "B H W N D"]:
-    """Return the same as `pallas`, by the reference where the program is not lowered for a TPU."""
-    how = How(grid, swapped=False, off_tpu=OffTpu.REFERENCE, precision=precision)
-    return attend(value, logits, *_masks(dropout_mask), how=how)
-
-
-def _masks(dropout_mask: Array | None) -> Operands:
-    return () if dropout_mask is None else (dropout_mask,)
+# The same by kernels where a program is lowered for a TPU, elsewhere by other means.
+pallas_or_composite = partial(pallas, off_tpu=OffTpu.COMPOSITE)
+pallas_or_reference = partial(pallas, off_tpu=OffTpu.REFERENCE)
 
 
 def attend(value: Array, logits: Array, *masks: Array, how: How) -> Array:
