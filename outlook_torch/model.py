@@ -30,7 +30,7 @@ from outlook_torch.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, 
 from outlook_torch.interpolation import symbolic_bicubic_matrix
 from outlook_torch.layers import Device, Dtype, LayerOptions, draw, initialize_linear, initialize_parameter
 from outlook_torch.ops import IMPLEMENTATIONS
-from outlook_torch.placement import sharded_like
+from outlook_torch.placement import put_like
 
 
 class VOLO(nn.Module):
@@ -331,7 +331,7 @@ class VOLO(nn.Module):
                     draw(module, name, drawn)
                 else:
                     nn.init.trunc_normal_(drawn, std=INIT_STD)  # those outside any layer
-                tensor.copy_(sharded_like(drawn, tensor))
+                tensor.copy_(put_like(drawn, tensor))
 
     def get_classifier(self) -> nn.Module:
         """Return the head of the class token."""

@@ -15,14 +15,7 @@ def is_shared(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor; of one that several ranks share all of it, which all of them must ask for."""
-    shared: Any = tensor
-    found: torch.Tensor = shared.full_tensor() if is_shared(tensor) else tensor
-    return found
-
-
-def sharded_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def put_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return a tensor that every rank has whole, or this rank's part of it, as `other` is."""
     if not is_shared(other):
         return tensor
@@ -31,6 +24,13 @@ def sharded_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     shared: Any = other
     mesh = shared.device_mesh
     return distribute_tensor(tensor.to(mesh.device_type), mesh, shared.placements, src_data_rank=None)
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor; of one that several ranks share all of it, which all of them must ask for."""
+    shared: Any = tensor
+    found: torch.Tensor = shared.full_tensor() if is_shared(tensor) else tensor
+    return found
 
 
 def write_once(model: nn.Module, write: Callable[[], None]) -> None:

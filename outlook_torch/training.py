@@ -18,7 +18,7 @@ from outlook_common.weights.training import (
     read_training,
     write_training,
 )
-from outlook_torch.placement import sharded_like, whole, write_once
+from outlook_torch.placement import gathered, put_like, write_once
 from outlook_torch.weights import export_weights, load_weights, table_of
 
 # Attributes of an optimizer that wraps another one: Accelerate's, PyTorch's ZeroRedundancyOptimizer, Lookahead.
@@ -52,7 +52,7 @@ def save_training(
         raise not_carried(f"{type(optimizer).__name__} with {', '.join(unknown)}")
     moments = {
         kind: {
-            name: contiguous(to_numpy(whole(_or_zeros(states[name].get(kind), parameter))))
+            name: contiguous(to_numpy(gathered(_or_zeros(states[name].get(kind), parameter))))
             for name, parameter in names.items()
         }
         for kind in kinds
@@ -84,7 +84,7 @@ def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
     indices = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
     moments = training.moments
     state = {
-        indices[id(parameter)]: {kind: sharded_like(to_tensor(moments[kind][name]), parameter) for kind in kinds}
+        indices[id(parameter)]: {kind: put_like(to_tensor(moments[kind][name]), parameter) for kind in kinds}
         | {key: value.clone() for key, value in counted.items()}
         for name, parameter in names.items()
     }

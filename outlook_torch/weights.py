@@ -11,7 +11,7 @@ from outlook_common.weights.identify import check_weights_of, table_for
 from outlook_common.weights.match import resolve
 from outlook_common.weights.metadata import metadata_of
 from outlook_common.weights.tables.base import TORCH, WeightTable
-from outlook_torch.placement import sharded_like, whole, write_once
+from outlook_torch.placement import gathered, put_like, write_once
 
 
 def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema: bool = False) -> None:
@@ -32,7 +32,7 @@ def load_weights(model: nn.Module, source: Source, *, prefix: str = "", use_ema:
     arrays = resolve(source, table_of(model), prefix=prefix, use_ema=use_ema)
     state = model.state_dict()
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
-    tensors = {name: sharded_like(to_tensor(cast(array, dtypes[name])), state[name]) for name, array in arrays.items()}
+    tensors = {name: put_like(to_tensor(cast(array, dtypes[name])), state[name]) for name, array in arrays.items()}
     # There is nothing to copy into on the meta device.
     model.load_state_dict(tensors, assign=any(tensor.is_meta for tensor in state.values()))
 
@@ -44,7 +44,7 @@ def export_weights(model: nn.Module) -> dict[str, np.ndarray]:
     statistics are those of the rank.
     """
     state = model.state_dict()
-    return {entry.torch: contiguous(to_numpy(whole(state[entry.torch]))) for entry in table_of(model).entries}
+    return {entry.torch: contiguous(to_numpy(gathered(state[entry.torch]))) for entry in table_of(model).entries}
 
 
 def save_weights(model: nn.Module, path: PathLike) -> None:

@@ -18,7 +18,7 @@ import outlook_torch
 from outlook_common.config import volo_config
 from outlook_parity.models.builtin import draw_weights
 from outlook_torch.losses import TokenLabelCrossEntropy
-from outlook_torch.placement import whole
+from outlook_torch.placement import gathered
 from parity_tests.support.divisible_sizes import SIZES
 
 STEPS = 2
@@ -55,7 +55,7 @@ def trained(model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor,
         loss = TokenLabelCrossEntropy()(model(images, token_labels=True, mix_box=BOX), targets)
         loss.backward()
         if step == 0:
-            gradients = {f"gradient of {n}": whole(p.grad).numpy().copy() for n, p in own.named_parameters()}
+            gradients = {f"gradient of {n}": gathered(p.grad).numpy().copy() for n, p in own.named_parameters()}
         optimizer.step()
         losses.append(loss.item())
     return {"losses": np.array(losses), **gradients, **outlook_torch.export_weights(own)}
@@ -126,13 +126,13 @@ def in_files(folder: Path) -> dict[str, Any]:
     optimizer.step()
     outlook_torch.save_training(model, optimizer, folder / "training.safetensors")
     trained_weights = outlook_torch.export_weights(model)
-    moments = [whole(state["exp_avg"]).clone() for state in optimizer.state.values()]
+    moments = [gathered(state["exp_avg"]).clone() for state in optimizer.state.values()]
     fresh = fsdp(make("meta"))
     outlook_torch.load_weights(fresh, folder / "training.safetensors", prefix="model")
     again = optimizer_of(fresh)
     step = outlook_torch.load_training(fresh, again, folder / "training.safetensors")
     loaded = outlook_torch.export_weights(fresh)
-    resumed = [whole(state["exp_avg"]) for state in again.state.values()]
+    resumed = [gathered(state["exp_avg"]) for state in again.state.values()]
     return {
         "equal": all(np.array_equal(loaded[name], array) for name, array in trained_weights.items()),
         "moments": all(map(torch.equal, moments, resumed)),

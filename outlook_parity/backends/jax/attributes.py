@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
+from outlook_parity.backends.jax.jaxprs import bodies_of
 from outlook_parity.core.attributes import VARIANCE, Attributes, ints_of, pairs_of
 from outlook_parity.core.precision import Products
 from outlook_parity.models import jax_layers
@@ -128,11 +129,8 @@ def _equations(jaxpr: Any, outer: str) -> Iterator[tuple[str, Any]]:
         marks = MARK.findall(str(equation.source_info.name_stack))
         path = marks[-1] if marks else outer
         yield path, equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, list | tuple) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner, path)
+        for inner in bodies_of(equation):
+            yield from _equations(inner, path)
 
 
 def mark(path: str) -> Any:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from outlook_parity.backends.jax.jaxprs import bodies_of
+
 # Without the optimizations of LLVM a CPU takes some nanoseconds longer for each number that is computed, and a hundred
 # for each product of a convolution's derivative in float64: for fewer than these that is less than to optimize.
 MOST_NUMBERS, MOST_CONVOLVED = 1 << 27, 1 << 20
@@ -34,7 +36,7 @@ def work_of(jaxpr: Any) -> Work:
     ends: dict[int, int] = {}  # numbers that are needed until an operation
     for index, equation in enumerate(jaxpr.eqns):
         repeats = int(equation.params.get("length", 1))
-        inner = [work_of(body) for body in _bodies(equation)]
+        inner = [work_of(body) for body in bodies_of(equation)]
         made = sum(_size(variable) for variable in equation.outvars)
         live += made
         most = max(most, live + max((one.live for one in inner), default=0))
@@ -61,17 +63,6 @@ def _kernel_size(equation: Any) -> int:
     """Return how many products make a number of a convolution."""
     kernel = equation.invars[1].aval.shape
     return prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-
-
-def _bodies(equation: Any) -> list[Any]:
-    """Return the programs that an operation runs."""
-    found = []
-    for value in equation.params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            body = getattr(part, "jaxpr", part)
-            if hasattr(body, "eqns"):
-                found.append(body)
-    return found
 
 
 # Part of the key of what JAX keeps of compiled operations: those are the verifier's alone.
