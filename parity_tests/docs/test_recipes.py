@@ -42,6 +42,12 @@ warmup_epochs = 1
 dtype = "float64"
 save_every = 2
 """
+FSDP = """
+sharding = "fsdp"
+layer_decay = 0.8
+clip = 1.0
+accumulate = 2
+"""
 
 
 def test_a_sample_follows_from_its_position_alone() -> None:
@@ -136,14 +142,15 @@ def test_the_digits_are_learnt(framework: str, processes: int, tmp_path: Path) -
 
 
 @pytest.mark.slow(reason="trains each recipe several times in processes of its own")
+@pytest.mark.parametrize("more", ["", FSDP], ids=["data", "fsdp"])
 @pytest.mark.parametrize(
     ("framework", "processes"), [("jax", (8, 8, 4, 1)), ("torch", (1, 1, 1, 1)), ("torch", (2, 2, 2, 2))]
 )
 def test_a_killed_training_goes_on_with_the_losses_of_one_that_was_not(
-    framework: str, processes: tuple[int, ...], tmp_path: Path
+    framework: str, processes: tuple[int, ...], more: str, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "small.toml"
-    recipe.write_text(SMALL)
+    recipe.write_text(SMALL + more)
     run(framework, recipe, tmp_path / "whole", processes[0])
     rng = np.random.default_rng(0)
     for count in processes[:-1]:
