@@ -1,17 +1,19 @@
 """Outlook attention as a layer, with its projections (VOLO, section 3.1)."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from outlook_common.config import OutlookAttentionConfig
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
 from outlook_torch.layers import Device, Dtype, LayerOptions
 from outlook_torch.ops import IMPLEMENTATIONS, outlook_attention
-from outlook_torch.ops.symbolic import every
+from outlook_torch.ops.reference import widened
+from outlook_torch.ops.symbolic import every, is_symbolic
+from outlook_torch.tracing import option, scriptable, traceable
+
+fx.wrap("widened")
 
 
 class OutlookAttention(nn.Module):
@@ -71,6 +73,7 @@ class OutlookAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **options)
         self.proj_drop = nn.Dropout(self.config.proj_drop)
 
+    @traceable
     def forward(
         self,
         x: Float[Tensor, "B H W C"],
@@ -92,19 +95,23 @@ class OutlookAttention(nn.Module):
             ValueError: `x` has another rank or other channels, or the window grid does not fit its map.
         """
         cfg = self.config
-        check_layer_input(x.shape, cfg.dim)
+        dropout_mask, proj_dropout_mask = option(dropout_mask), option(proj_dropout_mask)
+        if not is_symbolic(x):
+            check_layer_input(x.shape, cfg.dim)
         B, H, W, C = x.shape
-        window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
-        spare = spare_windows(x.shape, cfg.stride)
-        h, w = spared_grid(x.shape, cfg.stride, spare)
+        if not is_symbolic(x):
+            window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
+        spare = spare_windows((H, W), cfg.stride)
+        h, w = spared_grid((H, W), cfg.stride, spare)
 
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
         logits = self.attn(average_pool(x, cfg.stride, spare)) * cfg.qk_scale
         logits = logits.reshape(B, h, w, cfg.num_heads, cfg.places, cfg.places)
         # Read from the dropout layer itself: its mode and rate may be changed, and so may the layer.
-        if dropout_mask is None and self.attn_drop.training and getattr(self.attn_drop, "p", 1) != 0:
-            ones = torch.ones_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
-            dropout_mask = self.attn_drop(ones)
+        # A traced graph calls it in either mode.
+        training = self.attn_drop.training or is_symbolic(x)
+        if dropout_mask is None and training and getattr(self.attn_drop, "p", 1) != 0:
+            dropout_mask = self.attn_drop(widened(torch.ones_like(logits)))
         if any(spare):
             value, dropout_mask = _with_spare(value, dropout_mask, logits, cfg.stride, spare)
 
@@ -119,6 +126,10 @@ class OutlookAttention(nn.Module):
         )
         out = self.proj(out[:, :H, :W].reshape(B, H, W, C))
         return self.proj_drop(out) if proj_dropout_mask is None else (out * proj_dropout_mask).to(out.dtype)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what `torch.jit.script` compiles instead of this source: a graph with the same parameters."""
+        return scriptable(self)
 
     def extra_repr(self) -> str:
         """Return the configuration, for `print(layer)`."""
@@ -141,13 +152,13 @@ def average_pool(
     """
     if stride == (1, 1):
         return x
-    if any(isinstance(size, torch.SymInt) for size in x.shape[1:3]):
+    if any(isinstance(x.shape[axis], torch.SymInt) for axis in (1, 2)):
         return _average_by_index(x, stride, spare)
     pooled = nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True)
     return pooled.permute(0, 2, 3, 1)
 
 
-def spare_windows(shape: Sequence[int], stride: tuple[int, int]) -> tuple[int, int]:
+def spare_windows(map_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
     """Return how many windows more than ceil(H/S) an exported program computes along each axis, to no effect.
 
     torch.export takes any axis for one of two entries or more, unless told otherwise. It knows this of H and W, which
@@ -156,15 +167,15 @@ def spare_windows(shape: Sequence[int], stride: tuple[int, int]) -> tuple[int, i
     if not torch.compiler.is_exporting():
         return 0, 0
     rows, columns = (
-        int(step > 1 and isinstance(size, torch.SymInt)) for size, step in zip(shape[1:3], stride, strict=True)
+        int(step > 1 and isinstance(size, torch.SymInt)) for size, step in zip(map_size, stride, strict=True)
     )
     return rows, columns
 
 
-def spared_grid(shape: Sequence[int], stride: tuple[int, int], spare: tuple[int, int]) -> tuple[int, int]:
+def spared_grid(map_size: tuple[int, int], stride: tuple[int, int], spare: tuple[int, int]) -> tuple[int, int]:
     """Return the number of windows along each axis, with spare ones."""
     rows, columns = (
-        grid_size(size + step * more, step) for size, step, more in zip(shape[1:3], stride, spare, strict=True)
+        grid_size(size + step * more, step) for size, step, more in zip(map_size, stride, spare, strict=True)
     )
     return rows, columns
 
@@ -196,7 +207,7 @@ def _average_by_index(
 ) -> Float[Tensor, "B h w C"]:
     # PyTorch's pooling compares the size of its result with that of `x` once more, which ties a symbolic size down.
     (_, H, W, _), (S, T) = x.shape, stride
-    h, w = spared_grid(x.shape, stride, spare)
+    h, w = spared_grid((H, W), stride, spare)
     beyond = T - 1 + T * spare[1], S - 1 + S * spare[0]
     padded = nn.functional.pad(x, (0, 0, 0, beyond[0], 0, beyond[1])).to(torch.promote_types(x.dtype, torch.float32))
     parts = [every(every(padded, 1, i, S, h), 2, j, T, w) for i in range(S) for j in range(T)]
