@@ -3,11 +3,11 @@
 from importlib.util import find_spec
 
 
-def require(module: str, *, extra: str, needed_by: str) -> None:
-    """Raise an ImportError that names the extra to install unless `module` can be imported."""
+def require(module: str, *, extra: str | None, needed_by: str) -> None:
+    """Raise an ImportError that says what to install unless `module` can be imported: an extra, or itself."""
     if find_spec(module) is None:
+        package = f"'outlook-attention[{extra}]'" if extra else module
         raise ImportError(
-            f"{needed_by} needs {module}, which is not installed; "
-            f"install it with: pip install 'outlook-attention[{extra}]'",
+            f"{needed_by} needs {module}, which is not installed; install it with: pip install {package}",
             name=module,
         )
