@@ -9,7 +9,7 @@ from io import TextIOWrapper
 
 import typer
 
-from outlook_parity.cli import compare, convert, inspect, predict, trace, verify
+from outlook_parity.cli import compare, convert, explain, inspect, predict, trace, verify
 from outlook_parity.cli.exit_codes import ERROR
 from outlook_parity.cli.output import print_error
 from outlook_parity.cli.pipes import ended_by_closed_pipe
@@ -27,13 +27,14 @@ for command, epilog in (
     (convert.convert, convert.EPILOG),
     (inspect.inspect, inspect.EPILOG),
     (predict.predict, predict.EPILOG),
+    (explain.explain, explain.EPILOG),
 ):
     app.command(epilog=epilog)(command)
 
 
 @app.callback()
 def outlook() -> None:
-    """Outlook attention and VOLO in JAX and PyTorch: verify, convert, inspect, predict."""
+    """Outlook attention and VOLO in JAX and PyTorch: verify, convert, inspect, predict, explain."""
 
 
 def main() -> None:

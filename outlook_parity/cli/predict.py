@@ -69,9 +69,9 @@ def predict(
     Exit codes: 0 the first labels agree, 1 they do not, 2 error (also an
     image that cannot be read).
     """
-    frameworks = _frameworks(framework)
+    frameworks = frameworks_of(framework, "outlook predict")
     paths = _image_files(images)
-    pretrained = _pretrained(model, weights)
+    pretrained = pretrained_of(model, weights)
     unreadable: list[Unreadable] = []
     predictions: list[Prediction] = []
     columns = (MofNCompleteColumn(), TimeElapsedColumn())
@@ -88,7 +88,7 @@ def predict(
     _finish(predictions, unreadable)
 
 
-def _frameworks(framework: str | None) -> tuple[str, ...]:
+def frameworks_of(framework: str | None, needed_by: str) -> tuple[str, ...]:
     """Return the frameworks to use; None means those that are installed."""
     installed = tuple(name for name, needs in FRAMEWORKS.items() if all(find_spec(need) for need in needs))
     choices: dict[str | None, tuple[str, ...]] = {None: installed or tuple(FRAMEWORKS), "both": tuple(FRAMEWORKS)}
@@ -97,7 +97,7 @@ def _frameworks(framework: str | None) -> tuple[str, ...]:
         raise ValueError(f"--framework must be {', '.join(FRAMEWORKS)} or both, got {framework!r}")
     for name in choices[framework]:
         for need in FRAMEWORKS[name]:
-            require(need, extra=name, needed_by="outlook predict")
+            require(need, extra=name, needed_by=needed_by)
     return choices[framework]
 
 
@@ -120,7 +120,8 @@ def _image_files(images: Sequence[Path]) -> list[Path]:
     return paths
 
 
-def _pretrained(model: str | None, weights: str | None) -> Pretrained:
+def pretrained_of(model: str | None, weights: str | None) -> Pretrained:
+    """Return the model of `--model` and `--weights`, which takes photos and predicts classes."""
     found = prepare(
         weights or volo_variant(model or DEFAULT_MODEL).hub_id,
         variant=model,
