@@ -1,5 +1,6 @@
 """README.md: links, what a package index shows of it, and the citation."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -81,8 +82,23 @@ def test_the_commands_that_set_it_up_stand_near_the_top() -> None:
     lines = README.read_text().splitlines()
     assert next(n for n, line in enumerate(lines) if line.startswith("make verify")) <= 25
     assert next(n for n, line in enumerate(lines) if line.startswith("make test")) <= 25
-    assert len(lines) <= 115
+    assert len(lines) <= 110
     assert read_blocks(README, "sh")
+
+
+def test_the_speed_in_the_table_is_that_of_the_benchmarks() -> None:
+    cases = json.loads((ROOT / "benchmarks" / "results" / "layer_cpu.json").read_text())["measured"]["cases"]
+    runs = [
+        cases[f"volo_{variant}"][kind] for variant in ("d1", "d2", "d4") for kind in ("forward", "forward+backward")
+    ]
+    ours = [run[f"{twin} composite"] / run[f"{twin} floor"] for run in runs for twin in ("torch", "jax")]
+    timms = [run["timm"] / run["torch floor"] for run in runs]
+    models = json.loads((ROOT / "benchmarks" / "results" / "volo_cpu.json").read_text())["measured"]["volo_d1_224"]
+    whole = [models[kind][twin] / models[kind]["timm"] for kind in models for twin in ("torch", "jax")]
+    text = README.read_text()
+    assert f"in {min(ours):.1f} to {max(ours):.1f} times the time of their matrix products" in text
+    assert f"timm's in {min(timms):.1f} to {max(timms):.1f}" in text
+    assert f"whole VOLO-D1 in {min(whole):.2f} to {max(whole):.2f} of timm's time" in text
 
 
 def test_the_picture_of_a_verdict_says_what_the_tutorial_finds() -> None:
