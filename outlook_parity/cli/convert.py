@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,7 @@ from outlook_parity.cli.progress import downloads, progress_bar
 EPILOG = epilog(
     "outlook convert volo.pth volo.safetensors",
     "outlook convert timm/volo_d1_224.sail_in1k volo.npz --to flax",
+    "outlook convert own.pth own.safetensors --config own.toml",
     "outlook convert volo.pth layer.npz --prefix network.0.0.attn",
 )
 
@@ -35,6 +37,12 @@ def convert(
     model: Annotated[
         str | None,
         typer.Option(help=f"{LAYER}, {VARIANTS}.", show_default="what the tensors show"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML or JSON with the fields of a VOLO of own sizes.", show_default="what metadata or tensors show"
+        ),
     ] = None,
     to: Annotated[
         str | None,
@@ -75,6 +83,7 @@ def convert(
             src,
             dst,
             model=model,
+            config=config,
             to=to,
             prefix=prefix,
             dtype=dtype,
