@@ -64,7 +64,7 @@ def steps(description: str, *, quiet: bool = False) -> Iterator[Callable[[str, i
 @contextmanager
 def downloads(*, quiet: bool = False) -> Iterator[None]:
     """Tell on stderr what is downloaded from the Hub: by its library's bars on a terminal, else by a line per file."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     log, handler, bars = logging.getLogger("outlook_common.hub"), _Lines(), not are_progress_bars_disabled()
     level = log.level
