@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from outlook_common.config import OutlookAttentionConfig
 from outlook_common.dispatch import ImplementationRequest, check_implementation
-from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
+from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, one_batch_axis, unmerged, window_grid
 from outlook_torch.layers import Device, Dtype, LayerOptions
 from outlook_torch.ops import IMPLEMENTATIONS, outlook_attention
 from outlook_torch.ops.reference import widened
@@ -17,7 +17,7 @@ fx.wrap("widened")
 
 
 class OutlookAttention(nn.Module):
-    """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
+    """Outlook attention over a channels-last map: (*B, H, W, C) in, (*B, H, W, C) out.
 
     One linear layer predicts, from each position of the (pooled) map, how the positions of its window mix; there is
     no query-key product. Channel c belongs to head c // (dim // num_heads).
@@ -76,40 +76,40 @@ class OutlookAttention(nn.Module):
     @traceable
     def forward(
         self,
-        x: Float[Tensor, "B H W C"],
+        x: Float[Tensor, "*B H W C"],
         *,
-        dropout_mask: Float[Tensor, "B h w N KK KK"] | None = None,
-        proj_dropout_mask: Float[Tensor, "B H W C"] | None = None,
-    ) -> Float[Tensor, "B H W C"]:
+        dropout_mask: Float[Tensor, "*B h w N KK KK"] | None = None,
+        proj_dropout_mask: Float[Tensor, "*B H W C"] | None = None,
+    ) -> Float[Tensor, "*B H W C"]:
         """Mix each pixel with its neighbourhood.
 
         Args:
-            x: (B, H, W, C), any H, W >= 1.
+            x: (*B, H, W, C), any leading axes or none, any H, W >= 1.
             dropout_mask: replaces the random mask, in training or not; see `outlook_attention`.
             proj_dropout_mask: likewise for the output, shape of `x`.
 
         Returns:
-            (B, H, W, C).
+            (*B, H, W, C).
 
         Raises:
-            ValueError: `x` has another rank or other channels, or the window grid does not fit its map.
+            ValueError: `x` has fewer axes or other channels, or the window grid does not fit its map.
         """
         cfg = self.config
         dropout_mask, proj_dropout_mask = option(dropout_mask), option(proj_dropout_mask)
-        if not is_symbolic(x):
-            check_layer_input(x.shape, cfg.dim)
+        shape, traced = x.shape, is_symbolic(x)
+        if not traced:  # a graph of torch.fx has one batch axis
+            check_layer_input(shape, cfg.dim)
+            x, dropout_mask = one_batch_axis(x, 3), one_batch_axis(dropout_mask, 5)
+            proj_dropout_mask = one_batch_axis(proj_dropout_mask, 3)
+            window_grid((x.shape[1], x.shape[2]), cfg.kernel_size, cfg.stride, cfg.padding)
         B, H, W, C = x.shape
-        if not is_symbolic(x):
-            window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
         spare = spare_windows((H, W), cfg.stride)
-        h, w = spared_grid((H, W), cfg.stride, spare)
 
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
-        logits = self.attn(average_pool(x, cfg.stride, spare)) * cfg.qk_scale
-        logits = logits.reshape(B, h, w, cfg.num_heads, cfg.places, cfg.places)
+        logits = self._logits(x, spare)
         # Read from the dropout layer itself: its mode and rate may be changed, and so may the layer.
         # A traced graph calls it in either mode.
-        training = self.attn_drop.training or is_symbolic(x)
+        training = self.attn_drop.training or traced
         if dropout_mask is None and training and getattr(self.attn_drop, "p", 1) != 0:
             dropout_mask = self.attn_drop(widened(torch.ones_like(logits)))
         if any(spare):
@@ -125,7 +125,29 @@ class OutlookAttention(nn.Module):
             implementation=self.implementation,
         )
         out = self.proj(out[:, :H, :W].reshape(B, H, W, C))
-        return self.proj_drop(out) if proj_dropout_mask is None else (out * proj_dropout_mask).to(out.dtype)
+        out = self.proj_drop(out) if proj_dropout_mask is None else (out * proj_dropout_mask).to(out.dtype)
+        return out if traced else unmerged(out, shape)
+
+    def attention_logits(self, x: Float[Tensor, "*B H W C"]) -> Float[Tensor, "*B h w N KK KK"]:
+        """Return the predicted logits, scaled: the second operand of `outlook_attention`."""
+        cfg = self.config
+        check_layer_input(x.shape, cfg.dim)
+        *B, H, W, _ = x.shape
+        window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
+        logits = self._logits(one_batch_axis(x, 3), (0, 0))
+        return unmerged(logits, (*B, *logits.shape[1:]))
+
+    def attention_weights(self, x: Float[Tensor, "*B H W C"]) -> Float[Tensor, "*B h w N KK KK"]:
+        """Return the predicted weights, in float32 at least: row p mixes the places of a window into its place p."""
+        logits = self.attention_logits(x)
+        return widened(logits).softmax(dim=-1)
+
+    def _logits(self, x: Float[Tensor, "B H W C"], spare: tuple[int, int]) -> Float[Tensor, "B h w N KK KK"]:
+        cfg = self.config
+        B, H, W, _ = x.shape
+        h, w = spared_grid((H, W), cfg.stride, spare)
+        logits = self.attn(average_pool(x, cfg.stride, spare)) * cfg.qk_scale
+        return logits.reshape(B, h, w, cfg.num_heads, cfg.places, cfg.places)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return what `torch.jit.script` compiles instead of this source: a graph with the same parameters."""

@@ -159,9 +159,7 @@ def test_maps_are_compared_in_the_order_that_each_twin_has(size: tuple[int, int]
     x = np.random.default_rng(0).standard_normal((2, *size, 3))
     torch_program = torch.export.export(Maps().eval(), (torch.zeros(2, 3, *size),))
     weights = jax_twin()[1]
-    jax_program = jax.export.export(jax.jit(lambda x: jax_maps(weights, x)))(
-        jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    )
+    jax_program = jax.export.export(jax.jit(lambda x: jax_maps(weights, x)))(jax.ShapeDtypeStruct(x.shape, jnp.float32))
     pairs = ((torch_program, (jax_maps, weights)), (Maps(), torch_program), (Maps(), jax_program))
     for torch_model, jax_model in (*pairs, (jax_program, (jax_maps, weights))):
         report = verify(torch_model, jax_model, x, names=NAMES)
