@@ -57,12 +57,13 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
         **arguments: Any,
     ) -> nn.Module:
         cfg = resolve_pretrained_cfg(registered, pretrained_cfg, pretrained_cfg_overlay)
+        described: dict[str, Any] = cfg.to_dict()  # type: ignore[no-untyped-call]
 
         def make(**arguments: Any) -> VOLO:
             arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
             if not pretrained:
                 return volo(name, **arguments)
-            source = _source_of_weights(cfg.to_dict(), registered)
+            source = _source_of_weights(described, registered)
             return from_pretrained(source, variant=name, cache_dir=cache_dir, **arguments).train()
 
         # The weights are loaded by `make`, which adapts them to other sizes as `from_pretrained` does.
@@ -70,7 +71,7 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
             make,
             registered,
             pretrained=False,
-            pretrained_cfg=cfg.to_dict(),
+            pretrained_cfg=described,
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **arguments,
         )
