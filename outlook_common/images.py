@@ -72,7 +72,7 @@ def load_image(path: PathLike) -> "PIL.Image.Image":
         OSError: the file cannot be opened.
         ImportError: Pillow is not installed.
     """
-    require("PIL", extra="parity", needed_by="reading images")
+    require("PIL", needed_by="reading images")
     import PIL.Image
 
     with Path(path).open("rb") as file:

@@ -14,6 +14,7 @@ from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.text import listed
+from outlook_common.volo import pretrained_cfg
 from outlook_common.weights.formats.registry import PathLike
 from outlook_common.weights.tables.volo import volo_table
 from outlook_jax.batch_norm import AxisNames
@@ -163,6 +164,7 @@ def build(
     if shardings is not None:
         drawn = _sharded(model, shardings(model) if callable(shardings) else shardings, drawn)
     nnx.update(model, drawn)
+    model.pretrained_cfg = pretrained_cfg(pretrained.variant, pretrained.config, pretrained.described)
     heads = {
         fresh[name].torch: fresh[name].to_torch(to_numpy(variable.get_value()))
         for path, variable in nnx.to_flat_state(drawn)

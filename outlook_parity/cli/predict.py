@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
 from outlook_common.config import volo_variant
-from outlook_common.extras import require
+from outlook_common.extras import is_installed, require
 from outlook_common.images import ImageError, load_image, preprocess
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.text import listed
@@ -24,6 +23,7 @@ from outlook_parity.cli.help import epilog
 from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, AsJson
 from outlook_parity.cli.output import print_error
 from outlook_parity.cli.progress import progress_bar
+from outlook_parity.models.builtin import FRAMEWORKS, IMAGE_CHANNELS
 from outlook_parity.models.predict import FORWARDS, Prediction, predict_batch
 
 EPILOG = epilog(
@@ -31,9 +31,6 @@ EPILOG = epilog(
     "outlook predict photos/ --framework torch --top 3",
     "outlook predict photo.jpg --weights volo.safetensors --json",
 )
-
-IMAGE_CHANNELS = 3
-FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax")}  # extra -> the modules it needs
 
 
 @dataclass(frozen=True)
@@ -90,20 +87,21 @@ def predict(
 
 def _frameworks(framework: str | None) -> tuple[str, ...]:
     """Return the frameworks to use; None means those that are installed."""
-    installed = tuple(name for name, needs in FRAMEWORKS.items() if all(find_spec(need) for need in needs))
-    choices: dict[str | None, tuple[str, ...]] = {None: installed or tuple(FRAMEWORKS), "both": tuple(FRAMEWORKS)}
+    installed = tuple(name for name, needs in FRAMEWORKS.items() if all(map(is_installed, needs)))
+    choices: dict[str | None, tuple[str, ...]] = {None: installed, "both": tuple(FRAMEWORKS)}
     choices |= {name: (name,) for name in FRAMEWORKS}
     if framework not in choices:
         raise ValueError(f"--framework must be {', '.join(FRAMEWORKS)} or both, got {framework!r}")
-    for name in choices[framework]:
-        for need in FRAMEWORKS[name]:
-            require(need, extra=name, needed_by="outlook predict")
+    if not choices[framework]:
+        extras = " or ".join(f"'outlook-attention[{name}]'" for name in FRAMEWORKS)
+        raise ImportError(f"outlook predict needs {' or '.join(FRAMEWORKS)}, install one with: pip install {extras}")
+    require(*(module for name in choices[framework] for module in FRAMEWORKS[name]), needed_by="outlook predict")
     return choices[framework]
 
 
 def _image_files(images: Sequence[Path]) -> list[Path]:
     """Return the files, and the images in folders at any depth, by their suffixes."""
-    require("PIL", extra="parity", needed_by="outlook predict")
+    require("PIL", needed_by="outlook predict")
     import PIL.Image
 
     known = PIL.Image.registered_extensions()

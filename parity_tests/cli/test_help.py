@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from outlook_parity.cli.app import app
 
-COMMANDS = ("verify", "trace", "compare", "convert", "inspect", "predict")
+COMMANDS = ("verify", "trace", "compare", "convert", "inspect", "predict", "models")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
