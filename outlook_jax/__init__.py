@@ -7,12 +7,13 @@ require("jax", "flax", needed_by="outlook_jax")
 
 from outlook_common.models import list_models  # noqa: E402
 from outlook_jax.attention import OutlookAttention  # noqa: E402
+from outlook_jax.explain import attention_maps  # noqa: E402
 from outlook_jax.folding import fold_batch_norm  # noqa: E402
 from outlook_jax.model import VOLO, volo  # noqa: E402
 from outlook_jax.ops import outlook_attention  # noqa: E402
 from outlook_jax.pretrained import from_pretrained  # noqa: E402
 from outlook_jax.saving import push_to_hub, save_pretrained  # noqa: E402
-from outlook_jax.sharding import named_shardings, partition_specs, set_partitioning  # noqa: E402
+from outlook_jax.sharding import gather_weights, named_shardings, partition_specs, set_partitioning  # noqa: E402
 from outlook_jax.training import load_training, save_training  # noqa: E402
 from outlook_jax.weights import export_weights, load_weights, save_weights  # noqa: E402
 
@@ -20,9 +21,11 @@ __all__ = [
     "VOLO",
     "OutlookAttention",
     "__version__",
+    "attention_maps",
     "export_weights",
     "fold_batch_norm",
     "from_pretrained",
+    "gather_weights",
     "list_models",
     "load_training",
     "load_weights",

@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from outlook_common.version import __version__
-from outlook_parity.cli import compare, convert, inspect, models, predict, trace, verify
+from outlook_parity.cli import compare, convert, explain, inspect, models, predict, trace, verify
 from outlook_parity.cli.exit_codes import ERROR
+from outlook_parity.cli.help import epilog
 from outlook_parity.cli.output import print_error
 from outlook_parity.cli.pipes import ended_by_closed_pipe
 from outlook_parity.core.memory import release_large_blocks
@@ -21,8 +22,22 @@ from outlook_parity.report.text import shortened
 # What a user can get wrong, told in one line; anything else shows its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-for command, epilog in (
+EPILOG = epilog(
+    "outlook verify --model layer",
+    "outlook convert timm/volo_d1_224.sail_in1k volo.npz",
+    "outlook verify --help",
+)
+# The groups that the list of commands has.
+PANELS = dict.fromkeys(("verify", "trace", "compare"), "Twins") | dict.fromkeys(("convert", "inspect"), "Weights")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for command, examples in (
     (verify.verify, verify.EPILOG),
     (trace.trace, trace.EPILOG),
     (compare.compare, compare.EPILOG),
@@ -30,8 +45,9 @@ for command, epilog in (
     (inspect.inspect, inspect.EPILOG),
     (predict.predict, predict.EPILOG),
     (models.models, models.EPILOG),
+    (explain.explain, explain.EPILOG),
 ):
-    app.command(epilog=epilog)(command)
+    app.command(epilog=examples, rich_help_panel=PANELS.get(command.__name__, "Models"))(command)
 
 
 def _print_version(asked: bool | None) -> None:
@@ -46,7 +62,7 @@ def outlook(
         bool | None, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = None,
 ) -> None:
-    """Outlook attention and VOLO in JAX and PyTorch: verify, convert, inspect, predict."""
+    """Outlook attention and VOLO in JAX and PyTorch: verify, convert, inspect, predict, explain."""
 
 
 def main() -> None:

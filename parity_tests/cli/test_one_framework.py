@@ -75,8 +75,8 @@ def test_trace_of_an_own_model_needs_its_framework_alone(
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((2, 3)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    arguments = ("--factory", f"mine:{framework}_model", "--inputs", "x.npy", "--out", "a.trace")
-    done = outlook_without((*NOT_IN[framework], "PIL"), "trace", "--framework", framework, *arguments)
+    arguments = (f"--{framework}", f"mine:{framework}_model", "--inputs", "x.npy", "--out", "a.trace")
+    done = outlook_without((*NOT_IN[framework], "PIL"), "trace", *arguments)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.trace").exists()
 
