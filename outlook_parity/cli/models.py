@@ -57,13 +57,18 @@ def models(
 
 
 def _table(rows: list[ReleasedModel]) -> Table:
-    table = Table()
+    licenses = ", ".join(sorted({row.license for row in rows}))
+    table = Table(caption=f"licence of the weights: {licenses}", caption_justify="left")
     table.add_column("name", no_wrap=True)
-    for column in ("params M", "FLOPs G", "pixels", "top-1 %"):
+    for column in ("params", "FLOPs", "px", "top-1"):
         table.add_column(column, justify="right")
-    table.add_column("licence", no_wrap=True)
     table.add_column("Hub id", overflow="fold")
     for row in rows:
-        numbers = f"{row.parameters / 1e6:.1f}", f"{row.multiply_adds / 1e9:.1f}", str(row.img_size[0]), f"{row.top1}"
-        table.add_row(row.name, *numbers, row.license, row.hub_id)
+        numbers = (
+            f"{row.parameters / 1e6:.1f}M",
+            f"{row.multiply_adds / 1e9:.1f}G",
+            str(row.img_size[0]),
+            f"{row.top1}%",
+        )
+        table.add_row(row.name, *numbers, row.hub_id)
     return table

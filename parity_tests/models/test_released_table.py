@@ -114,9 +114,11 @@ def test_the_command_prints_the_table_within_80_columns() -> None:
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if "volo_d" in line]
     assert [line.split("│")[1:5] for line in lines] == [
-        [" volo_d1_224 ", "     26.6 ", "     6.9 ", "    224 "],
-        [" volo_d2_224 ", "     58.7 ", "    14.3 ", "    224 "],
+        [" volo_d1_224 ", "  26.6M ", "  6.9G ", " 224 "],
+        [" volo_d2_224 ", "  58.7M ", " 14.3G ", " 224 "],
     ]
+    assert "│ timm/volo_d1_224.sail_in1k │" in lines[0]
+    assert "licence of the weights: apache-2.0" in result.output
     assert max(map(len, result.output.splitlines())) <= 80
 
 
