@@ -60,8 +60,9 @@ def _check_exists(source: PathLike) -> None:
 
 def _near(name: str) -> str | None:
     """Return the released variant or Hub id that a name resembles; None if it resembles none, or is one."""
-    known = [*VOLO_VARIANTS, *(variant.hub_id for variant in VOLO_VARIANTS.values())]
     name = name.removeprefix(PREFIX).partition("@")[0]
+    hub_ids = [variant.hub_id for variant in VOLO_VARIANTS.values()]
+    known = hub_ids if "/" in name else [*VOLO_VARIANTS, *hub_ids]
     return None if name in known else closest(name, known, cutoff=0.7)
 
 
