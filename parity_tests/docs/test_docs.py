@@ -13,7 +13,7 @@ from parity_tests.support.markdown import ROOT, read_blocks, read_parts, run_pag
 
 README, SCALING = ROOT / "README.md", ROOT / "docs" / "scaling.md"
 # The guides, and the extras that they may need.
-GUIDES = {"jax": {"jax"}, "torch": {"torch", "timm"}, "images": {"pillow"}}
+GUIDES = {"jax": {"jax", "flatbuffers"}, "torch": {"torch", "timm"}, "images": {"pillow"}}
 
 # The pages' models run once, and take far longer to optimize.
 QUICK = "--xla_backend_optimization_level=0"
