@@ -11,7 +11,7 @@ from outlook_jax.folding import fold_batch_norm  # noqa: E402
 from outlook_jax.model import VOLO, volo  # noqa: E402
 from outlook_jax.ops import outlook_attention  # noqa: E402
 from outlook_jax.pretrained import from_pretrained  # noqa: E402
-from outlook_jax.sharding import named_shardings, partition_specs, set_partitioning  # noqa: E402
+from outlook_jax.sharding import gather_weights, named_shardings, partition_specs, set_partitioning  # noqa: E402
 from outlook_jax.training import load_training, save_training  # noqa: E402
 from outlook_jax.weights import export_weights, load_weights, save_weights  # noqa: E402
 
@@ -22,6 +22,7 @@ __all__ = [
     "export_weights",
     "fold_batch_norm",
     "from_pretrained",
+    "gather_weights",
     "load_training",
     "load_weights",
     "named_shardings",

@@ -2,7 +2,8 @@
 
 A comment `<!-- needs: jax -->` names the extras of this package, and other packages, that the blocks behind it need, up
 to the next such comment: these blocks, a part of the page, run in one process of the current folder that can import
-nothing else. (A process per block took most of the time for imports.) A page without such a comment needs `parity`.
+nothing else; `<!-- needs: -->` means the bare package. (A process per block took most of the time for imports.) A page
+without such a comment needs `parity`.
 
 Blocks of Python and the lines `$ outlook …` of console sessions run; each block of Python has its own names, or with
 `--one-namespace` those of the blocks before it in this part. With `--strict` warnings are errors.
@@ -23,7 +24,7 @@ from parity_tests.support.environment import hide_all_but
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-NEEDS = re.compile(r"^<!-- needs: (.*) -->$", flags=re.MULTILINE)
+NEEDS = re.compile(r"^<!-- needs:(.*)-->$", flags=re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -57,17 +58,22 @@ def read_parts(page: Path) -> list[list[Block]]:
 
 def run_page(page: Path, folder: Path, *options: str, **environment: str) -> None:
     """Run a page's blocks, each part in a process of its own; fail with its standard error."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     for part in range(len(read_parts(page))):
-        done = subprocess.run(
-            [sys.executable, "-m", "parity_tests.support.markdown", str(page), str(part), *options],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "120", **environment},
-        )
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        run_part(page, part, folder, *options, **environment)
+
+
+def run_part(page: Path, part: int, folder: Path, *options: str, **environment: str) -> None:
+    """Run one part of a page; with the option `--with=jax` where that is installed rather than what the part needs."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "parity_tests.support.markdown", str(page), str(part), *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "120", **environment},
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 def _run_python(block: Block, page: Path, names: dict[str, Any]) -> None:
@@ -90,7 +96,8 @@ def _run_outlook(command: str) -> None:
 def main() -> None:
     page, part, one_namespace = Path(sys.argv[1]), int(sys.argv[2]), "--one-namespace" in sys.argv
     blocks = read_parts(page)[part]
-    hide_all_but(blocks[0].needs)
+    installed = [option.removeprefix("--with=") for option in sys.argv if option.startswith("--with=")]
+    hide_all_but(installed or blocks[0].needs)
     if "timm" in blocks[0].needs:
         from benchmarks.torchvision_stub import declare_missing_torchvision_operators
 
