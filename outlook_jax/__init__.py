@@ -6,6 +6,7 @@ require("jax", extra="jax", needed_by="outlook_jax")
 require("flax", extra="jax", needed_by="outlook_jax")
 
 from outlook_jax.attention import OutlookAttention  # noqa: E402
+from outlook_jax.explain import attention_maps  # noqa: E402
 from outlook_jax.folding import fold_batch_norm  # noqa: E402
 from outlook_jax.model import VOLO, volo  # noqa: E402
 from outlook_jax.ops import outlook_attention  # noqa: E402
@@ -17,6 +18,7 @@ from outlook_jax.weights import export_weights, load_weights, save_weights  # no
 __all__ = [
     "VOLO",
     "OutlookAttention",
+    "attention_maps",
     "export_weights",
     "fold_batch_norm",
     "from_pretrained",

@@ -6,6 +6,7 @@ require("torch", extra="torch", needed_by="outlook_torch")
 
 from outlook_torch.acceleration import accelerate, restore  # noqa: E402
 from outlook_torch.attention import OutlookAttention  # noqa: E402
+from outlook_torch.explain import attention_maps  # noqa: E402
 from outlook_torch.folding import fold_batch_norm  # noqa: E402
 from outlook_torch.model import VOLO, volo  # noqa: E402
 from outlook_torch.ops import outlook_attention  # noqa: E402
@@ -18,6 +19,7 @@ __all__ = [
     "VOLO",
     "OutlookAttention",
     "accelerate",
+    "attention_maps",
     "export_weights",
     "fold_batch_norm",
     "from_pretrained",

@@ -16,8 +16,8 @@ from outlook_common.weights import Conversion
 from outlook_common.weights import convert as convert_weights
 from outlook_common.weights.identify import LAYER
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import VARIANTS, AsJson, Manifest, UseEma
-from outlook_parity.cli.progress import progress_bar
+from outlook_parity.cli.options import VARIANTS, AsJson, Manifest, Quiet, UseEma
+from outlook_parity.cli.progress import downloads, progress_bar
 
 EPILOG = epilog(
     "outlook convert volo.pth volo.safetensors",
@@ -65,6 +65,7 @@ def convert(
     ] = None,
     manifest: Manifest = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert weights between PyTorch and Flax, bit by bit.
 
@@ -76,7 +77,8 @@ def convert(
     Exit codes: 0 written, 2 error.
     """
     size = None if max_shard_size is None else _bytes(max_shard_size)
-    with progress_bar("writing and reading back", DownloadColumn(), TimeRemainingColumn()) as update:
+    bar = progress_bar(f"converting {src} to {dst}", DownloadColumn(), TimeRemainingColumn(), hidden=quiet)
+    with downloads(quiet=quiet), bar as update:
         done = convert_weights(
             src,
             dst,

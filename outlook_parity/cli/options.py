@@ -109,6 +109,13 @@ class InputOptions:
 
 
 @dataclass(frozen=True)
+class ProgressOptions:
+    """What is told while a command runs."""
+
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Where a report goes."""
 
