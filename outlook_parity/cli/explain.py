@@ -10,8 +10,9 @@ from outlook_common.explain import place_weights
 from outlook_common.extras import require
 from outlook_common.images import load_image, place_in_input, preprocess
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS
+from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, Quiet
 from outlook_parity.cli.predict import FRAMEWORKS, frameworks_of, pretrained_of
+from outlook_parity.cli.progress import waiting
 from outlook_parity.models.explain import ATTENTION_MAPS
 
 EPILOG = epilog(
@@ -38,6 +39,7 @@ def explain(
         ),
     ] = None,
     framework: Annotated[str | None, typer.Option(help="torch or jax.", show_default="what is installed")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw the attention weights of a place of an image over it.
 
@@ -54,13 +56,15 @@ def explain(
         raise ValueError(f"--framework must be {' or '.join(FRAMEWORKS)}, got {framework!r}")
     name, *_ = frameworks_of(framework, "outlook explain")
     photo = load_image(image)
-    pretrained = pretrained_of(model, weights)
+    with waiting("loading the weights", quiet=quiet):
+        pretrained = pretrained_of(model, weights)
     how, config = pretrained.preprocessing, pretrained.config
     row, column = (photo.height // 2, photo.width // 2) if place is None else _place(place)
     at = place_in_input((photo.height, photo.width), how, (row, column))
 
     pixels = preprocess(photo, how)
-    found = place_weights(ATTENTION_MAPS[name](pretrained, pixels), config, how.size, at)
+    with waiting(f"computing in {name}", quiet=quiet):
+        found = place_weights(ATTENTION_MAPS[name](pretrained, pixels), config, how.size, at)
     if not found:
         raise ValueError(f"{pretrained.source}: a model without outlookers and class blocks has nothing to draw")
     seen = np.clip((pixels * how.std + how.mean) * 255, 0, 255).round().astype(np.uint8)

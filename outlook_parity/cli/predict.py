@@ -22,7 +22,7 @@ from outlook_parity.cli.exit_codes import ERROR, MISMATCH
 from outlook_parity.cli.help import epilog
 from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, AsJson, Quiet
 from outlook_parity.cli.output import print_error
-from outlook_parity.cli.progress import steps
+from outlook_parity.cli.progress import steps, waiting
 from outlook_parity.models.predict import FORWARDS, Prediction, predict_batch
 
 EPILOG = epilog(
@@ -73,8 +73,9 @@ def predict(
     paths = _image_files(images)
     unreadable: list[Unreadable] = []
     predictions: list[Prediction] = []
-    with steps("loading the weights", quiet=quiet) as step:
+    with waiting("loading the weights", quiet=quiet):
         pretrained = pretrained_of(model, weights)
+    with steps("loading the frameworks", quiet=quiet) as step:
         forwards = {name: FORWARDS[name](pretrained) for name in frameworks}
         for batch in _batches(paths, pretrained, batch_size, unreadable):
             step(batch[0][0].name, len(predictions) + len(unreadable), len(paths))

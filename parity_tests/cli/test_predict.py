@@ -178,7 +178,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_without_one(
     assert "2/2" not in quiet.stderr
     if not terminal:
         loading, *lines = result.stderr.splitlines()
-        assert loading == "loading the weights"
+        assert loading == "loading the frameworks"
         assert [line.split("s  ")[1] for line in lines] == ["china.png", "flower.jpg", "done"]
 
 

@@ -25,7 +25,7 @@ def test_the_pages_have_blocks() -> None:
     assert len(read_blocks(README, "python", "console")) >= 4
     assert sum(command.startswith("outlook ") for block in read_blocks(README, "console") for command in block.commands)
     assert len(read_blocks(SCALING, "python")) >= 9
-    assert [part[0].needs for part in read_parts(SCALING)] == [("jax",), ("torch",), ("jax",)]
+    assert [part[0].needs for part in read_parts(SCALING)] == [("jax",), ("torch",), ("jax",), ("parity",)]
 
 
 @pytest.mark.parametrize("extra", USERS)
