@@ -8,6 +8,7 @@ import typer
 from rich.progress import Progress
 
 from benchmarks import report
+from benchmarks.imports import measure, ratios
 from benchmarks.memory import peak_megabytes
 from benchmarks.timing import interleave
 from benchmarks.torchvision_stub import declare_missing_torchvision_operators
@@ -107,6 +108,14 @@ def verify(
     report.write(out, "verify_cpu", report.verify(numbers), numbers)
 
 
+@app.command()
+def imports(rounds: Rounds = 9, out: Out = report.FOLDER) -> None:
+    """Start-up: import of each twin against its framework's, and of the command line."""
+    measured = measure(rounds)
+    numbers = {name: asdict(seconds) for name, seconds in measured.items()}
+    report.write(out, "imports_cpu", report.imports(measured, ratios(measured)), numbers)
+
+
 @app.callback(invoke_without_command=True)
 def everything(context: typer.Context) -> None:
     """Time outlook attention and VOLO against peers, and the verifier. Without a command, run all of them."""
@@ -115,6 +124,7 @@ def everything(context: typer.Context) -> None:
         scaling()
         volo()
         verify()
+        imports()
 
 
 app()

@@ -1,18 +1,23 @@
 """Outlook attention in PyTorch, the twin of `outlook_jax`."""
 
+from typing import TYPE_CHECKING
+
 from outlook_common.extras import require
+from outlook_common.lazy import lazily
 
 require("torch", extra="torch", needed_by="outlook_torch")
 
-from outlook_torch.acceleration import accelerate, restore  # noqa: E402
 from outlook_torch.attention import OutlookAttention  # noqa: E402
-from outlook_torch.folding import fold_batch_norm  # noqa: E402
 from outlook_torch.model import VOLO, volo  # noqa: E402
 from outlook_torch.ops import outlook_attention  # noqa: E402
-from outlook_torch.pretrained import from_pretrained  # noqa: E402
-from outlook_torch.sharding import fsdp_plan, fully_shard  # noqa: E402
-from outlook_torch.training import load_training, save_training  # noqa: E402
-from outlook_torch.weights import export_weights, load_weights, save_weights  # noqa: E402
+
+if TYPE_CHECKING:
+    from outlook_torch.acceleration import accelerate, restore
+    from outlook_torch.folding import fold_batch_norm
+    from outlook_torch.pretrained import from_pretrained
+    from outlook_torch.sharding import fsdp_plan, fully_shard
+    from outlook_torch.training import load_training, save_training
+    from outlook_torch.weights import export_weights, load_weights, save_weights
 
 __all__ = [
     "VOLO",
@@ -31,3 +36,21 @@ __all__ = [
     "save_weights",
     "volo",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take any name
+    __getattr__ = lazily(
+        __name__,
+        {
+            "accelerate": "acceleration",
+            "export_weights": "weights",
+            "fold_batch_norm": "folding",
+            "from_pretrained": "pretrained",
+            "fsdp_plan": "sharding",
+            "fully_shard": "sharding",
+            "load_training": "training",
+            "load_weights": "weights",
+            "restore": "acceleration",
+            "save_training": "training",
+            "save_weights": "weights",
+        },
+    )
