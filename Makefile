@@ -6,8 +6,9 @@ STAMP := .venv/.installed
 WORLD := .venv-world
 
 AOT := .venv-aot
+DOCS := .venv-docs
 
-.PHONY: verify test test-all test-world fuzz lint format bench accelerators clean help
+.PHONY: verify test test-all test-world fuzz lint format bench accelerators docs clean help
 
 verify: $(STAMP)  ## both twins of VOLO-D1 on real photos, with a verdict
 	$(BIN)/outlook verify
@@ -42,8 +43,11 @@ accelerators: $(AOT)/.installed  ## compile for TPU and GPU without either, into
 	$(AOT)/bin/pytest --noconftest parity_tests/accelerators
 	$(AOT)/bin/python -m benchmarks.accelerators
 
-clean:  ## remove the virtual environments
-	rm -rf .venv $(WORLD) $(AOT)
+docs: $(DOCS)/.installed  ## the documentation site, strictly, into site/
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+
+clean:  ## remove the virtual environments and the site
+	rm -rf .venv $(WORLD) $(AOT) $(DOCS) site
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -68,4 +72,10 @@ $(WORLD)/.installed: pyproject.toml constraints.txt constraints-world.txt Makefi
 $(AOT)/.installed: pyproject.toml constraints.txt constraints-aot.txt Makefile
 	$(PYTHON) -m venv --clear $(AOT)
 	$(AOT)/bin/pip install --quiet --constraint constraints.txt --constraint constraints-aot.txt --editable '.[aot]'
+	touch $@
+
+# No framework: the reference is read from the source.
+$(DOCS)/.installed: pyproject.toml constraints.txt constraints-docs.txt Makefile
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/pip install --quiet --constraint constraints.txt --constraint constraints-docs.txt --editable '.[docs]'
 	touch $@

@@ -116,15 +116,45 @@ def imports(rounds: Rounds = 9, out: Out = report.FOLDER) -> None:
     report.write(out, "imports_cpu", report.imports(measured, ratios(measured)), numbers)
 
 
+@app.command()
+def sharded(out: Out = report.FOLDER) -> None:
+    """Compile time of a training step of VOLO-D1 on eight simulated devices against one."""
+    from benchmarks.sharded_compile import STEPS, measure
+
+    found = {f"{rules}, {devices}": measure(rules, devices) for rules, devices in STEPS}
+    report.write(out, "sharded_compile_cpu", report.sharded(found), found)
+
+
+@app.command()
+def plan(
+    batch: Annotated[int, typer.Option(help="Images of all devices together.")] = 1024,
+    size: Annotated[int, typer.Option(help="Pixels of a side: 224, or what d1 to d5 were released for.")] = 224,
+) -> None:
+    """Memory and communication of a training step of d1 to d5 on v5e-256 and 64 H100, by arithmetic."""
+    from benchmarks.plan import MACHINES, plan
+    from outlook_common.config import volo_config
+
+    plans = {
+        (machine.name, rules): {
+            name: plan(volo_config(f"volo_{name}_224", img_size=size), machine, rules=rules, batch=batch)
+            for name in ("d1", "d2", "d3", "d4", "d5")
+        }
+        for machine in MACHINES
+        for rules in ("data", "fsdp")
+    }
+    print(report.plan(plans, batch))
+
+
 @app.callback(invoke_without_command=True)
 def everything(context: typer.Context) -> None:
-    """Time outlook attention and VOLO against peers, and the verifier. Without a command, run all of them."""
+    """Time outlook attention and VOLO against peers, and the verifier. Without a command, run all that is timed."""
     if context.invoked_subcommand is None:
         layer()
         scaling()
         volo()
         verify()
         imports()
+        sharded()
 
 
 app()

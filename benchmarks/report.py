@@ -163,6 +163,58 @@ def imports(measured: Mapping[str, Seconds], ratios: Mapping[str, Seconds]) -> s
     )
 
 
+def sharded(found: dict[str, dict[str, Any]]) -> str:
+    """Return a table of compile times: "rules, devices" -> figures."""
+    one = sum(found[next(iter(found))][kind] for kind in ("trace s", "compile s"))
+    rows = {}
+    for name, of in found.items():
+        total = of["trace s"] + of["compile s"]
+        collectives = ", ".join(f"{count} {kind}" for kind, count in of["collectives"].items()) or "none"
+        cells = [f"{of['trace s']:.1f} + {of['compile s']:.1f}", f"{total / one:.2f}×", str(of["instructions"])]
+        rows[name] = [*cells, collectives, *(f"{of[kind]:.0f}" for kind in _MEGABYTES)]
+    columns = ["trace + compile", "", "instructions", "collectives", *_MEGABYTES]
+    return "\n".join(
+        [
+            "# Compile time on several devices",
+            "",
+            "A training step of VOLO-D1, batch 8, float32, AdamW: processor seconds, each in a process of its own.",
+            "Arguments and temporary are bytes per device; exchanged, of whole arrays that are gathered or reduced.",
+            "",
+            *_table("rules, devices", columns, rows),
+            "",
+        ]
+    )
+
+
+_MEGABYTES = ("exchanged MB", "arguments MB", "temporary MB")
+
+
+def plan(plans: dict[tuple[str, str], dict[str, Any]], batch: int) -> str:
+    """Return a table per machine and rules; (machine, rules) -> model -> `benchmarks.plan.Plan`."""
+    columns = ["parameters", "held", "activations", "gathered", "reduced", "between groups", "sending", "computing"]
+    lines = [f"A batch of {batch}; bytes and milliseconds per device and step."]
+    for (machine, rules), of in plans.items():
+        rows = {
+            name: [
+                f"{one.parameters / 1e6:.1f} M",
+                _megabytes(one.held),
+                _megabytes(one.activations),
+                *map(
+                    _megabytes, (one.sent.all_gather, one.sent.reduce_scatter + one.sent.all_reduce, one.sent.between)
+                ),
+                f"{one.communication * 1e3:.1f} ms",
+                f"{one.computing * 1e3:.1f} ms",
+            ]
+            for name, one in of.items()
+        }
+        lines += ["", f"## {machine}, {rules}", "", *_table("", columns, rows)]
+    return "\n".join(lines)
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
 def _table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> list[str]:
     return [
         f"| {corner} | {' | '.join(columns)} |",

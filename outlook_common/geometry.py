@@ -3,14 +3,16 @@
 Letters, throughout the project:
 
     B batch        H, W  rows and columns of the map      h, w  rows and columns of the window grid
+    *B any number of batch axes, or none
     N heads        D     channels per head                C     all channels, N * D
     K kernel size  S     stride                           P     padding
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from numbers import Integral
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 IntOrPair = int | tuple[int, int]
 
@@ -122,6 +124,22 @@ def _check_axis(axis: int, map_size: int, kernel_size: int, stride: int, padding
     )
 
 
+def one_batch_axis(x: Any, axes: int) -> Any:
+    """Return an array of either framework with the axes before its last `axes` as one; None is None.
+
+    An array that has one such axis is returned as it is.
+    """
+    if x is None or len(x.shape) == axes + 1:
+        return x
+    leading = len(x.shape) - axes
+    return x.reshape((prod(x.shape[:leading]), *x.shape[leading:]))
+
+
+def unmerged(x: Any, shape: Sequence[int]) -> Any:
+    """Return an array with the shape that it had before `one_batch_axis`, itself if nothing was merged."""
+    return x if len(x.shape) == len(shape) else x.reshape(shape)
+
+
 def check_operands(
     value_shape: Sequence[int],
     value_dtype: str,
@@ -143,14 +161,14 @@ def check_operands(
     for name, dtype in (("value", value_dtype), ("logits", logits_dtype), ("dropout_mask", mask_dtype)):
         if dtype is not None and dtype not in FLOAT_DTYPES:
             raise TypeError(f"{name} must be one of {', '.join(FLOAT_DTYPES)}, got {dtype}")
-    if len(value_shape) != 5:
-        raise ValueError(f"value must have shape (B, H, W, N, D), got {len(value_shape)} axes: {tuple(value_shape)}")
-    batch, rows, columns, heads, _ = value_shape
+    if len(value_shape) < 4:
+        raise ValueError(f"value must have shape (*B, H, W, N, D), got {len(value_shape)} axes: {tuple(value_shape)}")
+    *batch, rows, columns, heads, _ = value_shape
     grid = window_grid((rows, columns), kernel_size, stride, padding)
-    expected = (batch, *grid.grid, heads, grid.places, grid.places)
+    expected = (*batch, *grid.grid, heads, grid.places, grid.places)
     if tuple(logits_shape) != expected:
         raise ValueError(
-            f"logits must have shape (B, h, w, N, K*K, K*K) = {expected} for value of shape {tuple(value_shape)} with "
+            f"logits must have shape (*B, h, w, N, K*K, K*K) = {expected} for value of shape {tuple(value_shape)} with "
             f"kernel_size={grid.kernel_size}, stride={grid.stride}, padding={grid.padding}, got {tuple(logits_shape)}"
         )
     if mask_shape is not None and tuple(mask_shape) != expected:
@@ -159,15 +177,15 @@ def check_operands(
 
 
 def check_layer_input(shape: Sequence[int], dim: int) -> None:
-    """Check that an input of `OutlookAttention` has shape (B, H, W, C) with C = `dim`.
+    """Check that an input of `OutlookAttention` has shape (*B, H, W, C) with C = `dim`.
 
     Raises:
-        ValueError: it has another rank or another number of channels.
+        ValueError: it has fewer than three axes or another number of channels.
     """
-    if len(shape) != 4:
+    if len(shape) < 3:
         raise ValueError(
-            f"the input must have shape (B, H, W, C), channels last, got {len(shape)} axes: {tuple(shape)}"
+            f"the input must have shape (*B, H, W, C), channels last, got {len(shape)} axes: {tuple(shape)}"
         )
-    if shape[3] != dim:
-        hint = f"; axis 1 is {dim}: is the input channels first?" if shape[1] == dim else ""
+    if shape[-1] != dim:
+        hint = f"; axis {len(shape) - 3} is {dim}: is the input channels first?" if shape[-3] == dim else ""
         raise ValueError(f"the input must have dim={dim} channels on its last axis, got shape {tuple(shape)}{hint}")

@@ -6,6 +6,7 @@ must have answered once, within seconds: the library itself tries for half a min
 """
 
 import hashlib
+import logging
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,8 @@ WEIGHT_FILES = (
     "flax_model.msgpack",
 )
 CONFIG_FILE = "config.json"
+
+_log = logging.getLogger(__name__)
 
 # Seconds in which the Hub must answer, unless HF_HUB_ETAG_TIMEOUT is set.
 _ANSWERS_IN = 5
@@ -108,6 +111,8 @@ def _download(repo: str, filename: str, access: dict[str, Any]) -> Path:
         raise HubError(
             f"{at}: {filename} is not in the cache, and {_endpoint()} cannot be reached: {_words(error)} ({within})"
         ) from error
+    if not _is_offline(access) and not _is_cached(repo, filename, access):
+        _log.info("downloading %s of %s", filename, at)
     try:
         options = {**access, "library_name": "outlook-attention", "etag_timeout": _timeout()}
         return Path(hf_hub_download(repo, filename, **options))

@@ -13,18 +13,21 @@ from outlook_jax.model import VOLO, volo  # noqa: E402
 from outlook_jax.ops import outlook_attention  # noqa: E402
 
 if TYPE_CHECKING:
+    from outlook_jax.explain import attention_maps
     from outlook_jax.folding import fold_batch_norm
     from outlook_jax.pretrained import from_pretrained
-    from outlook_jax.sharding import named_shardings, partition_specs, set_partitioning
+    from outlook_jax.sharding import gather_weights, named_shardings, partition_specs, set_partitioning
     from outlook_jax.training import load_training, save_training
     from outlook_jax.weights import export_weights, load_weights, save_weights
 
 __all__ = [
     "VOLO",
     "OutlookAttention",
+    "attention_maps",
     "export_weights",
     "fold_batch_norm",
     "from_pretrained",
+    "gather_weights",
     "load_training",
     "load_weights",
     "named_shardings",
@@ -40,9 +43,11 @@ if not TYPE_CHECKING:  # a type checker would take any name
     __getattr__ = lazily(
         __name__,
         {
+            "attention_maps": "explain",
             "export_weights": "weights",
             "fold_batch_norm": "folding",
             "from_pretrained": "pretrained",
+            "gather_weights": "sharding",
             "load_training": "training",
             "load_weights": "weights",
             "named_shardings": "sharding",

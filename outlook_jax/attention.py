@@ -1,5 +1,6 @@
 """Outlook attention as a layer, with its projections (VOLO, section 3.1)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -19,7 +20,7 @@ KERNEL_INIT: Initializer = nnx.initializers.lecun_normal()
 
 
 class OutlookAttention(nnx.Module):
-    """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
+    """Outlook attention over a channels-last map: (*B, H, W, C) in, (*B, H, W, C) out.
 
     One linear layer predicts, from each position of the (pooled) map, how the positions of its window mix; there is
     no query-key product. Channel c belongs to head c // (dim // num_heads).
@@ -95,36 +96,33 @@ class OutlookAttention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B H W C"],
+        x: Float[Array, "*B H W C"],
         *,
-        dropout_mask: Float[Array, "B h w N KK KK"] | None = None,
-        proj_dropout_mask: Float[Array, "B H W C"] | None = None,
+        dropout_mask: Float[Array, "*B h w N KK KK"] | None = None,
+        proj_dropout_mask: Float[Array, "*B H W C"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "B H W C"]:
+    ) -> Float[Array, "*B H W C"]:
         """Mix each pixel with its neighbourhood.
 
         Args:
-            x: (B, H, W, C), any H, W >= 1.
+            x: (*B, H, W, C), any leading axes or none, any H, W >= 1.
             dropout_mask: replaces the random mask, in training or not; see `outlook_attention`.
             proj_dropout_mask: likewise for the output, shape of `x`.
             deterministic: overrides the layer's setting for this call.
             rngs: a `dropout` stream for this call, instead of the layer's own.
 
         Returns:
-            (B, H, W, C).
+            (*B, H, W, C).
 
         Raises:
-            ValueError: `x` has another rank or other channels, or the window grid does not fit its map.
+            ValueError: `x` has fewer axes or other channels, or the window grid does not fit its map.
         """
         cfg = self.config
         check_layer_input(x.shape, cfg.dim)
-        B, H, W, C = x.shape
-        grid = window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
-
-        value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
-        logits = _scaled(self.attn(average_pool(x, cfg.stride)), cfg.qk_scale)
-        logits = logits.reshape(B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
+        *B, H, W, C = x.shape
+        value = self.v(x).reshape(*B, H, W, cfg.num_heads, cfg.head_dim)
+        logits = self.attention_logits(x)
         # Read from the dropout layer itself: its mode and rate may be changed.
         training = not (self.attn_drop.deterministic if deterministic is None else deterministic)
         if dropout_mask is None and training and self.attn_drop.rate > 0:
@@ -142,10 +140,24 @@ class OutlookAttention(nnx.Module):
             precision=self.precision,
             rows_axis=self.rows_axis,
         )
-        out = self.proj(out.reshape(B, H, W, C))
+        out = self.proj(out.reshape(*B, H, W, C))
         if proj_dropout_mask is None:
             return self.proj_drop(out, deterministic=deterministic, rngs=rngs)
         return (out * proj_dropout_mask).astype(out.dtype)
+
+    def attention_logits(self, x: Float[Array, "*B H W C"]) -> Float[Array, "*B h w N KK KK"]:
+        """Return the predicted logits, scaled: the second operand of `outlook_attention`."""
+        cfg = self.config
+        check_layer_input(x.shape, cfg.dim)
+        *B, H, W, _ = x.shape
+        grid = window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
+        logits = _scaled(self.attn(average_pool(x, cfg.stride)), cfg.qk_scale)
+        return logits.reshape(*B, *grid.grid, cfg.num_heads, cfg.places, cfg.places)
+
+    def attention_weights(self, x: Float[Array, "*B H W C"]) -> Float[Array, "*B h w N KK KK"]:
+        """Return the predicted weights, in float32 at least: row p mixes the places of a window into its place p."""
+        logits = self.attention_logits(x)
+        return jax.nn.softmax(logits.astype(at_least_float32(logits)), axis=-1)
 
 
 def _scaled(logits: Array, scale: float) -> Array:
@@ -154,12 +166,12 @@ def _scaled(logits: Array, scale: float) -> Array:
     return (logits.astype(wide) * scale).astype(logits.dtype)
 
 
-def average_pool(x: Float[Array, "B H W C"], stride: tuple[int, int]) -> Float[Array, "B h w C"]:
+def average_pool(x: Float[Array, "*B H W C"], stride: tuple[int, int]) -> Float[Array, "*B h w C"]:
     """Average pooling over stride*stride pixels; windows at the border average the pixels inside (ceil mode)."""
     if stride == (1, 1):
         return x
-    _, H, W, _ = x.shape
-    wide = at_least_float32(x)
+    *B, H, W, _ = x.shape
+    wide, ones = at_least_float32(x), (1,) * len(B)
     # Per axis: how far the last window reaches past the border, and how many pixels inside each window has.
     beyond = [grid_size(size, step) * step - size for size, step in zip((H, W), stride, strict=True)]
     inside = [
@@ -170,8 +182,9 @@ def average_pool(x: Float[Array, "B H W C"], stride: tuple[int, int]) -> Float[A
         x.astype(wide),
         np.zeros((), wide),
         lax.add,
-        window_dimensions=(1, *stride, 1),
-        window_strides=(1, *stride, 1),
-        padding=((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)),
+        window_dimensions=(*ones, *stride, 1),
+        window_strides=(*ones, *stride, 1),
+        padding=(*((0, 0),) * len(B), (0, beyond[0]), (0, beyond[1]), (0, 0)),
     )
-    return (sums / np.outer(*inside)[None, :, :, None].astype(wide)).astype(x.dtype)
+    count = np.outer(*inside)[..., None].astype(wide)
+    return (sums / np.expand_dims(count, tuple(range(len(B))))).astype(x.dtype)

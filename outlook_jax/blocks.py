@@ -120,10 +120,19 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Attend from every position to every position."""
         B, H, W, C = x.shape
-        q, k, v = _split(self.qkv(x).reshape(B, H * W, 3 * C), 3, self.num_heads)
+        q, k, v = self._queries_keys_values(x)
         out = attend(q, k, v, self.attn_drop, self.precision)
         # In two steps, each of which an explicitly sharded batch passes: what merges axes and splits others does not.
         return self.proj(out.reshape(B, H * W, C).reshape(B, H, W, C))
+
+    def attention_weights(self, x: Float[Array, "B H W C"]) -> Float[Array, "B N T T"]:
+        """Return the weights that each position, a row of T = H*W, gives to each, in float32 at least."""
+        q, k, _ = self._queries_keys_values(x)
+        return query_key_weights(q, k, self.precision).swapaxes(2, 3)
+
+    def _queries_keys_values(self, x: Float[Array, "B H W C"]) -> list[Float[Array, "B T N D"]]:
+        B, H, W, C = x.shape
+        return _split(self.qkv(x).reshape(B, H * W, 3 * C), 3, self.num_heads)
 
 
 class Transformer(nnx.Module):
@@ -168,10 +177,19 @@ class ClassAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B 1 C"]:
         """Attend from the class token, the first of T, to all tokens."""
         B, _, C = x.shape
-        k, v = _split(self.kv(x), 2, self.num_heads)
-        (q,) = _split(self.q(x[:, :1]), 1, self.num_heads)
+        q, k, v = self._query_keys_values(x)
         out = attend(q, k, v, self.attn_drop, self.precision)
         return self.proj(out.reshape(B, 1, C))
+
+    def attention_weights(self, x: Float[Array, "B T C"]) -> Float[Array, "B N 1 T"]:
+        """Return the weights that the class token, the first of T, gives to all tokens, in float32 at least."""
+        q, k, _ = self._query_keys_values(x)
+        return query_key_weights(q, k, self.precision).swapaxes(2, 3)
+
+    def _query_keys_values(self, x: Float[Array, "B T C"]) -> list[Float[Array, "B _ N D"]]:
+        k, v = _split(self.kv(x), 2, self.num_heads)
+        (q,) = _split(self.q(x[:, :1]), 1, self.num_heads)
+        return [q, k, v]
 
 
 class ClassBlock(nnx.Module):
@@ -263,14 +281,21 @@ def attend(
 ) -> Float[Array, "B t N D"]:
     """Return softmax(q @ k / sqrt(D)) @ v per head, with dropout on the weights in training."""
     # Not jax.nn.dot_product_attention, whose softmax would round float64 to float32.
+    weights = drop(query_key_weights(q, k, precision)).astype(v.dtype)
     wide = at_least_float32(q)
-    # Keys before queries in the logits: a softmax along the last axis takes XLA's CPU
-    # compiler more than twice as long.
-    logits = jnp.einsum("bTnd,btnd->bnTt", k, q, precision=precision, preferred_element_type=wide)
-    weights = drop(jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=2)).astype(v.dtype)
     out = jnp.einsum("bnTt,bTnd->btnd", weights, v, precision=precision, preferred_element_type=wide)
     named: Array = checkpoint_name(out.astype(v.dtype), ATTENTION_CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
     return named
+
+
+def query_key_weights(
+    q: Float[Array, "B t N D"], k: Float[Array, "B T N D"], precision: PrecisionLike
+) -> Float[Array, "B N T t"]:
+    """Return softmax(q @ k / sqrt(D)) per head, in float32 at least."""
+    # Keys before queries: a softmax along the last axis takes XLA's CPU compiler more than twice as long.
+    wide = at_least_float32(q)
+    logits = jnp.einsum("bTnd,btnd->bnTt", k, q, precision=precision, preferred_element_type=wide)
+    return jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=2)
 
 
 def gelu(x: Float[Array, "B *map C"]) -> Float[Array, "B *map C"]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from flax import nnx
 
-from outlook_common.weights.training import ADAM, SGD, not_carried
+from outlook_common.weights.train_states import ADAM, SGD
+from outlook_common.weights.training import not_carried
 
 Variables = Mapping[str, Any]
 Update = Callable[..., Any]

@@ -1,7 +1,8 @@
 """Partition specs of every variable of a model, from the logical axes of its parameters."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import jax
 from flax import nnx
@@ -12,6 +13,7 @@ from outlook_common.weights.tables.base import FLAX
 from outlook_jax.weights import WEIGHTS, path_name, table_of
 
 Rules = str | Mapping[str, MeshAxes]
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def partition_specs(model: nnx.Module, mesh: Mesh | AbstractMesh, rules: Rules = "data") -> nnx.State[Any, Any]:
@@ -66,3 +68,56 @@ def set_partitioning(model: nnx.Module, mesh: Mesh | AbstractMesh, rules: Rules 
             entry = entries[path_name(path)]
             axes = in_flax(entry, logical_axes(entry))
             variable.set_metadata(out_sharding=axes, sharding_rules=chosen, mesh=mesh)
+
+
+def gather_weights(
+    model: Module, mesh: Mesh, rules: Rules = "fsdp", *, axes: str | Sequence[str] = ("fsdp", "data")
+) -> Module:
+    """Return a model that computes with whole weights, to call inside a loss: FSDP's all-gather.
+
+    The gradients come back in parts. Without it XLA may keep weights in parts and move activations instead, of the
+    whole batch. What the new model writes, such as BatchNorm's statistics, is written to `model`.
+
+    Args:
+        model: sharded by these rules.
+        mesh: the devices.
+        rules: as in `partition_specs`.
+        axes: of the mesh, along which the batch lies: weights are gathered along these, and stay split along others.
+
+    Raises:
+        ValueError, TypeError: as `partition_specs`.
+    """
+    along = {axes} if isinstance(axes, str) else set(axes)
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
+    specs = nnx.filter_state(partition_specs(model, mesh, rules), nnx.Param)
+    gathered = jax.tree.map(
+        lambda x, spec: _gather(x, NamedSharding(mesh, _without(spec, along)), NamedSharding(mesh, spec)), params, specs
+    )
+    return nnx.merge(graph, gathered, *rest)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
+    return _placed(x, whole)
+
+
+def _gather_forward(x: jax.Array, whole: NamedSharding, split: NamedSharding) -> tuple[jax.Array, None]:
+    return _gather(x, whole, split), None
+
+
+def _gather_backward(whole: NamedSharding, split: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (_placed(gradient, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _placed(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return cast(jax.Array, jax.lax.with_sharding_constraint(x, sharding))  # type: ignore[no-untyped-call]
+
+
+def _without(spec: PartitionSpec, along: set[str]) -> PartitionSpec:
+    """Return a partition spec without these axes of the mesh."""
+    kept = [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec]
+    make: Any = PartitionSpec
+    return make(*(one_or_more(tuple(axis for axis in axes if axis not in along)) for axes in kept))

@@ -46,19 +46,28 @@ def save_training(model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLi
 
 
 def load_training(
-    model: nnx.Module, optimizer: nnx.Optimizer[Any], path: PathLike, *, rngs: nnx.Rngs | None = None
+    model: nnx.Module,
+    optimizer: nnx.Optimizer[Any],
+    path: PathLike,
+    *,
+    step: int | None = None,
+    rngs: nnx.Rngs | None = None,
 ) -> int:
-    """Load a file of either twin's `save_training`, all or nothing; return the number of steps.
+    """Load what either twin's `save_training` wrote, all or nothing; return the number of steps.
+
+    Also training checkpoints of timm, Lightning and plain PyTorch, DCP folders, and Optax's states in Orbax's folders.
 
     Args:
         model: one of this package; its parameters keep their dtypes and shardings.
         optimizer: see `save_training`; its hyperparameters stay, and what it counts is set to the number of steps.
-        path: the file.
+        path: the file or folder.
+        step: how many steps were made; None means as many as the file says, which of SGD some do not.
         rngs: the random streams of an abstract model; see `load_weights`.
 
     Raises:
         WeightsError: the file does not fit the model or the optimizer.
-        ValueError: the optimizer has other parameters, or an abstract model's random streams are not given.
+        ValueError: the optimizer has other parameters, the file does not say how many steps were made, or an abstract
+            model's random streams are not given.
         TypeError: the optimizer is another one, or in another wrapper.
         OSError: the file cannot be opened.
     """
@@ -67,7 +76,7 @@ def load_training(
     kept: dict[str, set[str]] = {}
     for kind, entry, _ in slots:
         kept.setdefault(kind, set()).add(entry.torch)
-    training = read_training(path, table_of(model), kept)
+    training = read_training(path, table_of(model), kept, step)
     load_weights(model, training.weights, rngs=rngs)
     for kind, entry, variable in slots:
         old = variable.get_value()

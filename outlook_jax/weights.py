@@ -91,14 +91,16 @@ def _concrete(model: nnx.Module, rngs: nnx.Rngs | None) -> list[tuple[Any, nnx.V
         raise ValueError(
             f"the model is abstract, and so are its random streams ({listed(streams, 3)}): pass rngs=nnx.Rngs(seed)"
         )
-    return [(path, variable.replace(_value(model, path, variable, rngs))) for path, variable in abstract]
+    config = getattr(model, "config", None)
+    return [(path, variable.replace(concrete_value(config, path, variable, rngs))) for path, variable in abstract]
 
 
 def _is_abstract(variable: Any) -> bool:
     return isinstance(variable, nnx.Variable) and isinstance(variable.get_value(), jax.ShapeDtypeStruct)
 
 
-def _value(model: nnx.Module, path: Any, variable: nnx.Variable[Any], rngs: nnx.Rngs | None) -> Any:
+def concrete_value(config: Any, path: Any, variable: nnx.Variable[Any], rngs: nnx.Rngs | None) -> Any:
+    """Return the value of an abstract variable that is no weight, of a model with this configuration."""
     old = variable.get_value()
     if isinstance(variable, nnx.RngKey):
         assert rngs is not None
@@ -107,7 +109,6 @@ def _value(model: nnx.Module, path: Any, variable: nnx.Variable[Any], rngs: nnx.
     if isinstance(variable, nnx.RngCount):
         return jnp.zeros(old.shape, old.dtype)
     if isinstance(variable, DropRate):  # network.<part>.<block>.drop_path<1 or 2>.rate
-        config: Any = getattr(model, "config", None)
         _, part, block, *_ = path
         return jnp.asarray(config.drop_path_rates(config.network[part].stage)[block], old.dtype)
     raise ValueError(f"{path_name(path)}, a {type(variable).__name__}, is abstract: make it after the model")

@@ -13,6 +13,7 @@ from outlook_torch.ops import outlook_attention  # noqa: E402
 
 if TYPE_CHECKING:
     from outlook_torch.acceleration import accelerate, restore
+    from outlook_torch.explain import attention_maps
     from outlook_torch.folding import fold_batch_norm
     from outlook_torch.pretrained import from_pretrained
     from outlook_torch.sharding import fsdp_plan, fully_shard
@@ -23,6 +24,7 @@ __all__ = [
     "VOLO",
     "OutlookAttention",
     "accelerate",
+    "attention_maps",
     "export_weights",
     "fold_batch_norm",
     "from_pretrained",
@@ -42,6 +44,7 @@ if not TYPE_CHECKING:  # a type checker would take any name
         __name__,
         {
             "accelerate": "acceleration",
+            "attention_maps": "explain",
             "export_weights": "weights",
             "fold_batch_norm": "folding",
             "from_pretrained": "pretrained",

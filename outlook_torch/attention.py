@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from outlook_common.config import OutlookAttentionConfig
 from outlook_common.dispatch import ImplementationRequest, check_implementation
-from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, window_grid
+from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, one_batch_axis, unmerged, window_grid
 from outlook_torch.layers import Device, Dtype, LayerOptions
 from outlook_torch.ops import IMPLEMENTATIONS, outlook_attention
 from outlook_torch.ops.symbolic import every
 
 
 class OutlookAttention(nn.Module):
-    """Outlook attention over a channels-last map: (B, H, W, C) in, (B, H, W, C) out.
+    """Outlook attention over a channels-last map: (*B, H, W, C) in, (*B, H, W, C) out.
 
     One linear layer predicts, from each position of the (pooled) map, how the positions of its window mix; there is
     no query-key product. Channel c belongs to head c // (dim // num_heads).
@@ -73,34 +73,35 @@ class OutlookAttention(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "B H W C"],
+        x: Float[Tensor, "*B H W C"],
         *,
-        dropout_mask: Float[Tensor, "B h w N KK KK"] | None = None,
-        proj_dropout_mask: Float[Tensor, "B H W C"] | None = None,
-    ) -> Float[Tensor, "B H W C"]:
+        dropout_mask: Float[Tensor, "*B h w N KK KK"] | None = None,
+        proj_dropout_mask: Float[Tensor, "*B H W C"] | None = None,
+    ) -> Float[Tensor, "*B H W C"]:
         """Mix each pixel with its neighbourhood.
 
         Args:
-            x: (B, H, W, C), any H, W >= 1.
+            x: (*B, H, W, C), any leading axes or none, any H, W >= 1.
             dropout_mask: replaces the random mask, in training or not; see `outlook_attention`.
             proj_dropout_mask: likewise for the output, shape of `x`.
 
         Returns:
-            (B, H, W, C).
+            (*B, H, W, C).
 
         Raises:
-            ValueError: `x` has another rank or other channels, or the window grid does not fit its map.
+            ValueError: `x` has fewer axes or other channels, or the window grid does not fit its map.
         """
         cfg = self.config
         check_layer_input(x.shape, cfg.dim)
+        shape = x.shape
+        x, dropout_mask = one_batch_axis(x, 3), one_batch_axis(dropout_mask, 5)
+        proj_dropout_mask = one_batch_axis(proj_dropout_mask, 3)
         B, H, W, C = x.shape
         window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
         spare = spare_windows(x.shape, cfg.stride)
-        h, w = spared_grid(x.shape, cfg.stride, spare)
 
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
-        logits = self.attn(average_pool(x, cfg.stride, spare)) * cfg.qk_scale
-        logits = logits.reshape(B, h, w, cfg.num_heads, cfg.places, cfg.places)
+        logits = self._logits(x, spare)
         # Read from the dropout layer itself: its mode and rate may be changed, and so may the layer.
         if dropout_mask is None and self.attn_drop.training and getattr(self.attn_drop, "p", 1) != 0:
             ones = torch.ones_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
@@ -118,7 +119,29 @@ class OutlookAttention(nn.Module):
             implementation=self.implementation,
         )
         out = self.proj(out[:, :H, :W].reshape(B, H, W, C))
-        return self.proj_drop(out) if proj_dropout_mask is None else (out * proj_dropout_mask).to(out.dtype)
+        out = self.proj_drop(out) if proj_dropout_mask is None else (out * proj_dropout_mask).to(out.dtype)
+        return unmerged(out, shape)
+
+    def attention_logits(self, x: Float[Tensor, "*B H W C"]) -> Float[Tensor, "*B h w N KK KK"]:
+        """Return the predicted logits, scaled: the second operand of `outlook_attention`."""
+        cfg = self.config
+        check_layer_input(x.shape, cfg.dim)
+        *B, H, W, _ = x.shape
+        window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
+        logits = self._logits(one_batch_axis(x, 3), (0, 0))
+        return unmerged(logits, (*B, *logits.shape[1:]))
+
+    def attention_weights(self, x: Float[Tensor, "*B H W C"]) -> Float[Tensor, "*B h w N KK KK"]:
+        """Return the predicted weights, in float32 at least: row p mixes the places of a window into its place p."""
+        logits = self.attention_logits(x)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
+
+    def _logits(self, x: Float[Tensor, "B H W C"], spare: tuple[int, int]) -> Float[Tensor, "B h w N KK KK"]:
+        cfg = self.config
+        B, _, _, _ = x.shape
+        h, w = spared_grid(x.shape, cfg.stride, spare)
+        logits = self.attn(average_pool(x, cfg.stride, spare)) * cfg.qk_scale
+        return logits.reshape(B, h, w, cfg.num_heads, cfg.places, cfg.places)
 
     def extra_repr(self) -> str:
         """Return the configuration, for `print(layer)`."""

@@ -107,9 +107,18 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
         """Attend from every position to every position."""
         B, H, W, C = x.shape
-        q, k, v = self.qkv(x).reshape(B, H * W, 3, self.num_heads, C // self.num_heads).unbind(2)
+        q, k, v = self._queries_keys_values(x)
         out = attend(q, k, v, self.attn_drop)
         return self.proj(out.reshape(B, H, W, C))
+
+    def attention_weights(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B N T T"]:
+        """Return the weights that each position, a row of T = H*W, gives to each, in float32 at least."""
+        q, k, _ = self._queries_keys_values(x)
+        return query_key_weights(q, k)
+
+    def _queries_keys_values(self, x: Float[Tensor, "B H W C"]) -> tuple[Float[Tensor, "B T N D"], ...]:
+        B, H, W, C = x.shape
+        return self.qkv(x).reshape(B, H * W, 3, self.num_heads, C // self.num_heads).unbind(2)
 
 
 class Transformer(nn.Module):
@@ -154,11 +163,21 @@ class ClassAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
         """Attend from the class token, the first of T, to all tokens."""
+        B, _, C = x.shape
+        q, k, v = self._query_keys_values(x)
+        out = attend(q, k, v, self.attn_drop)
+        return self.proj(out.reshape(B, 1, C))
+
+    def attention_weights(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B N 1 T"]:
+        """Return the weights that the class token, the first of T, gives to all tokens, in float32 at least."""
+        q, k, _ = self._query_keys_values(x)
+        return query_key_weights(q, k)
+
+    def _query_keys_values(self, x: Float[Tensor, "B T C"]) -> tuple[Float[Tensor, "B _ N D"], ...]:
         B, T, C = x.shape
         k, v = self.kv(x).reshape(B, T, 2, self.num_heads, C // self.num_heads).unbind(2)
         q = self.q(x[:, :1]).reshape(B, 1, self.num_heads, C // self.num_heads)
-        out = attend(q, k, v, self.attn_drop)
-        return self.proj(out.reshape(B, 1, C))
+        return q, k, v
 
 
 class ClassBlock(nn.Module):
@@ -235,3 +254,10 @@ def attend(
     rate = drop.p if drop.training else 0.0
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2)
+
+
+def query_key_weights(q: Float[Tensor, "B t N D"], k: Float[Tensor, "B T N D"]) -> Float[Tensor, "B N t T"]:
+    """Return softmax(q @ k / sqrt(D)) per head, in float32 at least: `attend` never holds it."""
+    q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
+    logits = torch.einsum("btnd,bTnd->bntT", q, k)
+    return (logits * q.shape[-1] ** -0.5).softmax(dim=-1)

@@ -9,15 +9,8 @@ from torch import nn
 
 from outlook_common.arrays import contiguous, to_numpy, to_tensor
 from outlook_common.weights.formats.registry import PathLike
-from outlook_common.weights.training import (
-    ADAM,
-    SGD,
-    Training,
-    common_count,
-    not_carried,
-    read_training,
-    write_training,
-)
+from outlook_common.weights.train_states import ADAM, SGD
+from outlook_common.weights.training import Training, common_count, not_carried, read_training, write_training
 from outlook_torch.placement import gathered, put_like, write_once
 from outlook_torch.weights import export_weights, load_weights, table_of
 
@@ -62,23 +55,28 @@ def save_training(
     write_once(model, lambda: write_training(path, training))
 
 
-def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, path: PathLike) -> int:
-    """Load a file of either twin's `save_training`, all or nothing; return the number of steps.
+def load_training(
+    model: nn.Module, optimizer: torch.optim.Optimizer, path: PathLike, *, step: int | None = None
+) -> int:
+    """Load what either twin's `save_training` wrote, all or nothing; return the number of steps.
+
+    Also training checkpoints of timm, Lightning and plain PyTorch, DCP folders, and Optax's states in Orbax's folders.
 
     Args:
         model: one of this package; its parameters keep their dtypes and devices.
         optimizer: Adam, AdamW or SGD, of parameters of `model`; its hyperparameters stay.
-        path: the file.
+        path: the file or folder.
+        step: how many steps were made; None means as many as the file says, which of SGD some do not.
 
     Raises:
         WeightsError: the file does not fit the model or the optimizer.
-        ValueError: the optimizer has other parameters.
+        ValueError: the optimizer has other parameters, or the file does not say how many steps were made.
         TypeError: the optimizer is another one.
         OSError: the file cannot be opened.
     """
     kinds = _kinds(optimizer)
     names = _trained(model, optimizer)
-    training = read_training(path, table_of(model), dict.fromkeys(kinds, names))
+    training = read_training(path, table_of(model), dict.fromkeys(kinds, names), step)
     load_weights(model, training.weights)
     counted = {"step": torch.tensor(float(training.step))} if _is(optimizer, torch.optim.Adam) else {}
     indices = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}

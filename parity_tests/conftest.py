@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: what several workers start beside each other only spins
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,9 +22,6 @@ from benchmarks.torchvision_stub import declare_missing_torchvision_operators  #
 from parity_tests.support import arithmetic  # noqa: E402
 from parity_tests.support.runners import Device, find_device  # noqa: E402
 
-# A folder per worker: JAX writes entries without a lock.
-_COMPILED = TemporaryDirectory(prefix="outlook-compiled-")
-arithmetic.keep_compiled(Path(_COMPILED.name))
 arithmetic.make_exact()
 declare_missing_torchvision_operators()
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
@@ -37,8 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "gpu", "tpu"), default="cpu", help="where the parity tests run")
 
 
-def pytest_unconfigure() -> None:
-    _COMPILED.cleanup()
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("cacheprovider"):
+        compilations = arithmetic.kept_compilations(config.cache.mkdir("xla"))
+        compilations.__enter__()
+        config.add_cleanup(lambda: compilations.__exit__(None, None, None))
 
 
 @pytest.fixture(scope="session")

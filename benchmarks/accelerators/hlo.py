@@ -33,6 +33,23 @@ def collectives(program: str) -> list[str]:
     return re.findall(COLLECTIVES, program)
 
 
+def exchanged(program: str) -> dict[str, int]:
+    """Return kind -> bytes of the whole arrays that collectives gather or reduce in a run: what all devices have."""
+    found: dict[str, int] = {}
+    for operation in operations(program):
+        kind = operation.kind.removesuffix("-start")
+        if not re.match(COLLECTIVES, f" {kind}("):
+            continue
+        match = _OPERATION.match(operation.text)
+        assert match is not None
+        results = nbytes(match[2])
+        operands = operation.bytes - results
+        if kind != operation.kind and match[2].startswith("("):  # its results are the operands, and what they become
+            results -= operands
+        found[kind] = found.get(kind, 0) + operation.times * max(results, operands)
+    return found
+
+
 def nbytes(shapes: str) -> int:
     """Return the bytes of all arrays that stand in a type, without a platform's tiles."""
     return sum(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from outlook_common.config import VOLOConfig, volo_config
+from outlook_common.config import VOLOConfig
+from outlook_common.weights.config_file import config_of
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,9 @@ class Recipe:
             ValueError: the model's sizes do not fit each other.
         """
         tables = tomllib.loads(Path(path).read_text())
-        model = dict(tables.get("model", {}))
         data = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.get("data", {}).items()}
         return cls(
-            volo_config(model.pop("variant"), **model) if "variant" in model else VOLOConfig(**model),
+            config_of(tables.get("model", {})),
             Data(**data),
             Training(**{**tables.get("training", {}), **training}),
         )

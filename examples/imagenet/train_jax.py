@@ -102,6 +102,7 @@ class Trainer:
         images, targets = batch
         model = nnx.merge(self.graph, params, statistics, self.streams, copy=True)
         nnx.reseed(model, default=key)
+        model = outlook_jax.gather_weights(model, self.mesh, self.recipe.training.sharding)
         outputs = model.forward_train(images, box if self.recipe.model.use_mix_token else None)
         return TokenLabelGTCrossEntropy()(outputs, targets), nnx.state(model, nnx.BatchStat)
 

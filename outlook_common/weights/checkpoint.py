@@ -18,12 +18,12 @@ Source = PathLike | Mapping[Any, Any]
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
-# Averaged weights, as timm and scripts like DeiT's call them.
-_AVERAGED = ("state_dict_ema", "model_ema")
+# Averaged weights, as timm, scripts like DeiT's and the recipes of `examples/imagenet` call them.
+AVERAGED = ("state_dict_ema", "model_ema", "average")
 # Longer prefixes are not searched.
 _PREFIX_STEPS = 12
 # Keys whose value holds the weights; their siblings (optimizer, epoch) are ignored.
-_WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
 # Steps of names that wrappers of modules add, removed anywhere: DataParallel and averaged models, torch.compile,
 # Opacus, FSDP of PyTorch and of FairScale, activation checkpointing.
 _WRAPPING_STEPS = {
@@ -109,18 +109,19 @@ def _shape(value: Any) -> Shape:
     return tuple(getattr(value, "shape", ()))
 
 
-def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) -> Checkpoint:
+def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False, wrapped: bool = False) -> Checkpoint:
     """Open a checkpoint and remove its wrappers; numbers are read later where the format allows.
 
-    Nested mappings and paths with "/" become names with dots. The wrappers `state_dict`, `model` and, if `use_ema`,
-    `state_dict_ema` or `model_ema` are opened. Steps that wrappers of modules add (`module`, `_orig_mod`, …) are
-    removed anywhere in a name, if names stay unique; `model.` and `params.` if every array's name starts so. Flax
-    Linen's `batch_stats` beside `params` are moved below `params`.
+    Nested mappings and paths with "/" become names with dots. The wrappers `state_dict`, `model`, `model_state_dict`
+    and, if `use_ema`, `state_dict_ema`, `model_ema` or `average` are opened. Steps that wrappers of modules add
+    (`module`, `_orig_mod`, …) are removed anywhere in a name, if names stay unique; `model.` and `params.` if every
+    array's name starts so. Flax Linen's `batch_stats` beside `params` are moved below `params`.
 
     Args:
         source: a path, a Hub id, a state_dict, an NNX state, or a flat or nested dict of arrays.
         prefix: select the names below it, and remove it from them.
         use_ema: take the averaged weights.
+        wrapped: leave the wrappers, with what is beside the weights in them.
 
     Raises:
         WeightsError: the file cannot be read, `use_ema` finds no averaged weights, or there are only averaged ones.
@@ -136,9 +137,9 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False) 
     else:
         label, file = str(source), weights_and_config(source)[0]
         contents = open_file(file)
-    flat = list(_flat(_unwrapped(contents.values, label, use_ema=use_ema), label))
-    flat, prefix = _without_wrapping_steps(_with_statistics_in_params(flat), prefix)
-    flat = _without_common_start(flat, prefix)
+    values = contents.values if wrapped else _unwrapped(contents.values, label, use_ema=use_ema)
+    flat, prefix = _without_wrapping_steps(_with_statistics_in_params(list(_flat(values, label))), prefix)
+    flat = flat if wrapped else _without_common_start(flat, prefix)
     items = tuple(item for item in flat if not _NOT_WEIGHTS.fullmatch(item[0]))
     excluded = tuple(name for name, _ in flat if _NOT_WEIGHTS.fullmatch(name))
     return Checkpoint(label, "", items, items, contents.metadata, file, excluded).below(prefix)
@@ -153,15 +154,15 @@ def _instead_of(source: Any) -> str:
 
 
 def _unwrapped(contents: Mapping[Any, Any], label: str, *, use_ema: bool) -> Mapping[Any, Any]:
-    averaged = _first_mapping(contents, _AVERAGED)
+    averaged = _first_mapping(contents, AVERAGED)
     if use_ema:
         if averaged is None:
-            names = " or ".join(map(repr, _AVERAGED))
+            names = " or ".join(map(repr, AVERAGED))
             raise WeightsError(f"{label}: use_ema=True, but there is no {names}; its top level has {listed(contents)}")
         contents = contents[averaged]
     while wrapper := _first_mapping(contents, _WRAPPERS):
         contents = contents[wrapper]
-    if (averaged := _first_mapping(contents, _AVERAGED)) is not None:
+    if (averaged := _first_mapping(contents, AVERAGED)) is not None:
         raise WeightsError(f"{label}: only averaged weights, {averaged!r}; use_ema=True (--use-ema) takes them")
     return contents
 

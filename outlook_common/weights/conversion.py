@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from outlook_common.config import VOLOConfig
 from outlook_common.weights.cast import FLOATS, cast_floats
 from outlook_common.weights.checkpoint import Checkpoint, Source, open_checkpoint
 from outlook_common.weights.checksums import Checksum, checksums_of, source_sha256
+from outlook_common.weights.config_file import read_config
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats.base import Format, PathLike
 from outlook_common.weights.formats.registry import format_of, write_tensors
 from outlook_common.weights.formats.sharded import folder_of_shards
-from outlook_common.weights.identify import Recognised, identify
+from outlook_common.weights.identify import Recognised, identify, volo_of
 from outlook_common.weights.io.lazy import LazyTensor
 from outlook_common.weights.match import Match, match
 from outlook_common.weights.metadata import FORMAT, OURS, own_metadata
@@ -70,6 +72,7 @@ def convert(
     dst: PathLike,
     *,
     model: str | None = None,
+    config: PathLike | Mapping[str, Any] | VOLOConfig | None = None,
     to: str | None = None,
     prefix: str = "",
     dtype: str | None = None,
@@ -89,6 +92,9 @@ def convert(
         src: a path, a Hub id or a mapping, in any known naming; see `resolve`.
         dst: the path to write; its suffix selects the format. An existing file is replaced, atomically.
         model: "layer" or the name of a VOLO variant; None to recognise it by its tensors.
+        config: of a VOLO of own sizes, instead of `model`: a `.toml` or `.json` file or a mapping of fields of
+            `VOLOConfig`, with `variant` changes to a released one; image size, class count and channels are those of
+            the source unless given.
         to: the naming to write, "torch", "flax" or "external-attention"; None for the other twin's, but always
             PyTorch's in PyTorch's files and DCP folders, and Flax's in Orbax's and `.msgpack`.
         prefix: where in the source the model is; not written.
@@ -104,16 +110,19 @@ def convert(
         WeightsError: the source is of no known model, its tensors do not match (all problems are reported together), a
             number overflows `dtype`, `dst` is inside a folder that is read, or what was written does not read back
             equal; `dst` is then unchanged.
-        ValueError: `to`, `model` or `dtype` is unknown, or Flax's names are requested in a file of PyTorch's.
+        ValueError: `to`, `model` or `dtype` is unknown, `config` is no configuration or is given beside `model`, or
+            Flax's names are requested in a file of PyTorch's.
         OSError: a file cannot be opened or written.
         ImportError: a format needs a framework that is not installed.
     """
     file_format = format_of(dst) if max_shard_size is None else folder_of_shards(max_shard_size)
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"dtype must be one of {', '.join(FLOATS)}, got {dtype!r}")
+    if model is not None and config is not None:
+        raise ValueError(f"model={model!r} and config= both say which model it is; pass one")
     checkpoint = open_checkpoint(src, prefix=prefix, use_ema=use_ema)
     _check_not_inside(dst, checkpoint)
-    found = identify(checkpoint, model)
+    found = identify(checkpoint, model) if config is None else volo_of(read_config(config, checkpoint.shapes))
     matched = match(checkpoint, found.table, allow_missing=allow_missing, ignore_unexpected=ignore_unexpected)
     naming = _naming_to_write(to, matched.naming, file_format, dst)
     tensors = matched.tensors if dtype is None else cast_floats(matched.tensors, dtype)

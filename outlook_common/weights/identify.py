@@ -207,7 +207,7 @@ def recognise_as(name: str, shapes: Shapes) -> Recognised | None:
     """
     if name == LAYER:
         return _layer_of(shapes)
-    return _volo(as_in_file(volo_variant(name).config, shapes))
+    return volo_of(as_in_file(volo_variant(name).config, shapes))
 
 
 # The layer.
@@ -327,19 +327,20 @@ def _known_names() -> frozenset[str]:
 
 def _recognise_volo(shapes: Shapes) -> Recognised | None:
     if (config := recognise_volo(shapes)) is not None:
-        return _volo(config)
+        return volo_of(config)
     config = infer_volo(shapes)
     if config is None or _count_of(shapes, volo_table(config)) <= len(shapes) / 2:
         return None
-    found = _volo(config)
+    found = volo_of(config)
     return replace(found, config={name: found.config[name] for name in SHOWN})
 
 
 def _volo_of_config(config: VOLOConfig, shapes: Shapes) -> Recognised:
-    return _volo(as_in_file(config, shapes))
+    return volo_of(as_in_file(config, shapes))
 
 
-def _volo(config: VOLOConfig) -> Recognised:
+def volo_of(config: VOLOConfig) -> Recognised:
+    """Return the model with this configuration."""
     rows, columns = config.img_size
     sizes: dict[str, int | bool] = {
         "img_rows": rows,

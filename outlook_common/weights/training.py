@@ -9,20 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
+from outlook_common.weights.checkpoint import open_checkpoint
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats.base import PathLike
 from outlook_common.weights.formats.registry import write_arrays
-from outlook_common.weights.io.lazy import as_lazy
 from outlook_common.weights.match import resolve_checkpoint
 from outlook_common.weights.tables.base import WeightTable
+from outlook_common.weights.train_states import MODEL, OPTIMIZER, STEP, find_train_state
 
 Arrays = dict[str, np.ndarray]
 
-MODEL, OPTIMIZER, STEP = "model", "optimizer", "step"
-
-# What is carried: optimizer -> its kinds of moments, as PyTorch calls them.
-ADAM, SGD = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 _CARRIED = (
     "Adam and AdamW (torch.optim.Adam, AdamW; optax.adam, adamw) and SGD, with momentum or without (torch.optim.SGD; "
     "optax.sgd)"
@@ -58,41 +54,37 @@ def write_training(path: PathLike, training: Training) -> None:
     write_arrays(path, arrays, {"format": "pt"})
 
 
-def read_training(path: PathLike, table: WeightTable, moments: Mapping[str, Iterable[str]]) -> Training:
-    """Read a training for a model and its optimizer.
+def read_training(
+    path: PathLike, table: WeightTable, moments: Mapping[str, Iterable[str]], step: int | None = None
+) -> Training:
+    """Read a training for a model and its optimizer, in any layout of `train_states`.
 
     Args:
-        path: a file that `write_training` wrote.
+        path: a file or folder.
         table: of the model.
         moments: kind -> PyTorch's names of the parameters of which the optimizer keeps such a moment.
+        step: number of steps done; None means as many as the file says.
 
     Raises:
         WeightsError: the file is not a training, has other moments than the optimizer, or does not match the model.
+        ValueError: parameters made different numbers of steps, or the file has none.
         OSError: the file cannot be opened.
     """
-    checkpoint, kinds = open_checkpoint(path), set(moments)
-    optimizer = checkpoint.below(OPTIMIZER)
-    step = _step(optimizer)
-    found = {name.split(".")[0] for name in optimizer.names} - {STEP}
-    if found != kinds:
-        has, wants = (", ".join(sorted(names)) or "none" for names in (found, kinds))
+    checkpoint = open_checkpoint(path, wrapped=True)
+    state = find_train_state(checkpoint, table, {name for names in moments.values() for name in names})
+    if state.moments.keys() != moments.keys():
+        has, wants = (", ".join(sorted(names)) or "none" for names in (state.moments, moments))
         raise WeightsError(f"{checkpoint.label}: it has the moments {has}, the optimizer needs {wants}")
-    weights = resolve_checkpoint(checkpoint.below(MODEL), table)
+    weights = resolve_checkpoint(state.weights, table)
     arrays = {}
-    for kind in sorted(kinds):
+    for kind in sorted(moments):
         names = set(moments[kind])
         entries = tuple(entry for entry in table.entries if entry.torch in names)
         kept = WeightTable(f"the optimizer of {table.model}", entries)
-        arrays[kind] = resolve_checkpoint(checkpoint.below(f"{OPTIMIZER}.{kind}"), kept)
-    return Training(weights, arrays, step)
-
-
-def _step(optimizer: Checkpoint) -> int:
-    value = dict(optimizer.items).get(STEP)
-    step = None if value is None else as_lazy(value)
-    if step is None or step.shape != () or step.dtype.kind not in "iu":
-        raise WeightsError(f"{optimizer.label}: not a training: it has no step count {OPTIMIZER}.{STEP}")
-    return int(step.read())
+        arrays[kind] = resolve_checkpoint(state.moments[kind], kept)
+    if step is None and not state.counts:
+        raise ValueError(f"{checkpoint.label}: it counts no steps; give step=")
+    return Training(weights, arrays, common_count(state.counts) if step is None else step)
 
 
 def not_carried(found: str, *, instead: str = "") -> TypeError:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from outlook_common.constants import OP_CHECKPOINT_NAME
 from outlook_common.dispatch import ImplementationRequest, check_implementation, choose
-from outlook_common.geometry import IntOrPair, check_operands
+from outlook_common.geometry import IntOrPair, check_operands, one_batch_axis, unmerged
 from outlook_jax.ops.by_rows import by_rows
 from outlook_jax.ops.choice import IMPLEMENTATIONS, choose_by_platform
 from outlook_jax.ops.explicit import on_automatic_axes
@@ -14,22 +14,22 @@ from outlook_jax.ops.pallas import on_tpu_or_interpreted
 
 
 def outlook_attention(
-    value: Float[Array, "B H W N D"],
-    logits: Float[Array, "B h w N KK KK"],
+    value: Float[Array, "*B H W N D"],
+    logits: Float[Array, "*B h w N KK KK"],
     *,
     kernel_size: IntOrPair = 3,
     stride: IntOrPair = 1,
     padding: IntOrPair = 1,
-    dropout_mask: Float[Array, "B h w N KK KK"] | None = None,
+    dropout_mask: Float[Array, "*B h w N KK KK"] | None = None,
     implementation: ImplementationRequest = None,
     precision: lax.PrecisionLike = None,
     rows_axis: str | None = None,
-) -> Float[Array, "B H W N D"]:
+) -> Float[Array, "*B H W N D"]:
     """Outlook attention: fold(softmax(logits) @ unfold(value)). VOLO, section 3.1, equations 2 to 4.
 
     Args:
-        value: (B, H, W, N, D), the projected values; B batch, H*W map, N heads, D channels per head.
-        logits: (B, h, w, N, K*K, K*K), already scaled, h = ceil(H/S), w = ceil(W/S). Of the last two axes the first
+        value: (*B, H, W, N, D), the projected values; *B any batch axes or none, H*W map, N heads, D channels per head.
+        logits: (*B, h, w, N, K*K, K*K), already scaled, h = ceil(H/S), w = ceil(W/S). Of the last two axes the first
             is the output place in the window, the second the input place, over which the softmax runs.
         kernel_size: K, in pixels, an int or (rows, columns).
         stride: S, in pixels, likewise.
@@ -42,7 +42,7 @@ def outlook_attention(
             part of all operands: they exchange the borders of the values and of the results alone. Composite only.
 
     Returns:
-        (B, H, W, N, D) in the dtype of `value`. Softmax and sums run in float32 at least, the probabilities are
+        (*B, H, W, N, D) in the dtype of `value`. Softmax and sums run in float32 at least, the probabilities are
         rounded to the dtype of `value` in between. For policies of `jax.checkpoint` it is named "outlook_attention".
 
     Raises:
@@ -62,10 +62,12 @@ def outlook_attention(
         stride=stride,
         padding=padding,
     )
+    shape = value.shape
+    value, logits, dropout_mask = one_batch_axis(value, 4), one_batch_axis(logits, 5), one_batch_axis(dropout_mask, 5)
     if rows_axis is not None:
         if "composite" not in check_implementation(implementation, IMPLEMENTATIONS):
             raise NotImplementedError(f"implementation {implementation!r} cannot share rows; composite can")
-        return by_rows(value, logits, dropout_mask, grid, rows_axis)
+        return unmerged(by_rows(value, logits, dropout_mask, grid, rows_axis), shape)
     if implementation is None:
         run = choose_by_platform(value, logits, dropout_mask, grid)
     else:
@@ -75,7 +77,7 @@ def outlook_attention(
         return run(value, logits, dropout_mask, grid, precision=precision)
 
     out = on_automatic_axes(compute, value, value, logits, dropout_mask)
-    named: Array = checkpoint_name(out, OP_CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
+    named: Array = checkpoint_name(unmerged(out, shape), OP_CHECKPOINT_NAME)  # type: ignore[no-untyped-call]
     return named
 
 

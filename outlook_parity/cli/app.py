@@ -9,8 +9,9 @@ from io import TextIOWrapper
 
 import typer
 
-from outlook_parity.cli import compare, convert, inspect, predict, trace, verify
+from outlook_parity.cli import compare, convert, explain, inspect, predict, trace, verify
 from outlook_parity.cli.exit_codes import ERROR
+from outlook_parity.cli.help import epilog
 from outlook_parity.cli.output import print_error
 from outlook_parity.cli.pipes import ended_by_closed_pipe
 from outlook_parity.core.memory import release_large_blocks
@@ -19,21 +20,36 @@ from outlook_parity.report.text import shortened
 # What a user can get wrong, told in one line; anything else shows its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-for command, epilog in (
+EPILOG = epilog(
+    "outlook verify --model layer",
+    "outlook convert timm/volo_d1_224.sail_in1k volo.npz",
+    "outlook verify --help",
+)
+# The groups that the list of commands has.
+PANELS = dict.fromkeys(("verify", "trace", "compare"), "Twins") | dict.fromkeys(("convert", "inspect"), "Weights")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for command, examples in (
     (verify.verify, verify.EPILOG),
     (trace.trace, trace.EPILOG),
     (compare.compare, compare.EPILOG),
     (convert.convert, convert.EPILOG),
     (inspect.inspect, inspect.EPILOG),
     (predict.predict, predict.EPILOG),
+    (explain.explain, explain.EPILOG),
 ):
-    app.command(epilog=epilog)(command)
+    app.command(epilog=examples, rich_help_panel=PANELS.get(command.__name__, "Models"))(command)
 
 
 @app.callback()
 def outlook() -> None:
-    """Outlook attention and VOLO in JAX and PyTorch: verify, convert, inspect, predict."""
+    """Outlook attention and VOLO in JAX and PyTorch: verify, convert, inspect, predict, explain."""
 
 
 def main() -> None:

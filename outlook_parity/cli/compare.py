@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import ReportOptions, grouped
+from outlook_parity.cli.options import ProgressOptions, ReportOptions, grouped
 from outlook_parity.cli.output import finish
+from outlook_parity.cli.progress import waiting
 
 EPILOG = epilog(
     "outlook compare torch.trace jax.trace",
@@ -29,7 +30,7 @@ class TraceFiles:
 
 
 @grouped
-def compare(traces: TraceFiles, report: ReportOptions) -> None:
+def compare(traces: TraceFiles, progress: ProgressOptions, report: ReportOptions) -> None:
     """Compare two traces of `outlook trace`; no framework needed.
 
     Both must have the same inputs, weights, dtype and seed.
@@ -39,6 +40,7 @@ def compare(traces: TraceFiles, report: ReportOptions) -> None:
     from outlook_parity.trace.compare import compare_traces
     from outlook_parity.trace.file import read
 
-    truth = None if traces.truth is None else read(traces.truth)
-    found = compare_traces(read(traces.one), read(traces.other), truth)
+    with waiting(f"comparing {traces.one} and {traces.other}", quiet=progress.quiet):
+        truth = None if traces.truth is None else read(traces.truth)
+        found = compare_traces(read(traces.one), read(traces.other), truth)
     finish(found, report, title=f"{traces.one.name} and {traces.other.name}")

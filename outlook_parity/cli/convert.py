@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,12 +16,13 @@ from outlook_common.weights import Conversion
 from outlook_common.weights import convert as convert_weights
 from outlook_common.weights.identify import LAYER
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import VARIANTS, AsJson, Manifest, UseEma
-from outlook_parity.cli.progress import progress_bar
+from outlook_parity.cli.options import VARIANTS, AsJson, Manifest, Quiet, UseEma
+from outlook_parity.cli.progress import downloads, progress_bar
 
 EPILOG = epilog(
     "outlook convert volo.pth volo.safetensors",
     "outlook convert timm/volo_d1_224.sail_in1k volo.npz --to flax",
+    "outlook convert own.pth own.safetensors --config own.toml",
     "outlook convert volo.pth layer.npz --prefix network.0.0.attn",
 )
 
@@ -35,6 +37,12 @@ def convert(
     model: Annotated[
         str | None,
         typer.Option(help=f"{LAYER}, {VARIANTS}.", show_default="what the tensors show"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML or JSON with the fields of a VOLO of own sizes.", show_default="what metadata or tensors show"
+        ),
     ] = None,
     to: Annotated[
         str | None,
@@ -57,6 +65,7 @@ def convert(
     ] = None,
     manifest: Manifest = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert weights between PyTorch and Flax, bit by bit.
 
@@ -68,11 +77,13 @@ def convert(
     Exit codes: 0 written, 2 error.
     """
     size = None if max_shard_size is None else _bytes(max_shard_size)
-    with progress_bar("writing and reading back", DownloadColumn(), TimeRemainingColumn()) as update:
+    bar = progress_bar(f"converting {src} to {dst}", DownloadColumn(), TimeRemainingColumn(), hidden=quiet)
+    with downloads(quiet=quiet), bar as update:
         done = convert_weights(
             src,
             dst,
             model=model,
+            config=config,
             to=to,
             prefix=prefix,
             dtype=dtype,

@@ -15,7 +15,8 @@ from outlook_common.weights.inspection import Difference, Inspection, Row, diffe
 from outlook_common.weights.inspection import inspect as inspect_weights
 from outlook_parity.cli.exit_codes import MISMATCH
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import AsJson, Manifest, UseEma
+from outlook_parity.cli.options import AsJson, Manifest, Quiet, UseEma
+from outlook_parity.cli.progress import waiting
 
 EPILOG = epilog(
     "outlook inspect volo.safetensors",
@@ -33,6 +34,7 @@ def inspect(
     use_ema: UseEma = False,
     manifest: Manifest = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show what a checkpoint holds, or compare two bit by bit.
 
@@ -45,10 +47,13 @@ def inspect(
     Exit codes: 0 (of two: every bit agrees), 1 they differ, 2 error.
     """
     if other is not None:
-        a, b = (open_checkpoint(path, prefix=prefix, use_ema=use_ema) for path in (file, other))
-        _compare(a, b, as_json=as_json)
+        with waiting(f"comparing {file} and {other}", quiet=quiet):
+            a, b = (open_checkpoint(path, prefix=prefix, use_ema=use_ema) for path in (file, other))
+            found = differences(a, b)
+        _print_differences(a, b, found, as_json=as_json)
         return
-    inspection = inspect_weights(file, prefix=prefix, use_ema=use_ema)
+    with waiting(f"reading {file}", quiet=quiet):
+        inspection = inspect_weights(file, prefix=prefix, use_ema=use_ema)
     if as_json:
         typer.echo(json.dumps(_to_dict(inspection)))
     elif manifest:
@@ -124,8 +129,8 @@ def _table(inspection: Inspection) -> Table:
     return table
 
 
-def _compare(a: Checkpoint, b: Checkpoint, *, as_json: bool) -> None:
-    found = differences(a, b)
+def _print_differences(a: Checkpoint, b: Checkpoint, found: list[Difference], *, as_json: bool) -> None:
+    """Print what differs, and end the command with exit code 1 if anything does."""
     if as_json:
         summary = {
             "a": a.label,

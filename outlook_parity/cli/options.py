@@ -28,7 +28,7 @@ Manifest = Annotated[
 ]
 UseEma = Annotated[bool, typer.Option("--use-ema", help="Take the averaged (EMA) weights of a checkpoint.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell on stderr what is running.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random: weights, cotangents, targets.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random: weights, cotangents, targets.", metavar="N")]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,13 @@ class InputOptions:
             rich_help_panel=OWN_MODELS,
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class ProgressOptions:
+    """What is told while a command runs."""
+
+    quiet: Quiet = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """`outlook predict`: the most probable classes of images, in both twins."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,6 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
 from outlook_common.config import volo_variant
@@ -21,9 +20,9 @@ from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.text import listed
 from outlook_parity.cli.exit_codes import ERROR, MISMATCH
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, AsJson
+from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, AsJson, Quiet
 from outlook_parity.cli.output import print_error
-from outlook_parity.cli.progress import progress_bar
+from outlook_parity.cli.progress import steps, waiting
 from outlook_parity.models.predict import FORWARDS, Prediction, predict_batch
 
 EPILOG = epilog(
@@ -60,6 +59,7 @@ def predict(
     top: Annotated[int, typer.Option(help="Number of classes to show.", min=1)] = 5,
     batch_size: Annotated[int, typer.Option(help="Number of images computed at once.", min=1)] = 8,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show the most probable classes of images, both twins side by side.
 
@@ -69,17 +69,18 @@ def predict(
     Exit codes: 0 the first labels agree, 1 they do not, 2 error (also an
     image that cannot be read).
     """
-    frameworks = _frameworks(framework)
+    frameworks = frameworks_of(framework, "outlook predict")
     paths = _image_files(images)
-    pretrained = _pretrained(model, weights)
     unreadable: list[Unreadable] = []
     predictions: list[Prediction] = []
-    columns = (MofNCompleteColumn(), TimeElapsedColumn())
-    with progress_bar("images", *columns, total=len(paths), hidden=len(paths) < 2) as update:
+    with waiting("loading the weights", quiet=quiet):
+        pretrained = pretrained_of(model, weights)
+    with steps("loading the frameworks", quiet=quiet) as step:
         forwards = {name: FORWARDS[name](pretrained) for name in frameworks}
-        for batch in _batches(paths, pretrained, batch_size, unreadable, lambda: update(advance=1)):
+        for batch in _batches(paths, pretrained, batch_size, unreadable):
+            step(batch[0][0].name, len(predictions) + len(unreadable), len(paths))
             predictions += predict_batch(batch, forwards, pretrained.config.num_classes, top)
-            update(advance=len(batch))
+        step("", len(paths), len(paths))
     if as_json:
         _print_json(pretrained, frameworks, predictions, unreadable)
     else:
@@ -88,7 +89,7 @@ def predict(
     _finish(predictions, unreadable)
 
 
-def _frameworks(framework: str | None) -> tuple[str, ...]:
+def frameworks_of(framework: str | None, needed_by: str) -> tuple[str, ...]:
     """Return the frameworks to use; None means those that are installed."""
     installed = tuple(name for name, needs in FRAMEWORKS.items() if all(find_spec(need) for need in needs))
     choices: dict[str | None, tuple[str, ...]] = {None: installed or tuple(FRAMEWORKS), "both": tuple(FRAMEWORKS)}
@@ -97,7 +98,7 @@ def _frameworks(framework: str | None) -> tuple[str, ...]:
         raise ValueError(f"--framework must be {', '.join(FRAMEWORKS)} or both, got {framework!r}")
     for name in choices[framework]:
         for need in FRAMEWORKS[name]:
-            require(need, extra=name, needed_by="outlook predict")
+            require(need, extra=name, needed_by=needed_by)
     return choices[framework]
 
 
@@ -120,7 +121,8 @@ def _image_files(images: Sequence[Path]) -> list[Path]:
     return paths
 
 
-def _pretrained(model: str | None, weights: str | None) -> Pretrained:
+def pretrained_of(model: str | None, weights: str | None) -> Pretrained:
+    """Return the model of `--model` and `--weights`, which takes photos and predicts classes."""
     found = prepare(
         weights or volo_variant(model or DEFAULT_MODEL).hub_id,
         variant=model,
@@ -149,7 +151,6 @@ def _batches(
     pretrained: Pretrained,
     batch_size: int,
     unreadable: list[Unreadable],
-    on_unreadable: Callable[[], None],
 ) -> Iterator[list[tuple[Path, np.ndarray]]]:
     """Yield up to `batch_size` images at a time, ready for the model; those that cannot be read go to `unreadable`."""
     batch = []
@@ -159,7 +160,6 @@ def _batches(
         except (ImageError, OSError) as error:
             message = str(error)
             unreadable.append(Unreadable(str(path), message if str(path) in message else f"{path}: {message}"))
-            on_unreadable()
         if len(batch) == batch_size:
             yield batch
             batch = []

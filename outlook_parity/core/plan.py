@@ -8,6 +8,8 @@ from outlook_parity.core.memory import release
 from outlook_parity.core.precision import TRUTH
 
 LEVELS = ("forward", "layers", "gradients", "training")
+# What a trace of one twin can hold.
+TRACED_LEVELS = ("forward", "layers", "gradients")
 # Training steps with each optimizer, unless asked for others: from the second on its state counts.
 STEPS = 3
 

@@ -14,6 +14,7 @@ from outlook_parity.compare.tensors import refusal as refusal_of_inputs
 from outlook_parity.core.check import Tensors
 from outlook_parity.core.environment import versions
 from outlook_parity.core.errors import user_code_errors
+from outlook_parity.core.plan import Progress, run_counter
 from outlook_parity.core.precision import PRECISIONS, TRUTH
 from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import DEVICES, Request, positions_and_size, round_to
@@ -46,7 +47,13 @@ class TraceRequest:
     modules: bool
 
 
-def record(request: TraceRequest, source: Source, out: Path, on_note: Callable[[str], None]) -> str | None:
+def record(
+    request: TraceRequest,
+    source: Source,
+    out: Path,
+    on_note: Callable[[str], None],
+    progress: Progress | None = None,
+) -> str | None:
     """Run a twin and write its trace.
 
     Args:
@@ -54,6 +61,7 @@ def record(request: TraceRequest, source: Source, out: Path, on_note: Callable[[
         source: the model: of this package, or a user's.
         out: the file to write.
         on_note: called before the model runs, with the weights without counterpart, if there are some.
+        progress: called before each step, and after the last.
 
     Returns:
         None; or why the twin cannot run here (no such device, no TF32), and then nothing is written.
@@ -75,7 +83,11 @@ def record(request: TraceRequest, source: Source, out: Path, on_note: Callable[[
     twin = build(request.framework, source, loaded)
     if twin.note is not None:
         on_note(twin.note)
-    write(out, _run(request, twin, loaded.inputs, products(request.dtype)))
+    step = run_counter(progress, _steps(request))
+    trace = _run(request, twin, loaded.inputs, products(request.dtype), step)
+    step(f"writing {out.name}")
+    write(out, trace)
+    step("")
     return None
 
 
@@ -91,18 +103,41 @@ def _check(request: TraceRequest) -> None:
             raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
 
 
-def _run(request: TraceRequest, twin: TracedTwin, inputs: dict[str, np.ndarray], products: str) -> TraceFile:
+def _needs_jumps(request: TraceRequest) -> bool:
+    """Whether the trace says how far rounding changes gradients.
+
+    Of two twins in float64 PyTorch's are enough; a truth stands alone.
+    """
+    stands_for_both = request.framework == "torch" or request.rounded_to != TRUTH
+    return request.gradients and request.dtype == TRUTH and stands_for_both
+
+
+def _steps(request: TraceRequest) -> int:
+    """Return how many steps a trace takes: the run, gradients of perturbed inputs, modules, writing."""
+    return 2 + _needs_jumps(request) + request.modules
+
+
+def _run(
+    request: TraceRequest,
+    twin: TracedTwin,
+    inputs: dict[str, np.ndarray],
+    products: str,
+    step: Callable[..., None],
+) -> TraceFile:
     """Run the twin, and once more to record its modules if they are asked for."""
     run, recorder = (
         Request(inputs, request.dtype, request.device, request.seed, request.rounded_to, keywords=twin.keywords),
         Recorder(),
     )
     with user_code_errors(request.framework, {name: array.shape for name, array in inputs.items()}):
+        step(f"{request.framework} in {request.dtype}")
         result = twin.runner.run(run, gradients=request.gradients)
-        # Of two twins in float64 PyTorch's are enough; a truth stands alone.
-        needed = request.dtype == TRUTH and (request.framework == "torch" or request.rounded_to != TRUTH)
-        jumps: Tensors = _jumps(twin.runner, run) if request.gradients and needed else {}
+        jumps: Tensors = {}
+        if _needs_jumps(request):
+            step("how far rounding changes gradients")
+            jumps = _jumps(twin.runner, run)
         if request.modules:
+            step("module by module")
             twin.runner.watch(run, recorder)
     header = Header(
         framework=request.framework,

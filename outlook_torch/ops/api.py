@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from outlook_common.dispatch import Implementation, ImplementationRequest, choose
-from outlook_common.geometry import IntOrPair, check_operands
+from outlook_common.geometry import IntOrPair, check_operands, one_batch_axis, unmerged
 from outlook_torch.ops.composite import COMPOSITE
 from outlook_torch.ops.reference import REFERENCE
 from outlook_torch.ops.triton import TRITON
@@ -23,20 +23,20 @@ _AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, _DEVICES))
 
 
 def outlook_attention(
-    value: Float[Tensor, "B H W N D"],
-    logits: Float[Tensor, "B h w N KK KK"],
+    value: Float[Tensor, "*B H W N D"],
+    logits: Float[Tensor, "*B h w N KK KK"],
     *,
     kernel_size: IntOrPair = 3,
     stride: IntOrPair = 1,
     padding: IntOrPair = 1,
-    dropout_mask: Float[Tensor, "B h w N KK KK"] | None = None,
+    dropout_mask: Float[Tensor, "*B h w N KK KK"] | None = None,
     implementation: ImplementationRequest = None,
-) -> Float[Tensor, "B H W N D"]:
+) -> Float[Tensor, "*B H W N D"]:
     """Outlook attention: fold(softmax(logits) @ unfold(value)). VOLO, section 3.1, equations 2 to 4.
 
     Args:
-        value: (B, H, W, N, D), the projected values; B batch, H*W map, N heads, D channels per head.
-        logits: (B, h, w, N, K*K, K*K), already scaled, h = ceil(H/S), w = ceil(W/S). Of the last two axes the first
+        value: (*B, H, W, N, D), the projected values; *B any batch axes or none, H*W map, N heads, D channels per head.
+        logits: (*B, h, w, N, K*K, K*K), already scaled, h = ceil(H/S), w = ceil(W/S). Of the last two axes the first
             is the output place in the window, the second the input place, over which the softmax runs.
         kernel_size: K, in pixels, an int or (rows, columns).
         stride: S, in pixels, likewise.
@@ -45,7 +45,7 @@ def outlook_attention(
         implementation: None for the fastest that can run here, a name, or a sequence of names to try in order.
 
     Returns:
-        (B, H, W, N, D) in the dtype of `value`. Softmax and sums run in float32 at least, the probabilities are
+        (*B, H, W, N, D) in the dtype of `value`. Softmax and sums run in float32 at least, the probabilities are
         rounded to the dtype of `value` in between. Autocast does not change this.
 
     Raises:
@@ -65,12 +65,14 @@ def outlook_attention(
         stride=stride,
         padding=padding,
     )
+    shape = value.shape
+    value, logits, dropout_mask = one_batch_axis(value, 4), one_batch_axis(logits, 5), one_batch_axis(dropout_mask, 5)
     run = choose(implementation, IMPLEMENTATIONS, value, logits, dropout_mask, grid)
     device_type = value.device.type
     if device_type in _AUTOCAST and torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
-            return run(value, logits, dropout_mask, grid)
-    return run(value, logits, dropout_mask, grid)
+            return unmerged(run(value, logits, dropout_mask, grid), shape)
+    return unmerged(run(value, logits, dropout_mask, grid), shape)
 
 
 def _dtype_name(x: Tensor) -> str:

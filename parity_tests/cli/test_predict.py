@@ -139,7 +139,7 @@ def test_an_unreadable_image_is_reported_at_the_end_and_the_others_are_shown(
         shutil.copy(photos / "china.png", pictures / name)
     (pictures / "b[1].png").write_bytes((photos / "china.png").read_bytes()[:5000])
     (pictures / "notes.txt").write_text("not an image")
-    arguments = (pictures, tmp_path / "absent.png", "--weights", model, "--batch-size", 2)
+    arguments = (pictures, tmp_path / "absent.png", "--weights", model, "--batch-size", 2, "--quiet")
     result = outlook(*arguments)
     assert result.exit_code == 2
     assert sizes == [2, 2, 1, 1]  # each batch in each twin
@@ -166,15 +166,20 @@ def test_twins_that_disagree_end_in_exit_code_1_and_are_named(
     assert "absent.png" in result.stderr
 
 
-@pytest.mark.parametrize(("terminal", "images", "shown"), [(True, 2, True), (True, 1, False), (False, 2, False)])
-def test_a_bar_is_shown_on_a_terminal_for_several_images(
-    photos: Path, model: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, images: int, shown: bool
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_without_one(
+    photos: Path, model: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
     use_forwards(monkeypatch, torch=brightness, jax=brightness)
-    paths = [photos / "china.png", photos / "flower.jpg"][:images]
-    result = outlook(*paths, "--weights", model, terminal=terminal)
-    assert result.exit_code == 0, result.output
-    assert ("2/2" in result.stderr) == shown
+    given = (photos / "china.png", photos / "flower.jpg", "--weights", model, "--batch-size", 1)
+    result, quiet = outlook(*given, terminal=terminal), outlook(*given, "--quiet", terminal=terminal)
+    assert result.exit_code == quiet.exit_code == 0, result.output
+    assert "2/2" in result.stderr
+    assert "2/2" not in quiet.stderr
+    if not terminal:
+        loading, *lines = result.stderr.splitlines()
+        assert loading == "loading the frameworks"
+        assert [line.split("s  ")[1] for line in lines] == ["china.png", "flower.jpg", "done"]
 
 
 def test_without_weights_the_released_ones_come_from_the_hub(
@@ -184,8 +189,11 @@ def test_without_weights_the_released_ones_come_from_the_hub(
     with serve(model=Repository({path.name: path.read_bytes() for path in model.iterdir()})) as server:
         server.repositories["timm/volo_d1_224.sail_in1k"] = server.repositories.pop("org/model")
         use_hub(monkeypatch, server.url, tmp_path / "cache")
-        found = json.loads(outlook(photos / "china.png", "--json").stdout)
-        assert found["weights"] == "timm/volo_d1_224.sail_in1k"
+        result = outlook(photos / "china.png", "--json")
+        assert json.loads(result.stdout)["weights"] == "timm/volo_d1_224.sail_in1k"
+        assert "downloading model.safetensors of timm/volo_d1_224.sail_in1k" in result.stderr.splitlines()
+        again = outlook(photos / "china.png", "--json")
+        assert "downloading" not in again.stderr
         assert server.count("GET", "model.safetensors") == 1
         fine = outlook(photos / "china.png", "--model", "volo_d2_224")
     assert str(fine.exception).startswith("timm/volo_d2_224.sail_in1k: no such repository")

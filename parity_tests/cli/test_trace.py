@@ -114,12 +114,14 @@ def test_traces_of_something_else_are_refused(traces: dict[str, Path], what: str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--torch-axes", "0,3,1,2"), "--torch-axes is for your own models only: it needs --factory too"),
-        (("--map", "map.toml"), "--map is for your own models only: it needs --factory too"),
-        (("--names", "a.trace"), "--names is for your own models only: it needs --factory too"),
-        (("--inputs", "x.npy"), "--inputs is for your own models only: it needs --factory too"),
-        (("--factory", "m:f"), "--factory needs --inputs too"),
-        (("--factory", "m:f", "--inputs", "x.npy", "--torch-axes", "1,2"), "--torch-axes must be a permutation"),
+        (("--torch-axes", "0,3,1,2"), "--torch-axes is for your own models only: it needs --torch or --jax too"),
+        (("--map", "map.toml"), "--map is for your own models only: it needs --torch or --jax too"),
+        (("--names", "a.trace"), "--names is for your own models only: it needs --torch or --jax too"),
+        (("--inputs", "x.npy"), "--inputs is for your own models only: it needs --torch or --jax too"),
+        (("--jax", "m:f"), "--torch and --jax need --inputs too"),
+        (("--jax", "m:f", "--inputs", "x.npy", "--torch-axes", "1,2"), "--torch-axes must be a permutation"),
+        (("--torch", "m:f", "--inputs", "x.npy"), "a trace is of one twin"),
+        (("--level", "training"), "unknown level 'training'; known: forward, layers, gradients"),
     ],
 )
 def test_options_that_do_not_fit_each_other_are_an_error(
@@ -128,6 +130,24 @@ def test_options_that_do_not_fit_each_other_are_an_error(
     result = outlook("trace", "--framework", "jax", "--model", "layer", "--out", tmp_path / "a.trace", *arguments)
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
+
+
+def test_a_trace_of_no_twin_says_how_to_name_one(tmp_path: Path) -> None:
+    result = outlook("trace", "--model", "layer", "--out", tmp_path / "a.trace")
+    assert "which twin? --torch or --jax names your own model" in str(result.exception)
+
+
+def test_steps_are_told_on_stderr_and_a_level_alone_takes_fewer(tmp_path: Path) -> None:
+    given = ("trace", "--framework", "torch", "--model", "layer", "--out", tmp_path / "a.trace")
+    every, one, quiet = (outlook(*given, *more) for more in ((), ("--level", "forward"), ("--quiet",)))
+    assert [line.split("s  ")[1] for line in every.stderr.splitlines()[1:]] == [
+        *("torch in float64", "how far rounding changes gradients", "module by module", "writing a.trace", "done")
+    ]
+    assert [line.split("s  ")[1] for line in one.stderr.splitlines()[1:]] == [
+        *("torch in float64", "writing a.trace", "done")
+    ]
+    assert quiet.stderr == ""
+    assert every.stdout == one.stdout == quiet.stdout == f"trace: {tmp_path / 'a.trace'}\n"
 
 
 def test_the_first_module_that_differs_is_named(traces: dict[str, Path]) -> None:
@@ -213,7 +233,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stack")
     np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((2, 5)))
     where = ("--inputs", folder / "x.npy", "--out", folder / "a.trace")
-    assert outlook("trace", "--framework", "torch", "--factory", f"{THIS}:torch_stack", *where).exit_code == 0
+    assert outlook("trace", "--torch", f"{THIS}:torch_stack", *where).exit_code == 0
     return folder
 
 
@@ -221,7 +241,7 @@ def traced(
     stack: Path, factory: str, out: Path, *options: object, names: str = "a.trace", inputs: str = "x.npy"
 ) -> Result:
     given = ("--inputs", stack / inputs, "--names", stack / names, "--out", out, *options)
-    return outlook("trace", "--framework", "jax", "--factory", f"{THIS}:{factory}", *given)
+    return outlook("trace", "--jax", f"{THIS}:{factory}", "--quiet", *given)
 
 
 def test_weights_that_all_have_names_are_traced_without_a_word(stack: Path, tmp_path: Path) -> None:
@@ -285,9 +305,8 @@ def test_float32_tables_are_named_where_traces_in_float64_differ_by_as_little(tm
 
     def trace(twin: str, name: str, *options: object) -> TraceFile:
         names = () if twin == "torch" else ("--names", tmp_path / "torch64.trace")
-        given = ("--factory", modules[twin], "--inputs", tmp_path / "x.npy", "--out", tmp_path / f"{name}.trace")
-        framework = "torch" if twin == "torch" else "jax"
-        result = outlook("trace", "--framework", framework, *given, *names, *options)
+        given = (modules[twin], "--inputs", tmp_path / "x.npy", "--out", tmp_path / f"{name}.trace")
+        result = outlook("trace", "--torch" if twin == "torch" else "--jax", *given, *names, *options)
         assert result.exit_code == 0, result.exception
         return read(tmp_path / f"{name}.trace")
 
@@ -315,8 +334,7 @@ def test_what_rounding_can_do_to_gradients_is_in_the_traces_too(tmp_path: Path) 
         ("torch", "torch_vit", torch_trace, ()),
         ("jax", "nnx_vit", jax_trace, ("--names", torch_trace)),
     ):
-        where = ("--factory", f"{VIT}:{factory}", *given, "--out", out, *options)
-        result = outlook("trace", "--framework", framework, *where)
+        result = outlook("trace", f"--{framework}", f"{VIT}:{factory}", *given, "--out", out, *options)
         assert result.exit_code == 0, result.exception
     torch, jax = read(torch_trace), read(jax_trace)
     report = compare_traces(torch, jax)

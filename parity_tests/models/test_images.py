@@ -7,9 +7,11 @@ import sys
 import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from timm.data import ImageNetInfo, create_transform
 
 from outlook_common import VOLO_VARIANTS
@@ -89,6 +91,98 @@ def test_orientation_in_exif_is_left_aside_as_in_timm(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by a quarter
     image.save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(np.asarray(load_image(tmp_path / "a.png")), np.asarray(image))
+
+
+# Ways in
+
+
+class Elsewhere:
+    """An array of another framework: all that NumPy needs to know of it."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.shape, self._pixels = pixels.shape, pixels
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return self._pixels
+
+
+def ways_in(image: PIL.Image.Image, folder: Path) -> dict[str, object]:
+    """Return the same image in every way that `preprocess` takes."""
+    image.save(folder / "a.png")
+    pixels = np.asarray(image)
+    return {
+        "Pillow": image,
+        "bytes": pixels,
+        "float64": pixels / 255,
+        "float32": pixels.astype(np.float32) / 255,
+        "float16": (pixels / 255).astype(np.float16),
+        "bytes in another order": np.asfortranarray(pixels),
+        "PyTorch": torch.tensor(pixels),
+        "JAX": jnp.asarray(pixels),
+        "another framework": Elsewhere(pixels),
+        "Path": folder / "a.png",
+        "str": str(folder / "a.png"),
+    }
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_each_way_in_equals_timms_bit_for_bit(mode: str, tmp_path: Path) -> None:
+    image, how = draw_image((60, 41), mode=mode), Preprocessing((32, 48), 0.96)
+    expected = as_timm(image, how)
+    for way, given in ways_in(image, tmp_path).items():
+        found = preprocess(given, how)
+        assert found.tobytes() == expected.tobytes(), way
+    grey = np.asarray(image.convert("L"))
+    assert np.array_equal(preprocess(grey[..., None], how), as_timm(image.convert("L"), how))
+
+
+def test_several_images_are_prepared_one_by_one(tmp_path: Path) -> None:
+    how = Preprocessing((32, 48), 0.96)
+    sizes = ((60, 41), (33, 90), (48, 48))
+    given = [draw_image(size, seed) for seed, size in enumerate(sizes)]
+    expected = np.stack([as_timm(image, how) for image in given])
+    given[1].save(tmp_path / "b.png")
+    mixed = [given[0], tmp_path / "b.png", np.asarray(given[2]) / 255]
+    assert preprocess(mixed, how).tobytes() == expected.tobytes()
+    assert preprocess(tuple(mixed), how).tobytes() == expected.tobytes()
+    batch = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), np.uint8)
+    expected = np.stack([as_timm(PIL.Image.fromarray(pixels), how) for pixels in batch])
+    for given in (batch, batch / 255, torch.tensor(batch), jnp.asarray(batch), list(batch), Elsewhere(batch)):
+        assert preprocess(given, how).tobytes() == expected.tobytes()
+    assert preprocess([batch[0]], how).shape == preprocess(batch[:1], how).shape == (1, 32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (np.zeros((3, 8, 9), np.uint8), r"shape 3 x 8 x 9: expected .* axis 0 is 3: are they first\? transpose"),
+        (np.zeros((8, 9, 5), np.uint8), r"shape 8 x 9 x 5: expected \(H, W\), or .* with 1, 3 or 4 channels$"),
+        (np.zeros((9,), np.uint8), "shape 9: expected"),
+        (np.zeros((2, 2, 8, 9, 3), np.uint8), "shape 2 x 2 x 8 x 9 x 3: expected"),
+        (np.zeros((2, 3, 8, 9), np.uint8), r"images\[0\]: an array of shape 3 x 8 x 9"),
+        (np.zeros((0, 8, 9, 3), np.uint8), "no images: the batch is empty"),
+        ([], "no images: the batch is empty"),
+        (np.zeros((0, 9, 3), np.uint8), "an image without pixels: 0x9"),
+        (np.full((8, 9, 3), 200, np.int64), "an array of int64: expected uint8 in 0…255 or floats in 0…1"),
+        (np.zeros((8, 9, 3), bool), "an array of bool: expected uint8"),
+        (np.full((8, 9, 3), 255.0), "float64 with values from 255 to 255: expected floats in 0…1"),
+        (np.linspace(-2, 2, 216).reshape(8, 9, 3), "values from -2 to 2: expected floats in 0…1, not yet normalised"),
+        (np.full((8, 9, 3), np.nan, np.float32), "float32 with values from nan to nan"),
+        (b"GIF89a", "an image of type bytes: expected a path, a Pillow image or an array"),
+        (None, "an image of type NoneType"),
+        ([np.zeros((8, 9, 3), np.uint8), 7], r"images\[1\]: an image of type int"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_came(given: object, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        preprocess(given, Preprocessing((8, 8), 1.0))
+
+
+def test_of_several_files_the_bad_one_is_named(tmp_path: Path) -> None:
+    draw_image((8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no image")
+    with pytest.raises(ImageError, match=r"images\[1\]: .*bad\.png: not an image of a known format"):
+        preprocess([tmp_path / "good.png", tmp_path / "bad.png"], Preprocessing((8, 8), 1.0))
 
 
 # Images that cannot be used

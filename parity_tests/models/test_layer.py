@@ -319,14 +319,15 @@ class TestJax:
         linen = outlook_jax.linen.OutlookAttention(
             8, num_heads=2, stride=2, qkv_bias=True, param_dtype="float64", name="attention"
         )
-        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-        variables = jax.jit(linen.init)(rngs, self.jax_x)
+        variables = jax.jit(linen.init)(jax.random.key(0), self.jax_x)
         parameters = nnx.to_pure_dict(nnx.state(jax_layer, nnx.Param))
         assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(jnp.shape, parameters)
         evaluated = linen.apply({"params": parameters}, self.jax_x, deterministic=True)
         assert relative_error(np.asarray(evaluated), np.asarray(jax_layer(self.jax_x, deterministic=True))) <= 1e-12
+        assert jnp.array_equal(linen.apply({"params": parameters}, self.jax_x), evaluated)
         draws = [
-            linen.apply({"params": parameters}, self.jax_x, rngs={"dropout": jax.random.key(k)}) for k in (2, 2, 3)
+            linen.apply({"params": parameters}, self.jax_x, train=True, rngs={"dropout": jax.random.key(k)})
+            for k in (2, 2, 3)
         ]
         assert jnp.array_equal(draws[0], draws[1])
         assert not jnp.array_equal(draws[0], draws[2])
@@ -339,8 +340,7 @@ class TestJax:
                 return nn.Dense(3)(x.mean(axis=(1, 2)))
 
         x = jnp.asarray(self.x, jnp.float32)
-        keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-        variables = jax.jit(lambda keys: Model().init(keys, x, train=True))(keys)
+        variables = jax.jit(lambda key: Model().init(key, x, train=True))(jax.random.key(0))
 
         @jax.jit
         def gradients(parameters: dict, key: jax.Array) -> dict:

@@ -64,7 +64,10 @@ def assert_same_error(
 @pytest.mark.parametrize(
     ("value", "logits", "mask", "dtypes", "arguments", "kind", "words"),
     [
-        ((6, 5, 3, 4), LOGITS, None, {}, {}, ValueError, r"\(B, H, W, N, D\), got 4 axes: \(6, 5, 3, 4\)"),
+        ((5, 3, 4), LOGITS, None, {}, {}, ValueError, r"\(\*B, H, W, N, D\), got 3 axes: \(5, 3, 4\)"),
+        (VALUE[1:], LOGITS, None, {}, {}, ValueError, r"= \(6, 5, 3, 9, 9\) for value.*got \(2, 6, 5, 3, 9, 9\)"),
+        ((2, *VALUE), (3, *LOGITS), None, {}, {}, ValueError, r"= \(2, 2, 6, .* got \(3, 2, 6, 5, 3, 9, 9\)"),
+        ((2, *VALUE), (2, *LOGITS), LOGITS, {}, {}, ValueError, r"the shape of logits, \(2, 2, .* got \(2, 6, 5"),
         (VALUE, (2, 6, 5, 9, 9), None, {}, {}, ValueError, r"= \(2, 6, 5, 3, 9, 9\) for value"),
         (VALUE, LOGITS, None, {}, {"stride": 2}, ValueError, r"= \(2, 3, 3, 3, 9, 9\).*got \(2, 6, 5, 3, 9, 9\)"),
         (VALUE, (2, 6, 5, 3, 9, 8), None, {}, {}, ValueError, r"got \(2, 6, 5, 3, 9, 8\)"),
@@ -119,9 +122,10 @@ def test_the_op_says_what_does_not_fit(
         ({"dim": 8, "kernel_size": (3, 0)}, ValueError, r"kernel_size must be at least 1, got \(3, 0\)"),
         ({"dim": 8, "attn_drop": 1.5}, ValueError, "attn_drop must be a rate between 0 and 1, got 1.5"),
         ({"dim": 8, "proj_drop": -0.1}, ValueError, "proj_drop must be a rate between 0 and 1, got -0.1"),
-        ({"dim": 8, "shape": (2, 4, 8)}, ValueError, r"\(B, H, W, C\).* got 3 axes: \(2, 4, 8\)"),
+        ({"dim": 8, "shape": (4, 8)}, ValueError, r"\(\*B, H, W, C\).* got 2 axes: \(4, 8\)"),
         ({"dim": 8, "shape": (2, 4, 4, 9)}, ValueError, r"dim=8 channels on its last axis, got shape \(2, 4, 4, 9\)$"),
         ({"dim": 8, "shape": (2, 8, 4, 4)}, ValueError, "axis 1 is 8: is the input channels first"),
+        ({"dim": 8, "shape": (8, 4, 4)}, ValueError, "axis 0 is 8: is the input channels first"),
         ({"dim": 8, "padding": 0, "shape": (2, 4, 4, 8)}, ValueError, "hold 2 windows.*padding=1 would fit"),
         ({"dim": 8, "implementation": "none", "shape": (2, 4, 4, 8)}, ValueError, "unknown implementation 'none'"),
     ],

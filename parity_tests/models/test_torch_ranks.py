@@ -1,10 +1,13 @@
 """PyTorch's twin in two ranks: DistributedDataParallel and FSDP2 are each rank's part by one process, bit for bit."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -12,14 +15,24 @@ from flax import nnx
 import outlook_jax
 import outlook_torch
 from outlook_common.config import volo_config
+from outlook_common.weights import table_for
+from outlook_jax.losses import TokenLabelCrossEntropy
+from outlook_parity.models.builtin import draw_weights
+from parity_tests.support.across_frameworks import BOX, CONFIG, batch
 from parity_tests.support.subprocesses import run_in_processes
+from parity_tests.support.torch_ranks import distance
 
 SIZES: dict[str, Any] = {"layers": (1, 1, 1, 1), "img_size": 32, "embed_dims": (16, 32, 32, 32), "num_heads": (4,) * 4}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run_in_processes("parity_tests.support.torch_ranks", 2, 2, None, tmp_path_factory.mktemp("ranks"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> Any:
+    return run_in_processes("parity_tests.support.torch_ranks", 2, 2, None, folder)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
@@ -28,6 +41,44 @@ def test_training_in_two_ranks_is_the_mean_of_both_parts_with_statistics_of_each
         assert found[engine].keys() == {"losses", "gradient", "weights", "statistics"}
         assert max(found[engine].values()) <= 1e-12, found[engine]
         assert found["statistics apart"] > 0.1  # of the ranks from each other
+
+
+@pytest.mark.usefixtures("ranks", "quick_compilation")
+def test_training_with_ghost_batches_in_jax_is_that_of_ranks_of_ddp(folder: Path) -> None:
+    first, second = (dict(np.load(folder / f"ddp_{rank}.npz")) for rank in range(2))
+    with jax.enable_x64(True):
+        model = outlook_jax.VOLO(CONFIG, param_dtype=jnp.float64, ghost_batches=2, rngs=nnx.Rngs(0))
+        outlook_jax.load_weights(model, draw_weights(CONFIG))
+        optimizer = nnx.Optimizer(model, optax.adamw(1e-3, eps=1e-3, weight_decay=1e-2), wrt=nnx.Param)
+        losses, gradients = trained_in_jax(model, optimizer, *map(jnp.asarray, batch(0)))
+    entries = table_for(CONFIG).names("flax")
+    expected = {"losses": (first["losses"] + second["losses"]) / 2}
+    expected |= {name: array for name, array in first.items() if name != "losses"}
+    flat = {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(gradients)}
+    found = {f"gradient of {entries[path].torch}": entries[path].to_torch(np.asarray(x)) for path, x in flat.items()}
+    found |= {"losses": np.array(losses), **outlook_jax.export_weights(model)}
+    errors = distance(found, expected)
+    assert errors.keys() == {"losses", "gradient", "weights", "statistics"}
+    assert max(errors.values()) <= 1e-12, errors
+    # The statistics of the other rank are others, and the gradients are of both.
+    assert distance(second, first)["statistics"] > 0.1
+    assert distance(second, first)["gradient"] == 0
+
+
+def trained_in_jax(model: Any, optimizer: Any, images: jax.Array, targets: jax.Array) -> tuple[list[float], Any]:
+    """Return the losses of two steps and the first gradients."""
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any, images: jax.Array, targets: jax.Array) -> Any:
+        def loss_of(model: Any) -> jax.Array:
+            return TokenLabelCrossEntropy()(model.forward_train(images, BOX), targets)
+
+        loss, gradients = nnx.value_and_grad(loss_of)(model)
+        optimizer.update(model, gradients)
+        return loss, gradients
+
+    (one, gradients), (other, _) = (step(model, optimizer, images, targets) for _ in range(2))
+    return [float(one), float(other)], gradients
 
 
 def test_forward_train_of_a_sharded_model_needs_no_wrapper(ranks: Any) -> None:

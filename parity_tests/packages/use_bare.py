@@ -23,7 +23,7 @@ write_arrays("layer.safetensors", layer)
 
 
 def outlook(*arguments: str) -> str:
-    return subprocess.run(["outlook", *arguments], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(["outlook", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 assert "verify" in outlook("--help")
@@ -35,4 +35,4 @@ back = read_arrays("back.safetensors")
 assert back.keys() == layer.keys()
 assert all(back[name].tobytes() == layer[name].tobytes() for name in layer)
 assert len(json.loads(outlook("inspect", "layer.npz", "--json"))["tensors"]) == len(layer)
-outlook("inspect", "layer.safetensors", "--compare", "back.safetensors")
+outlook("inspect", "layer.safetensors", "back.safetensors")  # compares them

@@ -10,7 +10,9 @@ import outlook_jax
 import outlook_parity
 import outlook_torch
 
-done = subprocess.run(["outlook", "verify", "--model", "layer", "--json"], check=True, capture_output=True, text=True)
+done = subprocess.run(
+    ["outlook", "verify", "--model", "layer", "--json"], check=True, stdout=subprocess.PIPE, text=True
+)
 assert json.loads(done.stdout)["verdict"] == "pass"
 
 torch_layer = outlook_torch.OutlookAttention(24, 2)

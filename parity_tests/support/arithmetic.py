@@ -1,8 +1,10 @@
 """Exact arithmetic, and compilation that is quick or done before, for every process that runs the tests' models."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 import torch
@@ -24,13 +26,27 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def keep_compiled(folder: Path) -> None:
-    """Keep in a folder what XLA compiles in this process, and read it back from there.
+@contextmanager
+def kept_compilations(store: Path, limit: int = 4 << 30) -> Iterator[None]:
+    """Keep what XLA compiles, and read what earlier processes left in the store.
 
     Many tests verify the same small models, each time by new functions, so that JAX would compile them again. The key
-    of an entry is the program with all options of its compilation. Processes that a test starts do without: it may kill
-    them, and JAX writes entries without a lock.
+    of an entry is the program with all options of its compilation. JAX writes entries without a lock, so each process
+    has a folder of its own, of links, and adds to the store what is whole when it ends. A store of more than `limit`
+    bytes is begun anew. Processes that a test starts do without.
     """
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if sum(entry.stat().st_size for entry in store.glob("*-cache")) > limit:
+        for entry in store.glob("*-cache"):
+            entry.unlink(missing_ok=True)
+    with TemporaryDirectory(dir=store) as name:
+        own = Path(name)
+        for entry in store.glob("*-cache"):
+            os.link(entry, own / entry.name)
+        jax.config.update("jax_compilation_cache_dir", name)
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # their path would be part of every key
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        yield
+        for entry in own.glob("*-cache"):
+            with suppress(FileExistsError):
+                os.link(entry, store / entry.name)

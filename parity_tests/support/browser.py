@@ -38,8 +38,8 @@ class Browser:
     def call(self, method: str, path: str, **body: Any) -> Any:
         return request(method, f"{self._base}/{path}", body if method == "POST" else None)
 
-    def open(self, page: Path) -> None:
-        self.call("POST", "url", url=page.as_uri())
+    def open(self, page: Path | str) -> None:
+        self.call("POST", "url", url=page if isinstance(page, str) else page.as_uri())
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.call("POST", "execute/sync", script=script, args=list(arguments))

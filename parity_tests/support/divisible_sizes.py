@@ -10,3 +10,18 @@ SIZES: dict[str, Any] = {
     "stem_hidden_dim": 8,
     "num_classes": 8,
 }
+
+# The fewest blocks that have every part: an outlooker, transformers that are scanned, class attention.
+TWO_STAGES: dict[str, Any] = {
+    "layers": (1, 2),
+    "embed_dims": (16, 16),
+    "num_heads": (2, 2),
+    "mlp_ratio": 2.0,
+    "downsamples": (True, False),
+    "outlook_attention": (True, False),
+    "post_layers": ("ca",),
+    "patch_size": 4,
+    "img_size": 16,
+    "stem_hidden_dim": 8,
+    "num_classes": 8,
+}

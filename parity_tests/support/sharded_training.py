@@ -18,12 +18,13 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import outlook_jax
-from outlook_common.config import volo_config
+from outlook_common.config import VOLOConfig
 from outlook_jax.losses import TokenLabelCrossEntropy
 from outlook_jax.weights import gathered
 from outlook_parity.models.builtin import draw_weights
-from parity_tests.support.divisible_sizes import SIZES
+from parity_tests.support.divisible_sizes import TWO_STAGES
 
+CONFIG = VOLOConfig(**TWO_STAGES)
 DEVICES = 8
 STEPS = 2
 BOX = (0, 1, 2, 2)
@@ -43,16 +44,16 @@ def put(array: Any, sharding: NamedSharding) -> jax.Array:
 
 def make(**options: Any) -> outlook_jax.VOLO:
     """Return the model with drawn weights, on one device."""
-    model = outlook_jax.volo("volo_d1_224", param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options, **SIZES)
-    outlook_jax.load_weights(model, draw_weights(volo_config("volo_d1_224", **SIZES)))
+    model = outlook_jax.VOLO(CONFIG, param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options)
+    outlook_jax.load_weights(model, draw_weights(CONFIG))
     return model
 
 
 def batch() -> tuple[np.ndarray, np.ndarray]:
     """Return images and targets of the class token and of every token."""
     rng = np.random.default_rng(0)
-    scores = np.exp(2 * rng.standard_normal((DEVICES, SIZES["num_classes"], 2 + 4)))
-    return rng.standard_normal((DEVICES, 32, 32, 3)), scores / scores.sum(axis=1, keepdims=True)
+    scores = np.exp(2 * rng.standard_normal((DEVICES, CONFIG.num_classes, 2 + 4)))
+    return rng.standard_normal((DEVICES, *CONFIG.img_size, 3)), scores / scores.sum(axis=1, keepdims=True)
 
 
 def loss_of(model: outlook_jax.VOLO, images: Any, targets: Any, box: Any = BOX) -> jax.Array:
@@ -110,6 +111,15 @@ def on_mesh(mesh: Mesh, rules: Any, **options: Any) -> tuple[outlook_jax.VOLO, j
     return model, images, targets
 
 
+def by_gathered_weights(mesh: Mesh) -> Gradients:
+    def differentiate(model: Any, images: Any, targets: Any) -> tuple[jax.Array, Any]:
+        return nnx.value_and_grad(lambda model: loss_of(outlook_jax.gather_weights(model, mesh), images, targets))(
+            model
+        )
+
+    return differentiate
+
+
 def mapped(mesh: Mesh) -> Gradients:
     """Return gradients by `jax.shard_map`: each device of its part of the batch, and the mean of all."""
 
@@ -146,7 +156,7 @@ def compared(names: Sequence[str]) -> dict[str, Any]:
     # How gradients are computed on one device, and what is compared with it.
     ways: dict[str, tuple[Gradients, dict[str, Any], Callable[[], Outcome]]] = {
         "data": (by_the_compiler, {}, lambda: trained(*on_mesh(data, "data"))),
-        "fsdp": (by_the_compiler, {}, lambda: trained(*on_mesh(data, "fsdp"))),
+        "fsdp": (by_the_compiler, {}, lambda: trained(*on_mesh(data, "fsdp"), by_gathered_weights(data))),
         "tensor": (by_the_compiler, {}, lambda: trained(*on_mesh(two, "tensor"))),
         "shard_map": (unmixed, {}, lambda: trained(*on_mesh(data, "data", axis_name="data"), mapped(data))),
         "ghosts": (unmixed, {"ghost_batches": 2}, lambda: trained(*on_mesh(data, "data", ghost_batches=2), unmixed)),
@@ -176,7 +186,7 @@ def in_files() -> dict[str, Any]:
     data = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
     model, *_ = on_mesh(data, "fsdp")
     optimizer = nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
-    drawn = draw_weights(volo_config("volo_d1_224", **SIZES))
+    drawn = draw_weights(CONFIG)
     outlook_jax.save_weights(model, folder / "weights.safetensors")
     outlook_jax.save_training(model, optimizer, folder / "training.safetensors", step=7)
     before = [leaf.sharding for leaf in jax.tree.leaves((nnx.state(model), nnx.state(optimizer)))]

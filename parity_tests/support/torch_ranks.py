@@ -15,16 +15,17 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import outlook_torch
-from outlook_common.config import volo_config
+from outlook_common.config import VOLOConfig
 from outlook_parity.models.builtin import draw_weights
 from outlook_torch.losses import TokenLabelCrossEntropy
 from outlook_torch.placement import gathered
-from parity_tests.support.divisible_sizes import SIZES
+from parity_tests.support import across_frameworks
+from parity_tests.support.divisible_sizes import TWO_STAGES
 
 STEPS = 2
 BATCH = 4
 BOX = (0, 1, 2, 2)
-CONFIG = volo_config("volo_d1_224", **SIZES | {"num_classes": 5})
+CONFIG = VOLOConfig(**TWO_STAGES | {"num_classes": 5})
 
 Outcome = dict[str, np.ndarray]
 
@@ -39,7 +40,7 @@ def make(device: str = "cpu") -> outlook_torch.VOLO:
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(0)
     scores = np.exp(2 * rng.standard_normal((BATCH, CONFIG.num_classes, 2 + 4)))
-    images = rng.standard_normal((BATCH, 3, 32, 32)) * np.arange(1, BATCH + 1)[:, None, None, None]
+    images = rng.standard_normal((BATCH, 3, *CONFIG.img_size)) * np.arange(1, BATCH + 1)[:, None, None, None]
     return torch.from_numpy(images), torch.from_numpy(scores / scores.sum(axis=1, keepdims=True))
 
 
@@ -47,12 +48,14 @@ def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), 1e-3, eps=1e-3)
 
 
-def trained(model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor, own: outlook_torch.VOLO) -> Outcome:
+def trained(
+    model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor, own: outlook_torch.VOLO, box: Any = BOX
+) -> Outcome:
     """Return the losses of this rank's part, the first gradients, and weights and statistics after the steps."""
     optimizer, losses, gradients = optimizer_of(model), [], {}
     for step in range(STEPS):
         optimizer.zero_grad()
-        loss = TokenLabelCrossEntropy()(model(images, token_labels=True, mix_box=BOX), targets)
+        loss = TokenLabelCrossEntropy()(model(images, token_labels=True, mix_box=box), targets)
         loss.backward()
         if step == 0:
             gradients = {f"gradient of {n}": gathered(p.grad).numpy().copy() for n, p in own.named_parameters()}
@@ -158,6 +161,19 @@ def drawn() -> dict[str, Any]:
     return {"alike": all(np.array_equal(one[name], array) for name, array in shared.items())}
 
 
+def for_jax(rank: int, ranks: int, folder: Path) -> None:
+    """Write what a rank has after training by DistributedDataParallel, without mixing, which JAX does by whole batches.
+
+    The statistics of BatchNorm are left to each rank: those of the rank 0 are the ones that JAX keeps.
+    """
+    own = outlook_torch.VOLO(across_frameworks.CONFIG, dtype=torch.float64)
+    outlook_torch.load_weights(own, draw_weights(own.config))
+    images, targets = (np.split(array, ranks)[rank] for array in across_frameworks.batch(0))
+    part = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(targets)
+    wrapped = DistributedDataParallel(own, forward_sync_buffers=False)
+    np.savez(folder / f"ddp_{rank}.npz", **trained(wrapped, *part, own, across_frameworks.BOX))
+
+
 def main(rank: int, ranks: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=ranks)
@@ -178,6 +194,7 @@ def main(rank: int, ranks: int, port: int, folder: Path) -> None:
         float((a - b).abs().max().detach()) for a, b in zip((cls, aux), reference[:2], strict=True)
     )
     found["files"] = in_files(folder)
+    for_jax(rank, ranks, folder)
     found["drawn"] = drawn()
     found["statistics apart"] = distance(expected[1], expected[0])["statistics"]
     dist.destroy_process_group()

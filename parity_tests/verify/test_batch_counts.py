@@ -123,9 +123,19 @@ def outlook(*arguments: object) -> Result:
 def test_traces_are_of_the_same_count_where_both_keep_one(factory: str, code: int, words: str, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", images())
     traces = tmp_path / "a.trace", tmp_path / "b.trace"
-    given = ("--inputs", tmp_path / "x.npy", "--no-layers", "--torch-axes", "0,3,1,2")
-    torch_trace = ("--framework", "torch", "--factory", f"{THIS}:torch_net", "--out", traces[0])
-    jax_trace = ("--framework", "jax", "--factory", f"{THIS}:{factory}", "--names", traces[0], "--out", traces[1])
+    given = (
+        "--inputs",
+        tmp_path / "x.npy",
+        "--torch-axes",
+        "0,3,1,2",
+        "--level",
+        "forward",
+        "--level",
+        "gradients",
+        "--quiet",
+    )
+    torch_trace = ("--torch", f"{THIS}:torch_net", "--out", traces[0])
+    jax_trace = ("--jax", f"{THIS}:{factory}", "--names", traces[0], "--out", traces[1])
     for trace in (torch_trace, jax_trace):
         written = outlook("trace", *trace, *given)
         assert (written.exit_code, written.stderr) == (0, "")

@@ -217,7 +217,7 @@ def test_ema_weights_are_taken_only_on_request(twin: str, key: str) -> None:
 
 
 def test_missing_ema_weights_are_an_error() -> None:
-    with pytest.raises(WeightsError, match="no 'state_dict_ema' or 'model_ema'; its top level has state_dict, epoch"):
+    with pytest.raises(WeightsError, match="no 'state_dict_ema' or 'model_ema' or 'average'; its top level"):
         resolve({"state_dict": WEIGHTS, "epoch": 1}, TABLE, use_ema=True)
 
 

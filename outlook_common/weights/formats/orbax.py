@@ -6,8 +6,9 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ _MARKERS = ("_METADATA", "manifest.ocdbt")
 _PARTS = {"_METADATA", "_CHECKPOINT_METADATA", "_sharding", "array_metadatas", "commit_success.txt", "d"}
 # Value types that Orbax stores as arrays.
 _ARRAYS = {"np.ndarray", "jax.Array", "scalar"}
+# How Orbax marks a place in a tuple or list among the steps of a path.
+_SEQUENCE = 1
 # Bytes of arrays saved in one step; each step takes milliseconds.
 _BATCH_BYTES = 1 << 24
 _MOST_FILES = 10 * limits.NAMES
@@ -111,8 +114,9 @@ def read(path: Path) -> Contents:
     with damage_errors(path, "Orbax"):
         file_bytes = _bytes_in(path)
         metadata = _read_metadata(path)
-        leaves = [(_leaf(entry), entry["value_metadata"]["value_type"]) for entry in metadata["tree_metadata"].values()]
-        names = _names([leaf for leaf, _ in leaves])
+        entries = list(metadata["tree_metadata"].values())
+        leaves = [(_leaf(entry), entry["value_metadata"]["value_type"]) for entry in entries]
+        names = _names([leaf for leaf, _ in leaves], [_places(entry) for entry in entries])
         check_names(path, names)
         arrays = _open_arrays(path, metadata, [".".join(leaf) for leaf, kind in leaves if kind in _ARRAYS])
         values = {
@@ -147,10 +151,34 @@ def _leaf(entry: Mapping[str, Any]) -> Leaf:
     return leaf
 
 
-def _names(leaves: list[Leaf]) -> list[str]:
-    """Return the names of leaves; an NNX variable is saved as a tree with one leaf "value", which is left out."""
+def _places(entry: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return which steps of the path of a leaf are places in tuples or lists."""
+    return tuple(at for at, step in enumerate(entry["key_metadata"]) if step.get("key_type") == _SEQUENCE)
+
+
+def _names(leaves: list[Leaf], places: list[tuple[int, ...]]) -> list[str]:
+    """Return the names of leaves.
+
+    An NNX variable is saved as a tree with one leaf "value", which is left out. So are the places in a tuple of trees
+    that have no name in common, as `nnx.split` makes it of a model: parameters, statistics.
+    """
     leaves_below = Counter(leaf[:steps] for leaf in leaves for steps in range(1, len(leaf)))
-    return [".".join(leaf[:-1] if leaf[-1] == "value" and leaves_below[leaf[:-1]] == 1 else leaf) for leaf in leaves]
+    below: dict[Leaf, dict[str, set[Leaf]]] = {}  # tuple -> place in it -> names below that
+    for leaf, at in ((leaf, at) for leaf, steps in zip(leaves, places, strict=True) for at in steps):
+        below.setdefault(leaf[:at], {}).setdefault(leaf[at], set()).add(leaf[at + 1 :])
+    joined = {tree for tree, parts in below.items() if len(parts) > 1 and _are_disjoint(parts.values())}
+
+    def name(leaf: Leaf) -> str:
+        end = len(leaf) - (leaf[-1] == "value" and leaves_below[leaf[:-1]] == 1)
+        return ".".join(step for at, step in enumerate(leaf[:end]) if leaf[:at] not in joined)
+
+    return [name(leaf) for leaf in leaves]
+
+
+def _are_disjoint(parts: Iterable[set[Leaf]]) -> bool:
+    """Whether trees have leaves, each at least one, at paths of which none is that of another, or the start of one."""
+    every = sorted(leaf for part in parts for leaf in part)
+    return all(every) and all(other[: len(leaf)] != leaf for leaf, other in pairwise(every))
 
 
 def _open_arrays(folder: Path, metadata: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

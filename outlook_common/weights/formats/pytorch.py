@@ -122,15 +122,23 @@ def _plain(path: Path, found: dict[Any, Any]) -> dict[Any, Any]:
         for mapping, copy in level:
             _check_keys(path, dict.keys(mapping))
             for name, value in dict.items(mapping):
-                if isinstance(value, dict):
+                if (inside := _mapping(value)) is not None:
                     copy[name] = {}
-                    deeper.append((value, copy[name]))
+                    deeper.append((inside, copy[name]))
                 else:
                     copy[name] = _leaf(path, name, value)
         level = deeper
         if not level:
             return plain
     raise WeightsError(f"{path}: mappings nest more than {limits.DEPTH} deep")
+
+
+def _mapping(value: Any) -> dict[Any, Any] | None:
+    """Return a mapping, or a list of them by their places, as of groups of parameters; None if it is neither."""
+    if isinstance(value, dict):
+        return value
+    is_list = type(value) in (list, tuple) and value and all(isinstance(item, dict) for item in value)
+    return dict(enumerate(value)) if is_list else None
 
 
 def _leaf(path: Path, name: Any, value: Any) -> Any:

@@ -38,6 +38,8 @@ def as_jax_model(model: Any) -> JaxModel:
     match model:
         case (nnx.bridge.ToLinen() as bridge, Mapping() as variables):
             return NNXModel(from_bridge(bridge, variables))
+        case (linen.Module() as module, Mapping() as variables) if hasattr(module, "to_nnx"):
+            return NNXModel(module.to_nnx(variables))
         case (linen.Module() as module, Mapping() as variables):
             return LinenModel(module, variables)
         case (function, weights, *state) if is_haiku(function) and len(state) < 2:

@@ -1,0 +1,88 @@
+"""The plan of training on many devices: its arithmetic against counted parameters, shards and compiled programs."""
+
+from math import prod
+from typing import Any
+
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, NamedSharding
+
+import outlook_jax
+from benchmarks import plan
+from outlook_common.config import volo_config
+from parity_tests.support.exchanged_bytes import BATCH, CONFIG, MESHES
+from parity_tests.support.subprocesses import run_on_devices
+
+NAMES = ("d1", "d2", "d3", "d4", "d5")
+MACHINES = {"v5e": plan.V5E_256, "H100": plan.H100_64}
+# Of the published README, at 224 pixels: billions of multiplications with additions, millions of parameters.
+PUBLISHED = {"d1": (6.8, 26.6), "d2": (14.1, 58.7), "d3": (20.6, 86.3), "d4": (43.8, 193), "d5": (69.0, 296)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_and_products_are_the_published_ones(name: str) -> None:
+    config = volo_config(f"volo_{name}_224")
+    products, millions = PUBLISHED[name]
+    assert plan.work(config).multiplications / 1e9 == pytest.approx(products, rel=0.05)
+    assert plan.parameters(config, {"data": 1}, "data").total / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("rules", ["data", "fsdp"])
+def test_what_a_device_holds_is_what_the_shardings_of_the_model_give_it(machine: str, rules: str) -> None:
+    config, mesh = volo_config("volo_d1_224"), MACHINES[machine].mesh
+    model = nnx.eval_shape(lambda: outlook_jax.VOLO(config, rngs=nnx.Rngs(0)))
+    abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh))
+    specs = nnx.to_flat_state(outlook_jax.partition_specs(model, abstract, rules))
+    spec_of = {path: variable.get_value() for path, variable in specs}
+    shapes = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    numbers = sum(
+        prod(NamedSharding(abstract, spec_of[path]).shard_shape(variable.get_value().shape))
+        for path, variable in shapes
+    )
+    counted = plan.parameters(config, mesh, rules)
+    assert counted.total == sum(prod(variable.get_value().shape) for _, variable in shapes)
+    assert plan.held(counted, mesh["data"]) == 4 * 4 * numbers  # parameters, gradients, two moments; float32
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_numbers() -> None:
+    with pytest.raises(ValueError, match="v5e-256: 256 devices do not divide a batch of 1000"):
+        plan.plan(volo_config("volo_d1_224"), plan.V5E_256, rules="data", batch=1000)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    return run_on_devices("parity_tests.support.exchanged_bytes", 8)
+
+
+# What the plan leaves out: vectors of three BatchNorms, forward and backward, and losses.
+SMALL = 4 * (3 * 5 * CONFIG.stem_hidden_dim + 16)
+
+
+@pytest.mark.slow(reason="compiles three training steps for eight devices")
+@pytest.mark.parametrize("name", MESHES)
+def test_compiled_programs_exchange_the_bytes_of_the_plan(compiled: Any, name: str) -> None:
+    rules, mesh = MESHES[name]
+    counted = plan.parameters(CONFIG, mesh, rules)
+    exchanged = compiled[name]["exchanged"]
+    # XLA:CPU has no reduce-scatter: it sums whole gradients, and each device takes its part.
+    reduced = 4 * counted.total
+    between = 4 * counted.total / mesh["data"] if "replica" in mesh else 0
+    assert reduced <= exchanged["all-reduce"] <= reduced + between + SMALL
+    gathered = 4 * counted.split
+    assert gathered <= exchanged.get("all-gather", 0) <= gathered + SMALL
+    # Token mixing flips the batch: twice the map after the stem's stages, and the values of the class token.
+    assert exchanged.keys() - {"all-reduce", "all-gather"} == {"collective-permute"}
+
+
+@pytest.mark.slow(reason="compiles three training steps for eight devices")
+@pytest.mark.parametrize("name", MESHES)
+def test_compiled_programs_hold_the_bytes_of_the_plan(compiled: Any, name: str) -> None:
+    rules, mesh = MESHES[name]
+    counted = plan.parameters(CONFIG, mesh, rules)
+    gradients = 4 * (counted.split / mesh["data"] + counted.whole)
+    rows, columns = CONFIG.token_map
+    per_image = 4 * (3 * prod(CONFIG.img_size) + CONFIG.num_classes * (2 + rows * columns))
+    batch = BATCH // prod(mesh.values()) * per_image
+    expected = plan.held(counted, mesh["data"]) - gradients + batch
+    assert compiled[name]["arguments"] == pytest.approx(expected, rel=0.02)
