@@ -8,6 +8,7 @@ import typer
 from rich.progress import Progress
 
 from benchmarks import report
+from benchmarks.imports import measure, ratios
 from benchmarks.memory import peak_megabytes
 from benchmarks.timing import interleave
 from benchmarks.torchvision_stub import declare_missing_torchvision_operators
@@ -108,6 +109,14 @@ def verify(
 
 
 @app.command()
+def imports(rounds: Rounds = 9, out: Out = report.FOLDER) -> None:
+    """Start-up: import of each twin against its framework's, and of the command line."""
+    measured = measure(rounds)
+    numbers = {name: asdict(seconds) for name, seconds in measured.items()}
+    report.write(out, "imports_cpu", report.imports(measured, ratios(measured)), numbers)
+
+
+@app.command()
 def sharded(out: Out = report.FOLDER) -> None:
     """Compile time of a training step of VOLO-D1 on eight simulated devices against one."""
     from benchmarks.sharded_compile import STEPS, measure
@@ -135,6 +144,7 @@ def everything(context: typer.Context) -> None:
         scaling()
         volo()
         verify()
+        imports()
         sharded()
 
 

@@ -3,9 +3,12 @@
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks.imports import Seconds
 
 FOLDER = Path("benchmarks/results")
 MEASURES = ("forward", "forward+backward")
@@ -136,6 +139,25 @@ def verify(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
             "models are made, after a verification of the ConvNeXt; in brackets multiples of the weights of one.",
             "",
             *_sparse_table("pair", memory),
+            "",
+        ]
+    )
+
+
+def imports(measured: Mapping[str, Seconds], ratios: Mapping[str, Seconds]) -> str:
+    """Return a table of the seconds that programs take to start, and their multiples of what they build on."""
+    rows = {
+        name: [f"{s.processor:.2f} ({ratios[name].processor:.2f}×)", f"{s.wall:.2f} ({ratios[name].wall:.2f}×)"]
+        for name, s in measured.items()
+    }
+    return "\n".join(
+        [
+            "# What it takes to start",
+            "",
+            "Median seconds of processes of their own, interleaved; in brackets multiples of what each builds on:",
+            "PyTorch, Flax, or the libraries of the command line.",
+            "",
+            *_table("program", ["processor", "wall"], rows),
             "",
         ]
     )
