@@ -56,7 +56,7 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
         out_indices: Any = 3,
         **arguments: Any,
     ) -> nn.Module:
-        cfg = resolve_pretrained_cfg(registered, pretrained_cfg, pretrained_cfg_overlay)
+        cfg: Any = resolve_pretrained_cfg(registered, pretrained_cfg, pretrained_cfg_overlay)
 
         def make(**arguments: Any) -> VOLO:
             arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}

@@ -258,7 +258,8 @@ def _built_in(options: Options, twins: TwinOptions, devices: int) -> Model:
     for twin, program in programs.items():
         if program is not None:
             title = f"{pair.title}, {Path(program).name} in place of {twin}"
-            pair = replace(pair, **{f"{twin}_model": Path(program)}, title=title)
+            changes: dict[str, Any] = {f"{twin}_model": Path(program), "title": title}
+            pair = replace(pair, **changes)
     return pair
 
 

@@ -52,7 +52,7 @@ _OUTLOOK_ATTENTION = (("attn.v", "attn_v"), ("attn.attn", "attn_attn"), ("attn.p
 _MLP = (("mlp.fc1", "mlp_dense_1"), ("mlp.fc2", "mlp_dense_2"))
 _BLOCK_NORMS = (("norm1", "LN"), ("norm2", "mlp_LN"))
 # Kernels of Keras' MultiHeadAttention, by block: PyTorch's fused projections.
-_FUSED = {
+_FUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "MHSA_block": {"attn.qkv": ("query", "key", "value")},
     "classfiers": {"attn.q": ("query",), "attn.kv": ("key", "value")},
 }

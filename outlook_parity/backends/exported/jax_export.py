@@ -33,7 +33,7 @@ class JaxProgram(Exported):
         """See `Exported`."""
         args, kwargs = jax.tree_util.tree_unflatten(self._program.in_tree, list(arrays))
         with pinned(self.dtype, jax_device("cpu")):
-            leaves = output_leaves(self._program.call(*args, **kwargs))
+            leaves = output_leaves(self._program.call(*args, **kwargs))  # type: ignore[no-untyped-call]
         return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
