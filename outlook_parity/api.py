@@ -179,8 +179,7 @@ def _check_arguments(
         for name in values:
             if name not in known:
                 raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
-    for module, extra in (("torch", "torch"), ("jax", "jax"), ("flax", "jax"), ("optax", "parity")):
-        require(module, extra=extra, needed_by="outlook_parity.verify")
+    require("torch", "jax", "flax", "optax", needed_by="outlook_parity.verify")
 
 
 # Both import the frameworks: only once they are needed.

@@ -9,7 +9,7 @@ from typing import Any
 from outlook_common.config import VOLO_VARIANTS, VOLOVariant
 from outlook_common.extras import require
 
-require("timm", extra=None, needed_by="outlook_torch.timm")
+require("timm", needed_by="outlook_torch.timm")
 
 from timm.models import (  # noqa: E402
     build_model_with_cfg,
@@ -56,14 +56,13 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
         out_indices: Any = 3,
         **arguments: Any,
     ) -> nn.Module:
-        cfg = resolve_pretrained_cfg(registered, pretrained_cfg, pretrained_cfg_overlay)
-        described: dict[str, Any] = cfg.to_dict()  # type: ignore[no-untyped-call]
+        cfg: Any = resolve_pretrained_cfg(registered, pretrained_cfg, pretrained_cfg_overlay)
 
         def make(**arguments: Any) -> VOLO:
             arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
             if not pretrained:
                 return volo(name, **arguments)
-            source = _source_of_weights(described, registered)
+            source = _source_of_weights(cfg.to_dict(), registered)
             return from_pretrained(source, variant=name, cache_dir=cache_dir, **arguments).train()
 
         # The weights are loaded by `make`, which adapts them to other sizes as `from_pretrained` does.
@@ -71,7 +70,7 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
             make,
             registered,
             pretrained=False,
-            pretrained_cfg=described,
+            pretrained_cfg=cfg.to_dict(),
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **arguments,
         )

@@ -41,47 +41,79 @@ EPILOG = epilog(
 
 
 SPREAD = "Several devices"
+RUN = "What runs"
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """What is computed, in which precisions and where."""
 
-    device: Annotated[str, typer.Option(help="Where the lower precisions run: cpu, gpu or tpu.")] = "cpu"
-    dtype: Annotated[
-        list[str] | None, typer.Option(help=f"{IN_WORDS}; repeatable.", show_default="float64 and float32")
-    ] = None
     level: Annotated[
         list[str] | None,
-        typer.Option(help="forward, layers, gradients or training; repeatable.", show_default="all"),
+        typer.Option(
+            help="forward, layers, gradients or training; repeatable.",
+            show_default="all",
+            metavar="LEVEL",
+            rich_help_panel=RUN,
+        ),
     ] = None
-    ignore: Annotated[
+    dtype: Annotated[
         list[str] | None,
         typer.Option(
-            help="PATTERN=REASON: skip rows whose names match, as in '*.mask_token=unused'; repeatable.",
-            show_default=False,
+            help=f"{IN_WORDS}; repeatable.", show_default="float64 and float32", metavar="DTYPE", rich_help_panel=RUN
         ),
     ] = None
     training_dtype: Annotated[
         list[str] | None,
-        typer.Option(help="Which of the dtypes to train in; repeatable.", show_default="the first: training is slow"),
+        typer.Option(
+            help="Which of the dtypes to train in; repeatable.",
+            show_default="the first: training is slow",
+            metavar="DTYPE",
+            rich_help_panel=RUN,
+        ),
     ] = None
-    steps: Annotated[int, typer.Option(help="Training steps, with SGD and with AdamW.", min=1)] = STEPS
+    steps: Annotated[
+        int,
+        typer.Option(help="Training steps, with SGD and with AdamW.", min=1, metavar="N", rich_help_panel=RUN),
+    ] = STEPS
+    device: Annotated[
+        str,
+        typer.Option(help="Where the lower precisions run: cpu, gpu or tpu.", metavar="DEVICE", rich_help_panel=RUN),
+    ] = "cpu"
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Skip rows whose names match: '*.mask_token=unused'; repeatable.",
+            show_default=False,
+            metavar="PATTERN=REASON",
+            rich_help_panel=RUN,
+        ),
+    ] = None
     memory: Annotated[
         str | None,
-        typer.Option(help="What the process may hold, as in 2GiB; levels that take more are not run."),
+        typer.Option(
+            help="What the process may hold, as in 2GiB; levels that take more are not run.",
+            metavar="SIZE",
+            rich_help_panel=RUN,
+        ),
     ] = None
     seed: Seed = 0
     devices: Annotated[
         int | None,
         typer.Option(
-            help="Spread JAX's twin over so many devices.", min=2, show_default="as it is", rich_help_panel=SPREAD
+            help="Spread JAX's twin over so many devices.",
+            min=2,
+            show_default="as it is",
+            metavar="N",
+            rich_help_panel=SPREAD,
         ),
     ] = None
     sharding: Annotated[
         str,
         typer.Option(
-            help="How: data (each a part of the batch), or fsdp (the weights are split too).", rich_help_panel=SPREAD
+            help="How: data (each a part of the batch), or fsdp (the weights are split too).",
+            metavar="RULES",
+            rich_help_panel=SPREAD,
         ),
     ] = "data"
     quiet: Quiet = False
@@ -226,8 +258,8 @@ def _built_in(options: Options, twins: TwinOptions, devices: int) -> Model:
     for twin, program in programs.items():
         if program is not None:
             title = f"{pair.title}, {Path(program).name} in place of {twin}"
-            changed: dict[str, Any] = {f"{twin}_model": Path(program)}
-            pair = replace(pair, title=title, **changed)
+            changes: dict[str, Any] = {f"{twin}_model": Path(program), "title": title}
+            pair = replace(pair, **changes)
     return pair
 
 

@@ -40,7 +40,7 @@ _SECONDS = 2 * hdf5_index.SECONDS  # of the clock
 
 def read(path: Path) -> Contents:
     """Open a file; numbers are read later."""
-    require("h5py", extra="h5", needed_by=f"reading {path.name}")
+    require("h5py", needed_by=f"reading {path.name}")
     file = UnchangedFile.at(path)
     with damage_errors(path, ".h5"):
         entries = _index(path)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from outlook_common.text import listed
+from outlook_common.text import closest, listed
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats import dcp, hdf5, msgpack, npz, orbax, pytorch, safetensors, sharded
 from outlook_common.weights.formats.base import Contents, Format, Metadata, PathLike, Positions, Tensors
@@ -50,7 +50,9 @@ def format_of(path: PathLike) -> Format:
     for suffix, file_format in FORMATS.items():
         if name.endswith(suffix):
             return file_format
-    raise WeightsError(f"{path}: unknown suffix of a weight file; known: {', '.join(FORMATS)}")
+    near = closest(Path(name).suffix, FORMATS)
+    hint = f"did you mean {near}? Known" if near else "known"
+    raise WeightsError(f"{path}: unknown suffix of a weight file; {hint}: {', '.join(FORMATS)}")
 
 
 def open_file(path: PathLike) -> Contents:

@@ -38,7 +38,7 @@ class JaxProgram(Exported):
 
 
 def _loaded(path: Path) -> jax.export.Exported:
-    require("flatbuffers", extra=None, needed_by=f"outlook_parity, to read {path.name},")
+    require("flatbuffers", needed_by=f"outlook_parity, to read {path.name},")
     try:
         return jax.export.deserialize(bytearray(path.read_bytes()))
     except OSError:

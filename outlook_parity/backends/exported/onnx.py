@@ -27,7 +27,7 @@ class OnnxFile(Exported):
     """
 
     def __init__(self, path: Path) -> None:
-        require("onnxruntime", extra=None, needed_by=f"outlook_parity, to run {path.name},")
+        require("onnxruntime", needed_by=f"outlook_parity, to run {path.name},")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

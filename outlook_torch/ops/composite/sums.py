@@ -339,11 +339,14 @@ def nested_forward_mode() -> str | None:
     return "forward mode inside forward mode needs the reference, without an autograd.Function" if forward > 1 else None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _forward_modes() -> int:
     """Return how many transformations by torch.func.jvp are around; the compiler asks it while it traces them."""
     transforms = torch._C._functorch.get_interpreter_stack() or []
     return sum(transform.key() == torch._C._functorch.TransformType.Jvp for transform in transforms)
+
+
+# What `torch.compiler.assume_constant_result` sets, which imports the compiler, for longer than PyTorch takes itself.
+_forward_modes._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _drawback(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:
