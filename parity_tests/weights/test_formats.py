@@ -224,8 +224,8 @@ def test_dtype_of_safetensors_that_numpy_cannot_hold_is_named(tmp_path: Path) ->
 
 def test_unknown_suffix_lists_those_known(tmp_path: Path) -> None:
     for use in (read_arrays, lambda path: write_arrays(path, WEIGHTS), lambda path: convert(WEIGHTS, path)):
-        with pytest.raises(WeightsError, match=r"a\.h5: unknown suffix .*\.safetensors, \.npz, \.pth, \.pt, "):
-            use(tmp_path / "a.h5")
+        with pytest.raises(WeightsError, match=r"a\.tflite: unknown suffix .*\.safetensors, \.npz, \.pth, \.pt, "):
+            use(tmp_path / "a.tflite")
 
 
 def test_suffix_may_be_in_capitals(tmp_path: Path) -> None:
