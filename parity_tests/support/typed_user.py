@@ -1,6 +1,6 @@
 """A user's program, never run: mypy and pyright find these types by the packages' `py.typed` and annotations."""
 
-from typing import Any, Literal, assert_type
+from typing import Literal, assert_type
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ def models(images: jax.Array) -> None:
 
 def weights(torch_model: outlook_torch.VOLO, jax_model: outlook_jax.VOLO) -> None:
     exported = outlook_torch.export_weights(torch_model)
-    assert_type(exported, dict[str, np.ndarray[Any, Any]])
+    assert_type(exported, dict[str, np.ndarray])
     try:
         outlook_jax.load_weights(jax_model, exported, prefix="")
         outlook_torch.load_weights(torch_model, "volo.safetensors", use_ema=True)
