@@ -85,7 +85,12 @@ def prepare(
     Warns:
         UserWarning: heads are left out or start with fresh weights, by name.
     """
-    access = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    access: dict[str, Any] = {
+        "revision": revision,
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+    }
     checkpoint = open_checkpoint(source, prefix=prefix, use_ema=use_ema, **access)
     described, shapes = checkpoint.described, checkpoint.shapes
     classes = classes_in_file(shapes)

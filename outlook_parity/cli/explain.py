@@ -10,10 +10,10 @@ from outlook_common.explain import place_weights
 from outlook_common.extras import require
 from outlook_common.images import load_image, place_in_input, preprocess
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, Quiet
+from outlook_parity.cli.options import VARIANTS, Quiet
 from outlook_parity.cli.predict import frameworks_of, pretrained_of
 from outlook_parity.cli.progress import waiting
-from outlook_parity.models.builtin import FRAMEWORKS
+from outlook_parity.models.builtin import DEFAULT_MODEL, FRAMEWORKS
 from outlook_parity.models.explain import ATTENTION_MAPS
 
 EPILOG = epilog(

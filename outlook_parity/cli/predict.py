@@ -19,10 +19,10 @@ from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.text import listed
 from outlook_parity.cli.exit_codes import ERROR, MISMATCH
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, AsJson, Quiet
+from outlook_parity.cli.options import VARIANTS, AsJson, Quiet
 from outlook_parity.cli.output import print_error
 from outlook_parity.cli.progress import steps, waiting
-from outlook_parity.models.builtin import FRAMEWORKS, IMAGE_CHANNELS
+from outlook_parity.models.builtin import DEFAULT_MODEL, FRAMEWORKS, IMAGE_CHANNELS
 from outlook_parity.models.predict import FORWARDS, Prediction, predict_batch
 
 EPILOG = epilog(
