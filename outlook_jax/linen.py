@@ -7,7 +7,7 @@ strings: "network" / "0" / "0" / "attn" / "v" / "kernel".
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,6 @@ class _OfNNX(linen.Module):
     """A Linen module whose variables are those of an NNX module, which is put together anew at each call."""
 
     nnx_class: ClassVar[Callable[..., nnx.Module]]
-    if TYPE_CHECKING:  # a field of each subclass, the last one
-        deterministic: bool | None
 
     def to_nnx(self, variables: Mapping[str, Any], rngs: nnx.Rngs | None = None) -> nnx.Module:
         """Return the NNX module with these variables, in training mode unless this one is deterministic.
@@ -63,7 +61,7 @@ class _OfNNX(linen.Module):
         Raises:
             ValueError: variables are missing or have other shapes; it names them.
         """
-        abstract = _abstract(self.nnx_class, _options(self), bool(self.deterministic))
+        abstract = _abstract(self.nnx_class, _options(self), bool(self._mode))
         return self._merged(abstract, variables, nnx.Rngs(0) if rngs is None else rngs)
 
     def _merged(self, abstract: _Abstract, variables: Mapping[str, Any], rngs: nnx.Rngs) -> nnx.Module:
@@ -96,12 +94,17 @@ class _OfNNX(linen.Module):
             self._put(module, "batch_stats")
         return out
 
+    @property
+    def _mode(self) -> bool | None:
+        mode: bool | None = vars(self)["deterministic"]  # a field of each subclass, the last one
+        return mode
+
     def _evaluates(self, train: bool | None, deterministic: bool | None) -> bool:
         if train is not None and train == deterministic:
             raise ValueError(f"train={train} contradicts deterministic={deterministic}: give one of the two")
         if train is not None:
             return not train
-        return next(mode for mode in (deterministic, self.deterministic, True) if mode is not None)
+        return next(mode for mode in (deterministic, self._mode, True) if mode is not None)
 
     def _put(self, module: nnx.Module, *collections: str) -> None:
         for collection, variables in variables_of(module).items():

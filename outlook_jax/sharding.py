@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 from flax import nnx
@@ -71,7 +71,7 @@ def set_partitioning(model: nnx.Module, mesh: Mesh | AbstractMesh, rules: Rules 
 
 
 def gather_weights(
-    model: Module, mesh: Mesh, rules: Rules = "fsdp", *, axes: str | Sequence[str] = ("fsdp", "data")
+    model: Module, mesh: Mesh | AbstractMesh, rules: Rules = "fsdp", *, axes: str | Sequence[str] = ("fsdp", "data")
 ) -> Module:
     """Return a model that computes with whole weights, to call inside a loss: FSDP's all-gather.
 
@@ -88,17 +88,17 @@ def gather_weights(
         ValueError, TypeError: as `partition_specs`.
     """
     along = {axes} if isinstance(axes, str) else set(axes)
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
     specs = nnx.filter_state(partition_specs(model, mesh, rules), nnx.Param)
     gathered = jax.tree.map(
         lambda x, spec: _gather(x, NamedSharding(mesh, _without(spec, along)), NamedSharding(mesh, spec)), params, specs
     )
-    return nnx.merge(graph, gathered, rest)
+    return nnx.merge(graph, gathered, *rest)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, whole)
+    return _placed(x, whole)
 
 
 def _gather_forward(x: jax.Array, whole: NamedSharding, split: NamedSharding) -> tuple[jax.Array, None]:
@@ -106,10 +106,14 @@ def _gather_forward(x: jax.Array, whole: NamedSharding, split: NamedSharding) ->
 
 
 def _gather_backward(whole: NamedSharding, split: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(gradient, split),)
+    return (_placed(gradient, split),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _placed(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return cast(jax.Array, jax.lax.with_sharding_constraint(x, sharding))  # type: ignore[no-untyped-call]
 
 
 def _without(spec: PartitionSpec, along: set[str]) -> PartitionSpec:

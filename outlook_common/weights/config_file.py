@@ -25,7 +25,7 @@ def config_of(fields: Mapping[str, Any]) -> VOLOConfig:
         TypeError: a field is unknown, or missing.
         ValueError: the fields contradict each other, or the variant is unknown.
     """
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     return volo_config(given.pop("variant"), **given) if "variant" in given else VOLOConfig(**given)
 
 

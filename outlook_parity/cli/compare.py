@@ -9,7 +9,7 @@ import typer
 from outlook_parity.cli.help import epilog
 from outlook_parity.cli.options import ProgressOptions, ReportOptions, grouped
 from outlook_parity.cli.output import finish
-from outlook_parity.cli.progress import steps
+from outlook_parity.cli.progress import waiting
 
 EPILOG = epilog(
     "outlook compare torch.trace jax.trace",
@@ -40,7 +40,7 @@ def compare(traces: TraceFiles, progress: ProgressOptions, report: ReportOptions
     from outlook_parity.trace.compare import compare_traces
     from outlook_parity.trace.file import read
 
-    with steps(f"comparing {traces.one} and {traces.other}", quiet=progress.quiet):
+    with waiting(f"comparing {traces.one} and {traces.other}", quiet=progress.quiet):
         truth = None if traces.truth is None else read(traces.truth)
         found = compare_traces(read(traces.one), read(traces.other), truth)
     finish(found, report, title=f"{traces.one.name} and {traces.other.name}")

@@ -10,8 +10,10 @@ from outlook_common.explain import place_weights
 from outlook_common.extras import require
 from outlook_common.images import load_image, place_in_input, preprocess
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS
-from outlook_parity.cli.predict import FRAMEWORKS, frameworks_of, pretrained_of
+from outlook_parity.cli.options import Quiet, Variant, VariantWeights
+from outlook_parity.cli.predict import frameworks_of, pretrained_of
+from outlook_parity.cli.progress import waiting
+from outlook_parity.models.builtin import FRAMEWORKS
 from outlook_parity.models.explain import ATTENTION_MAPS
 
 EPILOG = epilog(
@@ -27,17 +29,10 @@ def explain(
     place: Annotated[
         str | None, typer.Option(help="Row and column, in pixels of the image: 120,300.", show_default="the middle")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help=f"A released variant: {VARIANTS}.", show_default=f"the weights', or {DEFAULT_MODEL}"),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="A file, a folder or a Hub id (owner/name@revision).", show_default="the released ones, from the Hub"
-        ),
-    ] = None,
+    model: Variant = None,
+    weights: VariantWeights = None,
     framework: Annotated[str | None, typer.Option(help="torch or jax.", show_default="what is installed")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw the attention weights of a place of an image over it.
 
@@ -47,20 +42,22 @@ def explain(
 
     Exit codes: 0 the picture is written, 2 error.
     """
-    require("matplotlib", extra="plots", needed_by="outlook explain")
+    require("matplotlib", needed_by="outlook explain")
     from outlook_parity.report.explain import save_explanation
 
     if framework is not None and framework not in FRAMEWORKS:
         raise ValueError(f"--framework must be {' or '.join(FRAMEWORKS)}, got {framework!r}")
     name, *_ = frameworks_of(framework, "outlook explain")
     photo = load_image(image)
-    pretrained = pretrained_of(model, weights)
+    with waiting("loading the weights", quiet=quiet):
+        pretrained = pretrained_of(model, weights)
     how, config = pretrained.preprocessing, pretrained.config
     row, column = (photo.height // 2, photo.width // 2) if place is None else _place(place)
     at = place_in_input((photo.height, photo.width), how, (row, column))
 
     pixels = preprocess(photo, how)
-    found = place_weights(ATTENTION_MAPS[name](pretrained, pixels), config, how.size, at)
+    with waiting(f"computing in {name}", quiet=quiet):
+        found = place_weights(ATTENTION_MAPS[name](pretrained, pixels), config, how.size, at)
     if not found:
         raise ValueError(f"{pretrained.source}: a model without outlookers and class blocks has nothing to draw")
     seen = np.clip((pixels * how.std + how.mean) * 255, 0, 255).round().astype(np.uint8)

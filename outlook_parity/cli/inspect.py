@@ -16,7 +16,7 @@ from outlook_common.weights.inspection import inspect as inspect_weights
 from outlook_parity.cli.exit_codes import MISMATCH
 from outlook_parity.cli.help import epilog
 from outlook_parity.cli.options import AsJson, Manifest, Quiet, UseEma
-from outlook_parity.cli.progress import steps
+from outlook_parity.cli.progress import waiting
 
 EPILOG = epilog(
     "outlook inspect volo.safetensors",
@@ -47,12 +47,12 @@ def inspect(
     Exit codes: 0 (of two: every bit agrees), 1 they differ, 2 error.
     """
     if other is not None:
-        with steps(f"comparing {file} and {other}", quiet=quiet):
+        with waiting(f"comparing {file} and {other}", quiet=quiet):
             a, b = (open_checkpoint(path, prefix=prefix, use_ema=use_ema) for path in (file, other))
             found = differences(a, b)
         _print_differences(a, b, found, as_json=as_json)
         return
-    with steps(f"reading {file}", quiet=quiet):
+    with waiting(f"reading {file}", quiet=quiet):
         inspection = inspect_weights(file, prefix=prefix, use_ema=use_ema)
     if as_json:
         typer.echo(json.dumps(_to_dict(inspection)))

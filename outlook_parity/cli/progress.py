@@ -1,7 +1,8 @@
-"""Progress of a command on stderr: a bar on a terminal; where there is none, a line per step or nothing."""
+"""Progress of a command on stderr: a bar on a terminal; where there is none, a line per step or long wait."""
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,14 @@ from functools import partial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
+_LONG = 1.0  # second: a shorter wait is not told
+
 
 @contextmanager
 def progress_bar(
     description: str, *columns: ProgressColumn, total: float | None = None, hidden: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """Show one bar on stderr if that is a terminal, else a line.
+    """Show one bar on stderr if that is a terminal, else a line once it has taken a second.
 
     Args:
         description: what is being done.
@@ -28,10 +31,30 @@ def progress_bar(
     """
     console = Console(stderr=True)
     if not hidden and not console.is_terminal:
-        _log(description)
+        with _told_if_long(description):
+            yield lambda **_: None
+        return
     shown = (TextColumn("{task.description}"), BarColumn(), *(columns or (TimeElapsedColumn(),)))
-    with Progress(*shown, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
+    with Progress(*shown, console=console, transient=True, disable=hidden) as bar:
         yield partial(bar.update, bar.add_task(description, total=total))
+
+
+@contextmanager
+def _told_if_long(description: str) -> Iterator[None]:
+    timer = threading.Timer(_LONG, _log, [description])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def waiting(description: str, *, quiet: bool = False) -> Iterator[None]:
+    """Tell on stderr what a command waits for: a bar on a terminal, else a line once it has taken a second."""
+    with downloads(quiet=quiet), progress_bar(description, hidden=quiet):
+        yield
 
 
 @contextmanager
@@ -64,7 +87,7 @@ def steps(description: str, *, quiet: bool = False) -> Iterator[Callable[[str, i
 @contextmanager
 def downloads(*, quiet: bool = False) -> Iterator[None]:
     """Tell on stderr what is downloaded from the Hub: by its library's bars on a terminal, else by a line per file."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     log, handler, bars = logging.getLogger("outlook_common.hub"), _Lines(), not are_progress_bars_disabled()
     level = log.level

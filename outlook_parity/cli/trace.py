@@ -66,16 +66,24 @@ class OwnModelOptions:
 class RunOptions:
     """What is computed, in which precision and where."""
 
-    dtype: Annotated[str, typer.Option(help=f"{IN_WORDS}.")] = "float64"
+    dtype: Annotated[str, typer.Option(help=f"{IN_WORDS}.", metavar="DTYPE")] = "float64"
     rounded_to: Annotated[
         str | None,
-        typer.Option(help="Round inputs and weights to this precision first: for a truth.", show_default="the dtype"),
+        typer.Option(
+            help="Round inputs and weights to this precision first: for a truth.",
+            show_default="the dtype",
+            metavar="DTYPE",
+        ),
     ] = None
-    device: Annotated[str, typer.Option(help="cpu, gpu or tpu.")] = "cpu"
+    device: Annotated[str, typer.Option(help="cpu, gpu or tpu.", metavar="DEVICE")] = "cpu"
     seed: Seed = 0
     level: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(TRACED_LEVELS[:-1])} or {TRACED_LEVELS[-1]}; repeatable.", show_default="all"),
+        typer.Option(
+            help=f"{', '.join(TRACED_LEVELS[:-1])} or {TRACED_LEVELS[-1]}; repeatable.",
+            show_default="all",
+            metavar="LEVEL",
+        ),
     ] = None
 
 

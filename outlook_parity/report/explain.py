@@ -33,18 +33,20 @@ def save_explanation(
         ValueError: the format is unknown.
         OSError: the file cannot be written.
     """
-    require("matplotlib", extra="plots", needed_by="outlook explain")
+    require("matplotlib", needed_by="outlook explain")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     ratios = [relative(weights.weights) for weights in found]
     widest = min(WIDEST, max(max(ratio.max(), 1 / ratio.min()) for ratio in ratios))
     norm = LogNorm(1 / widest, widest, clip=True)
     rows = -(-(len(found) + 1) // COLUMNS)
-    figure = Figure(figsize=(13.5, 0.8 + 3.7 * rows), dpi=150, facecolor=PAPER, layout="constrained")
+    figure = Figure(
+        figsize=(13.5, 0.8 + 3.7 * rows), dpi=150, facecolor=PAPER, layout=ConstrainedLayoutEngine(hspace=0.06)
+    )
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(hspace=0.06)
     figure.suptitle(title, fontsize=14, fontweight="bold", color=INK)
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     grey = np.repeat(photo.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from outlook_parity import Check, Noise, Report
+from outlook_parity.cli import progress
 from outlook_parity.cli.app import app
 from outlook_parity.cli.progress import steps
 from outlook_parity.diagnose.advice import ADVICE, advice
@@ -223,6 +225,19 @@ def test_without_a_terminal_every_step_is_a_line_on_stderr_unless_quiet(capsys: 
     assert loading == "loading"
     assert re.fullmatch(r"\[ 0/12\] +\d+\.\d s  evaluation: torch in float64", first)
     assert re.fullmatch(r"\[12/12\] +\d+\.\d s  done", last)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_wait_of_more_than_a_second_is_told_without_a_terminal_unless_quiet(
+    quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_LONG", 0.05)
+    with progress.waiting("reading a.pth", quiet=quiet):
+        pass
+    assert capsys.readouterr() == ("", "")
+    with progress.waiting("reading a.pth", quiet=quiet):
+        time.sleep(0.3)
+    assert capsys.readouterr() == ("", "" if quiet else "reading a.pth\n")
 
 
 def test_the_command_prints_a_summary_and_with_v_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,17 @@ def outlook(*arguments: object) -> Result:
 def test_traces_are_of_the_same_count_where_both_keep_one(factory: str, code: int, words: str, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", images())
     traces = tmp_path / "a.trace", tmp_path / "b.trace"
-    given = ("--inputs", tmp_path / "x.npy", "--torch-axes", "0,3,1,2", "--level", "forward", "--level", "gradients")
+    given = (
+        "--inputs",
+        tmp_path / "x.npy",
+        "--torch-axes",
+        "0,3,1,2",
+        "--level",
+        "forward",
+        "--level",
+        "gradients",
+        "--quiet",
+    )
     torch_trace = ("--torch", f"{THIS}:torch_net", "--out", traces[0])
     jax_trace = ("--jax", f"{THIS}:{factory}", "--names", traces[0], "--out", traces[1])
     for trace in (torch_trace, jax_trace):
