@@ -131,18 +131,9 @@ def plan(
     size: Annotated[int, typer.Option(help="Pixels of a side: 224, or what d1 to d5 were released for.")] = 224,
 ) -> None:
     """Memory and communication of a training step of d1 to d5 on v5e-256 and 64 H100, by arithmetic."""
-    from benchmarks.plan import MACHINES, plan
-    from outlook_common.config import volo_config
+    from benchmarks.plan import plans
 
-    plans = {
-        (machine.name, rules): {
-            name: plan(volo_config(f"volo_{name}_224", img_size=size), machine, rules=rules, batch=batch)
-            for name in ("d1", "d2", "d3", "d4", "d5")
-        }
-        for machine in MACHINES
-        for rules in ("data", "fsdp")
-    }
-    print(report.plan(plans, batch))
+    print(report.plan(plans(batch, size)))
 
 
 @app.callback(invoke_without_command=True)

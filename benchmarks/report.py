@@ -189,26 +189,29 @@ def sharded(found: dict[str, dict[str, Any]]) -> str:
 _MEGABYTES = ("exchanged MB", "arguments MB", "temporary MB")
 
 
-def plan(plans: dict[tuple[str, str], dict[str, Any]], batch: int) -> str:
-    """Return a table per machine and rules; (machine, rules) -> model -> `benchmarks.plan.Plan`."""
-    columns = ["parameters", "held", "activations", "gathered", "reduced", "between groups", "sending", "computing"]
-    lines = [f"A batch of {batch}; bytes and milliseconds per device and step."]
-    for (machine, rules), of in plans.items():
-        rows = {
-            name: [
-                f"{one.parameters / 1e6:.1f} M",
-                _megabytes(one.held),
-                _megabytes(one.activations),
-                *map(
-                    _megabytes, (one.sent.all_gather, one.sent.reduce_scatter + one.sent.all_reduce, one.sent.between)
-                ),
-                f"{one.communication * 1e3:.1f} ms",
-                f"{one.computing * 1e3:.1f} ms",
-            ]
-            for name, one in of.items()
-        }
-        lines += ["", f"## {machine}, {rules}", "", *_table("", columns, rows)]
-    return "\n".join(lines)
+def plan(plans: dict[str, dict[str, tuple[Any, Any]]]) -> str:
+    """Return a table; machine -> model -> `benchmarks.plan.Plan` by the rules "data" and "fsdp"."""
+    columns = [
+        "parameters",
+        "held, `data`",
+        "held, `fsdp`",
+        "whole weights",
+        "activations",
+        "sent",
+        "sending",
+        "computing",
+    ]
+    rows = {
+        f"{machine}, {name}": [
+            f"{split.parameters / 1e6:.0f} M",
+            *map(_megabytes, (whole.held, split.held, split.gathered, split.activations, split.sent.total)),
+            f"{split.communication * 1e3:.1f} ms",
+            f"{split.computing * 1e3:.1f} ms",
+        ]
+        for machine, of in plans.items()
+        for name, (whole, split) in of.items()
+    }
+    return "\n".join(_table("", columns, rows))
 
 
 def _megabytes(count: float) -> str:

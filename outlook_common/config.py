@@ -401,11 +401,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class VOLOVariant:
     """A released model: configuration, preparation of images, location of weights.
 
-    `crop_pct` is the fraction of the resized image that is kept; `mean` and `std` are per channel, of images in 0…1.
+    `crop_pct` is the fraction of the resized image that is kept; `top1` the published accuracy on ImageNet-1k;
+    `mean` and `std` are per channel, of images in 0…1.
     """
 
     config: VOLOConfig
     crop_pct: float
+    top1: float
     hub_id: str
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -432,28 +434,29 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 
-# (architecture, image size in pixels, crop_pct), as released.
+# (architecture, image size in pixels, crop_pct, top-1 accuracy in percent), as released.
 _RELEASED = (
-    ("d1", 224, 0.96),
-    ("d1", 384, 1.0),
-    ("d2", 224, 0.96),
-    ("d2", 384, 1.0),
-    ("d3", 224, 0.96),
-    ("d3", 448, 1.0),
-    ("d4", 224, 0.96),
-    ("d4", 448, 1.15),
-    ("d5", 224, 0.96),
-    ("d5", 448, 1.15),
-    ("d5", 512, 1.15),
+    ("d1", 224, 0.96, 84.2),
+    ("d1", 384, 1.0, 85.2),
+    ("d2", 224, 0.96, 85.2),
+    ("d2", 384, 1.0, 86.0),
+    ("d3", 224, 0.96, 85.4),
+    ("d3", 448, 1.0, 86.3),
+    ("d4", 224, 0.96, 85.7),
+    ("d4", 448, 1.15, 86.8),
+    ("d5", 224, 0.96, 86.1),
+    ("d5", 448, 1.15, 87.0),
+    ("d5", 512, 1.15, 87.1),
 )
 
 VOLO_VARIANTS: dict[str, VOLOVariant] = {
     f"volo_{name}_{size}": VOLOVariant(
         config=VOLOConfig(img_size=size, **_ARCHITECTURES[name]),
         crop_pct=crop_pct,
+        top1=top1,
         hub_id=f"timm/volo_{name}_{size}.sail_in1k",
     )
-    for name, size, crop_pct in _RELEASED
+    for name, size, crop_pct, top1 in _RELEASED
 }
 
 
@@ -475,6 +478,16 @@ _ELSEWHERE = {
 }
 
 
+def nearest_variant(config: VOLOConfig) -> str:
+    """Return the released variant from which the fewest fields of a configuration differ; of several the first."""
+
+    def differing(name: str) -> int:
+        released = vars(VOLO_VARIANTS[name].config)
+        return sum(value != released[field] for field, value in vars(config).items())
+
+    return min(VOLO_VARIANTS, key=differing)
+
+
 def volo_config(name: str, **overrides: Any) -> VOLOConfig:
     """Return the configuration of a released variant with some fields changed.
 
@@ -482,7 +495,11 @@ def volo_config(name: str, **overrides: Any) -> VOLOConfig:
         TypeError: an override is not a field; the message suggests a field or another function.
         ValueError: the variant is unknown, or the fields contradict each other.
     """
-    config = volo_variant(name).config
+    return changed(volo_variant(name).config, **overrides)
+
+
+def changed(config: VOLOConfig, **overrides: Any) -> VOLOConfig:
+    """Return a configuration with some fields changed; raises what `volo_config` does."""
     known = [field.name for field in dataclass_fields(VOLOConfig)]
     for override in overrides:
         if override not in known:

@@ -1,4 +1,4 @@
-"""Download files from the Hugging Face Hub, checked against its hashes; errors are one line.
+"""Download files from the Hugging Face Hub, checked against its hashes, and upload folders; errors are one line.
 
 Access is that of `huggingface_hub`, with its environment variables: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
 `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_ETAG_TIMEOUT`. Before it is asked for a file that is not in the cache, the Hub
@@ -9,8 +9,12 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from outlook_common.version import __version__
 
 # Names of the weights in a repository, as timm uses them; the first one found counts.
 WEIGHT_FILES = (
@@ -100,6 +104,90 @@ def fetch(
     if len(filenames) > 1 and not _is_offline(access):
         raise NoSuchFileOnHubError(f"{repo}: it has no weights: none of {', '.join(filenames)}") from missing
     raise missing
+
+
+def has_file(repo_id: str, filename: str, *, token: str | bool | None, revision: str | None) -> bool:
+    """Whether a repository exists and has a file.
+
+    Raises:
+        HubError: the Hub cannot be reached.
+        ValueError: `repo_id` is not of the form owner/name.
+    """
+    with _upload_errors(repo_id):
+        return _api(repo_id, token).file_exists(repo_id, filename, revision=revision)
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    commit_message: str,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    create_pr: bool,
+    delete_patterns: list[str],
+) -> str:
+    """Upload the files of a folder in one commit, into a repository that is made if needed; return the commit's URL.
+
+    Args:
+        folder: whose files, by name, become those of the repository.
+        repo_id: "owner/name".
+        commit_message: first line of the commit.
+        private: of a new repository; None means the owner's default.
+        token: that may write; None means that of the environment or the last login.
+        revision: branch to commit to; None means "main".
+        create_pr: whether to open a pull request instead.
+        delete_patterns: files of the repository to delete in the same commit, unless they are uploaded.
+
+    Raises:
+        HubError: no access, no connection, or the Hub refuses.
+        ValueError: `repo_id` is not of the form owner/name.
+    """
+    with _upload_errors(repo_id):
+        api = _api(repo_id, token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            delete_patterns=delete_patterns,
+        )
+    return str(done.pr_url or done.commit_url)
+
+
+def _api(repo_id: str, token: str | bool | None) -> Any:
+    """Return the library's client for a repository, once the Hub has answered."""
+    from huggingface_hub import HfApi, constants
+
+    if split_hub_id(repo_id) != (repo_id, None):
+        raise ValueError(f"{repo_id!r} is not of the form owner/name")
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"{repo_id}: not uploaded, HF_HUB_OFFLINE is set")
+    if (error := _unreachable({"local_files_only": False})) is not None:
+        raise HubError(
+            f"{repo_id}: not uploaded, {_endpoint()} cannot be reached: {_words(error)} (tried for at most "
+            f"{_timeout()} s, which HF_HUB_ETAG_TIMEOUT changes)"
+        )
+    return HfApi(endpoint=_endpoint(), token=token, library_name="outlook-attention", library_version=__version__)
+
+
+@contextmanager
+def _upload_errors(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (HubError, ValueError, OSError) as error:
+        from huggingface_hub import errors
+
+        if not isinstance(error, errors.HfHubHTTPError):
+            raise
+        status = error.response.status_code
+        hint = ": pass token=, set HF_TOKEN or log in with `hf auth login`" if status in (401, 403) else ""
+        raise HubError(f"{repo_id}: {_endpoint()} refuses the upload, {status}{hint} ({_words(error)})") from error
+    except Exception as error:  # of the libraries below, whose errors differ between versions
+        raise HubError(f"{repo_id}: not uploaded to {_endpoint()}: {_words(error)}") from error
 
 
 def _download(repo: str, filename: str, access: dict[str, Any]) -> Path:

@@ -80,7 +80,7 @@ def load_image(path: PathLike) -> "PIL.Image.Image":
         OSError: the file cannot be opened.
         ImportError: Pillow is not installed.
     """
-    require("PIL", extra="parity", needed_by="reading images")
+    require("PIL", needed_by="reading images")
     import PIL.Image
 
     with Path(path).open("rb") as file:
@@ -167,7 +167,7 @@ def _batch(images: Any) -> list[Any] | None:
 
 def _opened(image: Any) -> "PIL.Image.Image":
     """Return one image, given in any way, as Pillow's."""
-    require("PIL", extra="parity", needed_by="preparing images")
+    require("PIL", needed_by="preparing images")
     import PIL.Image
 
     if isinstance(image, PIL.Image.Image):

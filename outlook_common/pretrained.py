@@ -1,30 +1,29 @@
 """The part of `from_pretrained` without a framework: find, read, recognise and adapt the weights."""
 
-import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from outlook_common.config import VOLO_VARIANTS, VOLOConfig, volo_config, volo_variant
+from outlook_common.config import VOLO_VARIANTS, VOLOConfig, changed, nearest_variant, volo_config, volo_variant
 from outlook_common.geometry import IntOrPair
+from outlook_common.hub import CONFIG_FILE
 from outlook_common.images import Preprocessing
 from outlook_common.weights.adapt import adapt
-from outlook_common.weights.checkpoint import Checkpoint, Shapes, open_checkpoint
+from outlook_common.weights.checkpoint import Checkpoint, open_checkpoint
+from outlook_common.weights.described import architecture_in, architecture_of, config_in_model_config
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats.base import PathLike
-from outlook_common.weights.identify import as_in_file, classes_in_file, recognise_volo
-from outlook_common.weights.locate import weights_and_config
-from outlook_common.weights.tables.volo import variant_of
+from outlook_common.weights.identify import as_in_file, classes_in_file, described_config, recognise_volo
+from outlook_common.weights.infer import SHOWN, infer_volo
 
 # The only one of timm's crop modes that is supported.
 _CROP_MODE = "center"
-# Fields taken from the file's tensors unless overridden.
-_OF_FILE = ("img_size", "in_chans")
+# The field that the shapes of tensors do not show, and that has no default.
+_HIDDEN = "num_heads"
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Pretrained:
         config: of the model.
         arrays: under PyTorch's names, in its layout; without those in `fresh`.
         fresh: parameters of heads that the source lacks or has for another class count; they keep initial values.
-        described: `pretrained_cfg` of the source's config.json, in timm's words.
+        described: `pretrained_cfg` of the source's config.json or metadata, in timm's words.
     """
 
     source: str
@@ -86,12 +85,14 @@ def prepare(
     Warns:
         UserWarning: heads are left out or start with fresh weights, by name.
     """
-    access = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    source = _hub_id_of_variant(source)
-    file, config_file = weights_and_config(source, **access)
-    checkpoint = replace(open_checkpoint(file, prefix=prefix, use_ema=use_ema), label=str(source))
-    described = {} if config_file is None else _read_config(config_file, checkpoint)
-    shapes = checkpoint.shapes
+    access: dict[str, Any] = {
+        "revision": revision,
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+    }
+    checkpoint = open_checkpoint(source, prefix=prefix, use_ema=use_ema, **access)
+    described, shapes = checkpoint.described, checkpoint.shapes
     classes = classes_in_file(shapes)
     expected = described.get("num_classes")
     if expected is not None and expected != classes:
@@ -99,42 +100,47 @@ def prepare(
             f"{source}: config.json says num_classes={expected}, but the weights are for {classes} classes"
         )
 
-    name = variant or _described_variant(described, checkpoint) or _recognised_variant(shapes, checkpoint)
-    arguments = dict(described.get("model_args") or {}) if variant is None else {}
     requested = dict(overrides) if img_size is None else {**overrides, "img_size": img_size}
-    arguments |= {"num_classes": classes if num_classes is None else num_classes, **requested}
-    config = volo_config(name, **arguments)
-    if variant is None:
-        own = as_in_file(config, shapes)
-        config = replace(config, **{field: getattr(own, field) for field in _OF_FILE if field not in requested})
+    requested["num_classes"] = classes if num_classes is None else num_classes
+    if variant is not None:
+        config = volo_config(variant, **requested)
+    else:
+        variant, own = _own_config(checkpoint, requested)
+        own = as_in_file(own, shapes)
+        config = changed(own, **requested)
 
     adapted = adapt(checkpoint, config)
     if adapted.change:
         counts = f"its weights are for {classes} classes, the model for {config.num_classes}"
         warnings.warn(f"{source}: {counts}: {adapted.change}", UserWarning, stacklevel=3)
-    return Pretrained(str(source), name, config, adapted.arrays, adapted.fresh, described.get("pretrained_cfg") or {})
+    return Pretrained(str(source), variant, config, adapted.arrays, adapted.fresh, checkpoint.pretrained_cfg)
 
 
-def _hub_id_of_variant(source: PathLike) -> PathLike:
-    """Return the Hub id of a released variant if `source` is its name and no file or folder; else `source`."""
-    released = isinstance(source, str) and source in VOLO_VARIANTS and not Path(source).exists()
-    return VOLO_VARIANTS[str(source)].hub_id if released else source
+def _own_config(checkpoint: Checkpoint, requested: Mapping[str, Any]) -> tuple[str, VOLOConfig]:
+    """Return what a checkpoint says of its model: the released variant that it is based on, and its configuration.
+
+    By `config.json`, by the metadata, by the released architecture that its tensors fit, or by what the tensors show
+    and `requested` adds.
+    """
+    shapes = checkpoint.shapes
+    if (name := _described_variant(checkpoint)) is not None:
+        try:
+            return name, config_in_model_config(checkpoint.described)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise WeightsError(f"{checkpoint.label}: {CONFIG_FILE} describes no VOLO: {error}") from error
+    found = described_config(checkpoint)
+    if not isinstance(found, VOLOConfig):
+        found = recognise_volo(shapes)
+    if found is None and _HIDDEN in requested:
+        found = infer_volo(shapes)
+    if found is None:
+        raise WeightsError(_unknown(checkpoint))
+    return architecture_of(found, checkpoint.pretrained_cfg), found
 
 
-def _read_config(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{checkpoint.label}: its config.json is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise WeightsError(f"{checkpoint.label}: its config.json holds {type(found).__name__}, expected an object")
-    return found
-
-
-def _described_variant(described: Mapping[str, Any], checkpoint: Checkpoint) -> str | None:
-    if described.get("architecture") is None:
+def _described_variant(checkpoint: Checkpoint) -> str | None:
+    if (name := architecture_in(checkpoint.described)) is None:
         return None
-    name = str(described["architecture"]).split(".")[0]  # timm appends the name of the weights after a dot
     if name not in VOLO_VARIANTS:
         raise WeightsError(
             f"{checkpoint.label}: config.json says architecture={name!r}; known: {', '.join(VOLO_VARIANTS)}"
@@ -142,12 +148,17 @@ def _described_variant(described: Mapping[str, Any], checkpoint: Checkpoint) -> 
     return name
 
 
-def _recognised_variant(shapes: Shapes, checkpoint: Checkpoint) -> str:
-    found = recognise_volo(shapes)
-    name = None if found is None else variant_of(found)
-    if name is None:
-        raise WeightsError(
-            f"{checkpoint.label}: its {len(shapes)} tensors fit no released VOLO; for other sizes pass variant= and "
-            "the fields that differ from it"
-        )
-    return name
+def _unknown(checkpoint: Checkpoint) -> str:
+    """Return the message for tensors of which nothing says the configuration: what they show, and what is to add."""
+    lacks = f"{checkpoint.where}: its {len(checkpoint.items)} tensors fit no released VOLO"
+    if (found := infer_volo(checkpoint.shapes)) is None:
+        return f"{lacks}; for other sizes pass variant= and the fields that differ from it"
+    default = volo_variant(nearest_variant(found)).config
+    shown = ", ".join(
+        f"{name}={getattr(found, name)}" for name in SHOWN if getattr(found, name) != getattr(default, name)
+    )
+    return (
+        f"{lacks}, and no {CONFIG_FILE} or metadata say its configuration. They show {shown}, but not {_HIDDEN}, which "
+        f"{_HIDDEN}=(…) gives, one number for each of {len(found.layers)} stages; what else they do not show is then "
+        "VOLO's default; or pass variant= and the fields that differ from it"
+    )

@@ -24,7 +24,7 @@ GROUP_MATCHER: dict[str, Any] = {
 }
 
 # Keys of a `pretrained_cfg` on the preparation of images.
-_PREPARATION = ("crop_pct", "crop_mode", "mean", "std", "interpolation")
+PREPARATION = ("crop_pct", "crop_mode", "mean", "std", "interpolation")
 
 
 def pretrained_cfg(variant: str, config: VOLOConfig, described: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def pretrained_cfg(variant: str, config: VOLOConfig, described: Mapping[str, Any
         described: `pretrained_cfg` of a config.json, which takes precedence over the variant's.
     """
     released = volo_variant(variant)
-    own = {name: (described or {}).get(name) for name in _PREPARATION}
+    own = {name: (described or {}).get(name) for name in PREPARATION}
     return {
         "architecture": variant,
         "num_classes": config.num_classes,

@@ -1,6 +1,6 @@
 """The VOLO model (sections 3 and 4.1), with token labelling ("All Tokens Matter", Jiang et al., 2021)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 from typing import Any, Unpack
@@ -23,6 +23,7 @@ from outlook_common.volo import (
     check_images,
     check_layout,
     check_mix_box,
+    pretrained_cfg,
     prune_plan,
     stage_ends,
     take_indices,
@@ -71,6 +72,7 @@ class VOLO(nnx.Module):
         self.grad_checkpointing = False
         self.batch_norm_folded = False  # see `fold_batch_norm`
         self.pruned = False  # see `prune_intermediate_layers`
+        self._pretrained_cfg: tuple[tuple[str, Any], ...] = ()  # pairs, since what is static must be hashable
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.precision = precision
@@ -148,6 +150,15 @@ class VOLO(nnx.Module):
     def num_classes(self) -> int:
         """Number of classes, 0 without a classifier."""
         return self.config.num_classes
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Preparation of images, in timm's words; known of models that were made by a name or loaded."""
+        return dict(self._pretrained_cfg)
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, cfg: Mapping[str, Any]) -> None:
+        self._pretrained_cfg = tuple(cfg.items())
 
     @property
     def num_features(self) -> int:
@@ -462,7 +473,7 @@ def volo(
         ValueError: the variant or `implementation` is unknown, or the fields do not fit each other; the message says
             the nearest name.
     """
-    return VOLO(
+    model = VOLO(
         volo_config(name, **overrides),
         implementation=implementation,
         scan_layers=scan_layers,
@@ -474,3 +485,5 @@ def volo(
         deterministic=deterministic,
         rngs=rngs,
     )
+    model.pretrained_cfg = pretrained_cfg(name, model.config)
+    return model

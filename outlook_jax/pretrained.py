@@ -14,6 +14,7 @@ from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.text import listed
+from outlook_common.volo import pretrained_cfg
 from outlook_common.weights.formats.registry import PathLike
 from outlook_common.weights.tables.volo import volo_table
 from outlook_jax.batch_norm import AxisNames
@@ -57,7 +58,8 @@ def from_pretrained(
     Args:
         source: a Hub id ("timm/volo_d1_224.sail_in1k", also with "@revision"), a folder with such files, or a file; or
             the name of a released variant, for its released weights.
-        variant: the released variant; None means what the source's config.json says, else what its tensors show.
+        variant: the released variant; None means what the source's config.json or metadata say, of own sizes too, else
+            what its tensors show.
         num_classes: None means that of the weights, 0 a model without heads.
         img_size: in pixels; None means the variant's if one is given, else that of the weights.
         prefix: of the model's names in the file.
@@ -163,6 +165,7 @@ def build(
     if shardings is not None:
         drawn = _sharded(model, shardings(model) if callable(shardings) else shardings, drawn)
     nnx.update(model, drawn)
+    model.pretrained_cfg = pretrained_cfg(pretrained.variant, pretrained.config, pretrained.described)
     heads = {
         fresh[name].torch: fresh[name].to_torch(to_numpy(variable.get_value()))
         for path, variable in nnx.to_flat_state(drawn)

@@ -78,7 +78,7 @@ def save_weights(model: nnx.Module, path: PathLike) -> None:
         WeightsError: the suffix is unknown.
         OSError: the file cannot be written; an existing file is unchanged.
     """
-    weights, metadata = export_weights(model), metadata_of(getattr(model, "config", model), table_of(model))
+    weights, metadata = export_weights(model), metadata_of(model, table_of(model))
     write_once(model, lambda: write_arrays(path, weights, metadata))
 
 

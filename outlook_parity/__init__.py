@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from outlook_common.lazy import lazily
+from outlook_common.version import __version__
 
 if TYPE_CHECKING:
     from outlook_parity.api import verify
@@ -12,7 +13,17 @@ if TYPE_CHECKING:
     from outlook_parity.mapping.user import NameMap, read_name_map
     from outlook_parity.report.report import Report
 
-__all__ = ["Check", "NameMap", "Noise", "Report", "WeightEntry", "load_torch_weights", "read_name_map", "verify"]
+__all__ = [
+    "Check",
+    "NameMap",
+    "Noise",
+    "Report",
+    "WeightEntry",
+    "__version__",
+    "load_torch_weights",
+    "read_name_map",
+    "verify",
+]
 
 if not TYPE_CHECKING:  # a type checker would take any name
     # Pytest loads the plugin at every start, and must not load the rest with it.

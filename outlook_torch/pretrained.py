@@ -39,7 +39,8 @@ def from_pretrained(
     Args:
         source: a Hub id ("timm/volo_d1_224.sail_in1k", also with "@revision"), a folder with such files, or a file; or
             the name of a released variant, for its released weights.
-        variant: the released variant; None means what the source's config.json says, else what its tensors show.
+        variant: the released variant; None means what the source's config.json or metadata say, of own sizes too, else
+            what its tensors show.
         num_classes: None means that of the weights, 0 a model without heads.
         img_size: in pixels; None means the variant's if one is given, else that of the weights.
         prefix: of the model's names in the file.

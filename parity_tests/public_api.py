@@ -11,6 +11,7 @@ MODULES = (
     "outlook_common.config",
     "outlook_common.images",
     "outlook_common.mixing",
+    "outlook_common.models",
     "outlook_common.token_labels",
     "outlook_common.weights",
     "outlook_jax",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from outlook_common.text import listed
+from outlook_common.weights.described import pretrained_cfg_in, read_model_config
 from outlook_common.weights.errors import WeightsError
 from outlook_common.weights.formats.base import Contents, PathLike
 from outlook_common.weights.formats.registry import open_file
@@ -53,6 +54,7 @@ class Checkpoint:
         items: (name, value) of that part, without the prefix; names may repeat.
         everything: (name, value) of every part, with prefixes.
         metadata: of the file.
+        described: what the `config.json` beside the file holds; empty if there is none.
         file: the file or folder; None for a mapping.
         excluded: full names of values known to be no weights: random streams, rates of stochastic depth, `n_averaged`.
     """
@@ -62,6 +64,7 @@ class Checkpoint:
     items: tuple[tuple[str, Any], ...]
     everything: tuple[tuple[str, Any], ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    described: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None
     excluded: tuple[str, ...] = ()
 
@@ -74,6 +77,11 @@ class Checkpoint:
     def shapes(self) -> dict[str, Shape]:
         """{name: shape} of the selected part; () for a value that is no array."""
         return {name: _shape(value) for name, value in self.items}
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How images are prepared, as timm says it: from `config.json`, else from the metadata."""
+        return pretrained_cfg_in(self.described, self.metadata)
 
     @property
     def where(self) -> str:
@@ -109,7 +117,9 @@ def _shape(value: Any) -> Shape:
     return tuple(getattr(value, "shape", ()))
 
 
-def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False, wrapped: bool = False) -> Checkpoint:
+def open_checkpoint(
+    source: Source, *, prefix: str = "", use_ema: bool = False, wrapped: bool = False, **access: Any
+) -> Checkpoint:
     """Open a checkpoint and remove its wrappers; numbers are read later where the format allows.
 
     Nested mappings and paths with "/" become names with dots. The wrappers `state_dict`, `model`, `model_state_dict`
@@ -118,31 +128,37 @@ def open_checkpoint(source: Source, *, prefix: str = "", use_ema: bool = False, 
     array's name starts so. Flax Linen's `batch_stats` beside `params` are moved below `params`.
 
     Args:
-        source: a path, a Hub id, a state_dict, an NNX state, or a flat or nested dict of arrays.
+        source: a path, a Hub id, the name of a released variant, a state_dict, an NNX state, or a flat or nested dict
+            of arrays.
         prefix: select the names below it, and remove it from them.
         use_ema: take the averaged weights.
         wrapped: leave the wrappers, with what is beside the weights in them.
+        **access: arguments of `outlook_common.hub.fetch` for a Hub id.
 
     Raises:
-        WeightsError: the file cannot be read, `use_ema` finds no averaged weights, or there are only averaged ones.
+        WeightsError: the file or the `config.json` beside it cannot be read, `use_ema` finds no averaged weights, or
+            there are only averaged ones.
         OSError: the file cannot be opened or downloaded (`HubError`).
         ImportError: the format needs a framework that is not installed.
         TypeError: the source is of another type, such as a model; the message says what to pass instead.
     """
     prefix = prefix.replace("/", ".").strip(".")
+    described: Mapping[str, Any] = {}
     if isinstance(source, Mapping):
         label, file, contents = "the given weights", None, Contents(source)
     elif not isinstance(source, str | os.PathLike):
         raise TypeError(f"{type(source).__name__} is not a source of weights: {_instead_of(source)}")
     else:
-        label, file = str(source), weights_and_config(source)[0]
+        label = str(source)
+        file, model_config = weights_and_config(source, **access)
+        described = {} if model_config is None else read_model_config(model_config, label)
         contents = open_file(file)
     values = contents.values if wrapped else _unwrapped(contents.values, label, use_ema=use_ema)
     flat, prefix = _without_wrapping_steps(_with_statistics_in_params(list(_flat(values, label))), prefix)
     flat = flat if wrapped else _without_common_start(flat, prefix)
     items = tuple(item for item in flat if not _NOT_WEIGHTS.fullmatch(item[0]))
     excluded = tuple(name for name, _ in flat if _NOT_WEIGHTS.fullmatch(name))
-    return Checkpoint(label, "", items, items, contents.metadata, file, excluded).below(prefix)
+    return Checkpoint(label, "", items, items, contents.metadata, described, file, excluded).below(prefix)
 
 
 def _instead_of(source: Any) -> str:

@@ -166,7 +166,8 @@ def _metadata(
     checkpoint: Checkpoint, found: Recognised, naming: str, source_hash: "Future[str] | None"
 ) -> dict[str, "str | Future[str]"]:
     kept = {name: text for name, text in checkpoint.metadata.items() if name != FORMAT and not name.startswith(OURS)}
-    own: dict[str, str | Future[str]] = {**own_metadata(found.table.model, found.config, naming)}
+    cfg = checkpoint.pretrained_cfg if not checkpoint.prefix else {}
+    own: dict[str, str | Future[str]] = {**own_metadata(found.table.model, found.config, naming, cfg)}
     if source_hash is not None:
         own[f"{OURS}source_sha256"] = source_hash
     return kept | own

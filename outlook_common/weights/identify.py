@@ -4,6 +4,7 @@ A checkpoint is recognised by the names and shapes of its tensors, in any known 
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 from outlook_common.config import FIRST_CONV, VOLO_VARIANTS, OutlookAttentionConfig, VOLOConfig, volo_variant
 from outlook_common.text import listed
 from outlook_common.weights.checkpoint import Checkpoint, Shape, Shapes
+from outlook_common.weights.described import config_in_metadata, config_in_model_config
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.infer import SHOWN, config_in_metadata, infer_volo
+from outlook_common.weights.infer import SHOWN, infer_volo
 from outlook_common.weights.tables.base import WeightTable
 from outlook_common.weights.tables.layer import layer_table, table_of_layer
 from outlook_common.weights.tables.volo import volo_table
@@ -126,17 +128,23 @@ def recognise_checkpoint(checkpoint: Checkpoint, model: str | None = None) -> Re
     """
     if model is not None:
         return recognise_as(model, checkpoint.shapes)
-    return _recognise_by_metadata(checkpoint) or recognise(checkpoint.shapes)
+    return _recognise_as_described(checkpoint) or recognise(checkpoint.shapes)
 
 
-def _recognise_by_metadata(checkpoint: Checkpoint) -> Recognised | None:
-    """Return the model that the metadata describe, if most tensors are its."""
+def described_config(checkpoint: Checkpoint) -> Any:
+    """Return the configuration in `config.json` or the metadata, if most tensors are its model's; else None."""
     shapes = checkpoint.shapes
-    for model in MODELS:
-        config = config_in_metadata(model.config, checkpoint.metadata)
-        if config is not None and _count_of(shapes, model.table(config)) > len(shapes) / 2:
-            return model.of_config(config, shapes)
-    return None
+    configs = [config_in_metadata(model.config, checkpoint.metadata) for model in MODELS]
+    with suppress(TypeError, ValueError, ArithmeticError):  # a config.json of another model
+        configs.insert(0, config_in_model_config(checkpoint.described))
+    found = (config for config in configs if config is not None)
+    return next((config for config in found if _count_of(shapes, table_for(config)) > len(shapes) / 2), None)
+
+
+def _recognise_as_described(checkpoint: Checkpoint) -> Recognised | None:
+    config = described_config(checkpoint)
+    kinds = (model for model in MODELS if isinstance(config, model.config))
+    return next((model.of_config(config, checkpoint.shapes) for model in kinds), None)
 
 
 def _count_of(shapes: Shapes, table: WeightTable) -> int:

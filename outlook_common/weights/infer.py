@@ -1,13 +1,11 @@
-"""Infer a VOLO's configuration: from the metadata that this package writes, or from the shapes of the tensors."""
+"""Infer a VOLO's configuration from the shapes of its tensors."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import count, takewhile
 from typing import Any
 
 from outlook_common.config import DOWNSAMPLE, FIRST_CONV, POST_LAYERS, STEM_STRIDE, VOLOConfig
 from outlook_common.weights.checkpoint import Shape, Shapes
-from outlook_common.weights.io import limits
 from outlook_common.weights.tables.base import LAYOUTS
 
 # What the shapes of a VOLO's tensors show. Not the heads of transformers, nor what has no weights.
@@ -15,35 +13,8 @@ SHOWN = (
     "layers", "img_size", "in_chans", "num_classes", "patch_size", "stem_hidden_dim", "embed_dims", "downsamples",
     "outlook_attention", "mlp_ratio", "qkv_bias", "post_layers", "use_aux_head", "pooling_scale", "out_kernel",
 )  # fmt: skip
-# Sizes in metadata beyond which no model is built to compare with.
-_MOST_STAGES, _LARGEST = 64, 1 << 20
 # Channels of a transformer's head in every released model.
 _HEAD_CHANNELS = 32
-
-
-def config_in_metadata(kind: type, metadata: Mapping[str, str]) -> Any:
-    """Return the configuration of this class that `outlook.config` holds; None if it holds none that is valid."""
-    text = metadata.get("outlook.config", "")
-    if not 0 < len(text) <= limits.NAME_LENGTH * 100:
-        return None
-    try:
-        found = json.loads(text, parse_constant=_refused)
-        if not isinstance(found, dict) or not all(map(_is_small, found.values())):
-            return None
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
-    except (TypeError, ValueError, ArithmeticError, RecursionError):
-        return None
-
-
-def _refused(constant: str) -> None:
-    raise ValueError(constant)
-
-
-def _is_small(value: Any) -> bool:
-    """Whether a value in metadata is plain, or a short list of such, so that its model can be built for comparison."""
-    if isinstance(value, list):
-        return len(value) <= _MOST_STAGES and all(not isinstance(part, list) and _is_small(part) for part in value)
-    return value is None or isinstance(value, str) or (isinstance(value, int | float) and abs(value) <= _LARGEST)
 
 
 def infer_volo(shapes: Shapes) -> VOLOConfig | None:

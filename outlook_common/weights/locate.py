@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from outlook_common.config import VOLO_VARIANTS
 from outlook_common.hub import CONFIG_FILE, PREFIX, WEIGHT_FILES, HubError, NoSuchFileOnHubError, fetch, split_hub_id
+from outlook_common.text import closest
 from outlook_common.weights.formats import dcp, orbax, sharded
 from outlook_common.weights.formats.base import PathLike
 from outlook_common.weights.formats.registry import FORMATS
@@ -41,10 +43,13 @@ def _looks_like_a_path(source: str) -> bool:
 
 
 def _check_exists(source: PathLike) -> None:
-    """Raise a FileNotFoundError if there is no such file or folder; with the way to the Hub if that is its form."""
+    """Raise a FileNotFoundError if there is no such file or folder; with the nearest name or the way to the Hub."""
     if Path(source).exists():
         return
     why = os.strerror(errno.ENOENT)
+    is_in_folder = Path(source).parent != Path() and Path(source).parent.is_dir()
+    if not is_in_folder and (near := _near(str(source))) is not None:
+        raise FileNotFoundError(errno.ENOENT, f"{why}; did you mean the released {near!r}?", str(source))
     try:
         split_hub_id(str(source))
     except ValueError:
@@ -53,12 +58,20 @@ def _check_exists(source: PathLike) -> None:
     raise FileNotFoundError(errno.ENOENT, why, str(source))
 
 
+def _near(name: str) -> str | None:
+    """Return the released variant or Hub id that a name resembles; None if it resembles none, or is one."""
+    name = name.removeprefix(PREFIX).partition("@")[0]
+    hub_ids = [variant.hub_id for variant in VOLO_VARIANTS.values()]
+    known = hub_ids if "/" in name else [*VOLO_VARIANTS, *hub_ids]
+    return None if name in known else closest(name, known, cutoff=0.7)
+
+
 def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | None]:
     """Return the path of the weights and of the `config.json` beside them, if any.
 
     Args:
         source: a file, a folder with files named as on the Hub, a folder of Orbax's or DCP's, or a Hub id (see
-            `hub_id_in`).
+            `hub_id_in`), or the name of a released variant.
         **access: arguments of `fetch` for a Hub id.
 
     Returns:
@@ -69,17 +82,21 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
         FileNotFoundError: there is no such file or folder, or the folder has no weights.
         WeightsError: the folder has several Orbax checkpoints.
     """
+    if isinstance(source, str) and source in VOLO_VARIANTS and not Path(source).exists():
+        source = PREFIX + VOLO_VARIANTS[source].hub_id
     if (hub_id := hub_id_in(source)) is not None:
         try:
             return _on_hub(hub_id, access)
         except HubError as error:
-            if hub_id.startswith(PREFIX):
-                raise
-            raise type(error)(f"{error} (taken as a Hub id: there is no file or folder {source} here)") from error
+            notes = (
+                [] if hub_id.startswith(PREFIX) else [f"taken as a Hub id: there is no file or folder {source} here"]
+            )
+            notes += [] if (near := _near(hub_id)) is None else [f"did you mean {near!r}?"]
+            raise type(error)(" ".join([str(error), *([f"({'; '.join(notes)})"] if notes else [])])) from error
     _check_exists(source)
     folder = Path(source)
     if not folder.is_dir():
-        return folder, None
+        return folder, _beside(folder) if folder.name in WEIGHT_FILES else None
     if dcp.is_dcp(folder):
         return folder, None
     found = [] if orbax.is_orbax(folder) else [path for name in WEIGHT_FILES if (path := folder / name).exists()]
@@ -90,8 +107,12 @@ def weights_and_config(source: PathLike, **access: Any) -> tuple[Path, Path | No
             f"{source}: a folder without weights: no {', '.join(WEIGHT_FILES)}, no Orbax checkpoint and no "
             f"{dcp.METADATA} of DCP's"
         )
-    config = folder / CONFIG_FILE
-    return found[0], config if config.exists() else None
+    return found[0], _beside(found[0])
+
+
+def _beside(file: Path) -> Path | None:
+    config = file.with_name(CONFIG_FILE)
+    return config if config.is_file() else None
 
 
 def _on_hub(hub_id: str, access: dict[str, Any]) -> tuple[Path, Path | None]:

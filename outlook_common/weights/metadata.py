@@ -1,10 +1,12 @@
 """Metadata that this package writes into checkpoints."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from outlook_common.version import __version__
+from outlook_common.weights.described import KEPT
 from outlook_common.weights.tables.base import FLAX, TORCH, WeightTable
 
 # What is written here starts so.
@@ -14,26 +16,25 @@ FORMAT = "format"
 _FORMAT_OF_NAMING = {FLAX: "flax"}
 
 
-def own_metadata(model: str, config: dict[str, Any], naming: str) -> dict[str, str]:
+def own_metadata(model: str, config: dict[str, Any], naming: str, cfg: Mapping[str, Any]) -> dict[str, str]:
     """Return what says of a file which model it is of.
 
     Args:
         model: its name.
         config: its configuration, as JSON can hold it.
         naming: of the tensors.
+        cfg: its `pretrained_cfg`; empty if it has none.
     """
-    try:
-        own_version = version("outlook-attention")
-    except PackageNotFoundError:  # a checkout that is not installed
-        own_version = "unknown"
+    kept = {name: cfg[name] for name in KEPT if cfg.get(name)}
     return {
-        f"{OURS}version": own_version,
+        f"{OURS}version": __version__,
         f"{OURS}model": model,
         f"{OURS}config": json.dumps(config),
+        **({f"{OURS}pretrained_cfg": json.dumps(kept)} if kept else {}),
         FORMAT: _FORMAT_OF_NAMING.get(naming, "pt"),
     }
 
 
-def metadata_of(config: Any, table: WeightTable) -> dict[str, str]:
-    """Return the metadata of a model's weights under PyTorch's names."""
-    return own_metadata(table.model, asdict(config), TORCH)
+def metadata_of(model: Any, table: WeightTable) -> dict[str, str]:
+    """Return the metadata of the weights of a twin's model, under PyTorch's names."""
+    return own_metadata(table.model, asdict(model.config), TORCH, getattr(model, "pretrained_cfg", {}))

@@ -21,4 +21,5 @@ def varying_axes(x: Array) -> frozenset[Any]:
 
 def struct_like(x: Array) -> Any:
     """Return the shape, dtype and varying axes of an array."""
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, **{_NAME: getattr(jax.typeof(x), _NAME)})  # type: ignore[no-untyped-call]
+    axes = {_NAME: getattr(jax.typeof(x), _NAME)}
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, **axes)  # type: ignore[no-untyped-call]

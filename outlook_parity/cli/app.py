@@ -6,10 +6,12 @@ Exit codes: see `outlook_parity.cli.exit_codes`.
 import sys
 import traceback
 from io import TextIOWrapper
+from typing import Annotated
 
 import typer
 
-from outlook_parity.cli import compare, convert, explain, inspect, predict, trace, verify
+from outlook_common.version import __version__
+from outlook_parity.cli import compare, convert, explain, inspect, models, predict, trace, verify
 from outlook_parity.cli.exit_codes import ERROR
 from outlook_parity.cli.help import epilog
 from outlook_parity.cli.output import print_error
@@ -42,13 +44,24 @@ for command, examples in (
     (convert.convert, convert.EPILOG),
     (inspect.inspect, inspect.EPILOG),
     (predict.predict, predict.EPILOG),
+    (models.models, models.EPILOG),
     (explain.explain, explain.EPILOG),
 ):
     app.command(epilog=examples, rich_help_panel=PANELS.get(command.__name__, "Models"))(command)
 
 
+def _print_version(asked: bool | None) -> None:
+    if asked:
+        typer.echo(f"outlook {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def outlook() -> None:
+def outlook(
+    version: Annotated[
+        bool | None, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = None,
+) -> None:
     """Outlook attention and VOLO in JAX and PyTorch: verify, convert, inspect, predict, explain."""
 
 

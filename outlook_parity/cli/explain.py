@@ -10,9 +10,10 @@ from outlook_common.explain import place_weights
 from outlook_common.extras import require
 from outlook_common.images import load_image, place_in_input, preprocess
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, Quiet
-from outlook_parity.cli.predict import FRAMEWORKS, frameworks_of, pretrained_of
+from outlook_parity.cli.options import Quiet, Variant, VariantWeights
+from outlook_parity.cli.predict import frameworks_of, pretrained_of
 from outlook_parity.cli.progress import waiting
+from outlook_parity.models.builtin import FRAMEWORKS
 from outlook_parity.models.explain import ATTENTION_MAPS
 
 EPILOG = epilog(
@@ -28,16 +29,8 @@ def explain(
     place: Annotated[
         str | None, typer.Option(help="Row and column, in pixels of the image: 120,300.", show_default="the middle")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help=f"A released variant: {VARIANTS}.", show_default=f"the weights', or {DEFAULT_MODEL}"),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="A file, a folder or a Hub id (owner/name@revision).", show_default="the released ones, from the Hub"
-        ),
-    ] = None,
+    model: Variant = None,
+    weights: VariantWeights = None,
     framework: Annotated[str | None, typer.Option(help="torch or jax.", show_default="what is installed")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -49,7 +42,7 @@ def explain(
 
     Exit codes: 0 the picture is written, 2 error.
     """
-    require("matplotlib", extra="plots", needed_by="outlook explain")
+    require("matplotlib", needed_by="outlook explain")
     from outlook_parity.report.explain import save_explanation
 
     if framework is not None and framework not in FRAMEWORKS:

@@ -11,12 +11,11 @@ import typer
 
 from outlook_common.config import VOLO_VARIANTS
 from outlook_parity.mapping.user import NameMap, permutation, read_name_map
-from outlook_parity.models.builtin import Options
+from outlook_parity.models.builtin import DEFAULT_MODEL, Options
 
 Command = Callable[..., None]
 
-DEFAULT_MODEL = "volo_d1_224"
-VARIANTS = ", ".join(VOLO_VARIANTS)  # for help texts
+VARIANTS = f"{min(VOLO_VARIANTS)} … {max(VOLO_VARIANTS)}, see `outlook models`"  # for help texts
 
 OWN_MODELS = "Your own models"
 REPORT = "Report"
@@ -27,6 +26,18 @@ Manifest = Annotated[
     bool, typer.Option("--manifest", help="Print the SHA-256 of every tensor, in PyTorch's name and layout.")
 ]
 UseEma = Annotated[bool, typer.Option("--use-ema", help="Take the averaged (EMA) weights of a checkpoint.")]
+Variant = Annotated[
+    str | None,
+    typer.Option("--model", help=f"A released variant: {VARIANTS}.", show_default=f"the weights', or {DEFAULT_MODEL}"),
+]
+VariantWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="A file, a folder or a Hub id (owner/name@revision).",
+        show_default="the released ones, from the Hub",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell on stderr what is running.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random: weights, cotangents, targets.", metavar="N")]
 
@@ -39,8 +50,21 @@ class LayerOptions:
         int | None,
         typer.Option(help="Number of heads.", min=1, show_default="6, or the weight file's", rich_help_panel=THE_LAYER),
     ] = None
-    kernel_size: Annotated[int, typer.Option(help="Window size in pixels.", min=1, rich_help_panel=THE_LAYER)] = 3
-    stride: Annotated[int, typer.Option(help="Stride of the windows in pixels.", min=1, rich_help_panel=THE_LAYER)] = 2
+    kernel_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Window size in pixels.", min=1, show_default="3, or the weight file's", rich_help_panel=THE_LAYER
+        ),
+    ] = None
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Stride of the windows in pixels.",
+            min=1,
+            show_default="2, or the weight file's",
+            rich_help_panel=THE_LAYER,
+        ),
+    ] = None
     padding: Annotated[
         int | None,
         typer.Option(
@@ -54,12 +78,16 @@ class ModelOptions:
     """Which of this package's models, with which weights."""
 
     model: Annotated[
-        str, typer.Option(help=f"A released variant ({VARIANTS}), or layer: one outlook attention layer.")
-    ] = DEFAULT_MODEL
+        str | None,
+        typer.Option(
+            help=f"A released variant ({VARIANTS}), or layer: one outlook attention layer.",
+            show_default=f"the weights', or {DEFAULT_MODEL}",
+        ),
+    ] = None
     weights: Annotated[
         str | None,
         typer.Option(
-            help="A weight file; for a variant also a folder or a Hub id (owner/name@revision).",
+            help="A file, a folder or a Hub id (owner/name@revision).",
             show_default="random weights",
         ),
     ] = None

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -14,15 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from outlook_common.config import volo_variant
-from outlook_common.extras import require
+from outlook_common.extras import is_installed, require
 from outlook_common.images import ImageError, load_image, preprocess
 from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.text import listed
 from outlook_parity.cli.exit_codes import ERROR, MISMATCH
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import DEFAULT_MODEL, VARIANTS, AsJson, Quiet
+from outlook_parity.cli.options import AsJson, Quiet, Variant, VariantWeights
 from outlook_parity.cli.output import print_error
 from outlook_parity.cli.progress import steps, waiting
+from outlook_parity.models.builtin import DEFAULT_MODEL, FRAMEWORKS, IMAGE_CHANNELS
 from outlook_parity.models.predict import FORWARDS, Prediction, predict_batch
 
 EPILOG = epilog(
@@ -30,9 +30,6 @@ EPILOG = epilog(
     "outlook predict photos/ --framework torch --top 3",
     "outlook predict photo.jpg --weights volo.safetensors --json",
 )
-
-IMAGE_CHANNELS = 3
-FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax")}  # extra -> the modules it needs
 
 
 @dataclass(frozen=True)
@@ -45,16 +42,8 @@ class Unreadable:
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)],
-    model: Annotated[
-        str | None,
-        typer.Option(help=f"A released variant: {VARIANTS}.", show_default=f"the weights', or {DEFAULT_MODEL}"),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="A file, a folder or a Hub id (owner/name@revision).", show_default="the released ones, from the Hub"
-        ),
-    ] = None,
+    model: Variant = None,
+    weights: VariantWeights = None,
     framework: Annotated[str | None, typer.Option(help="torch, jax or both.", show_default="what is installed")] = None,
     top: Annotated[int, typer.Option(help="Number of classes to show.", min=1)] = 5,
     batch_size: Annotated[int, typer.Option(help="Number of images computed at once.", min=1)] = 8,
@@ -91,20 +80,21 @@ def predict(
 
 def frameworks_of(framework: str | None, needed_by: str) -> tuple[str, ...]:
     """Return the frameworks to use; None means those that are installed."""
-    installed = tuple(name for name, needs in FRAMEWORKS.items() if all(find_spec(need) for need in needs))
-    choices: dict[str | None, tuple[str, ...]] = {None: installed or tuple(FRAMEWORKS), "both": tuple(FRAMEWORKS)}
+    installed = tuple(name for name, needs in FRAMEWORKS.items() if all(map(is_installed, needs)))
+    choices: dict[str | None, tuple[str, ...]] = {None: installed, "both": tuple(FRAMEWORKS)}
     choices |= {name: (name,) for name in FRAMEWORKS}
     if framework not in choices:
         raise ValueError(f"--framework must be {', '.join(FRAMEWORKS)} or both, got {framework!r}")
-    for name in choices[framework]:
-        for need in FRAMEWORKS[name]:
-            require(need, extra=name, needed_by=needed_by)
+    if not choices[framework]:
+        extras = " or ".join(f"'outlook-attention[{name}]'" for name in FRAMEWORKS)
+        raise ImportError(f"{needed_by} needs {' or '.join(FRAMEWORKS)}, install one with: pip install {extras}")
+    require(*(module for name in choices[framework] for module in FRAMEWORKS[name]), needed_by=needed_by)
     return choices[framework]
 
 
 def _image_files(images: Sequence[Path]) -> list[Path]:
     """Return the files, and the images in folders at any depth, by their suffixes."""
-    require("PIL", extra="parity", needed_by="outlook predict")
+    require("PIL", needed_by="outlook predict")
     import PIL.Image
 
     known = PIL.Image.registered_extensions()

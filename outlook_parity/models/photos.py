@@ -17,8 +17,7 @@ CHANNELS = 3 * PATCH**2
 
 def load_photos() -> list["PIL.Image.Image"]:
     """Return the photos that come inside scikit-learn, china.jpg and flower.jpg; nothing is downloaded."""
-    require("sklearn", extra="parity", needed_by="outlook verify")
-    require("PIL", extra="parity", needed_by="outlook verify")
+    require("sklearn", "PIL", needed_by="the photos of scikit-learn")
     import PIL.Image
     from sklearn.datasets import load_sample_image
 

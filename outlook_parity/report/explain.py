@@ -33,7 +33,7 @@ def save_explanation(
         ValueError: the format is unknown.
         OSError: the file cannot be written.
     """
-    require("matplotlib", extra="plots", needed_by="outlook explain")
+    require("matplotlib", needed_by="outlook explain")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure

@@ -112,7 +112,7 @@ def _draw_noise(axes: Any, checks: Sequence[Check]) -> None:
 
 def _figure(report: Report) -> Any:
     """Return an empty figure under the verdict."""
-    require("matplotlib", extra="parity", needed_by="outlook verify --plot")
+    require("matplotlib", needed_by="outlook verify --plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -70,7 +70,7 @@ def load(framework: str, source: Source) -> LoadedModel:
     if isinstance(source, UserModel):
         inputs = read_inputs(source.inputs)
         return LoadedModel(load_factory(source.factory, f"--{framework}"), inputs_of(inputs), None, keywords_of(inputs))
-    twins = make(source, (framework,))
+    twins = make(source, (framework,), needed_by="outlook trace")
     model = twins.torch_model if framework == "torch" else twins.jax_model
     return LoadedModel(model, inputs_of(twins.inputs), known_model(model))
 

@@ -20,6 +20,7 @@ from outlook_parity.core.recorder import Recorder
 from outlook_parity.core.request import DEVICES, Request, positions_and_size, round_to
 from outlook_parity.core.runner import Runner
 from outlook_parity.core.stored import Computed
+from outlook_parity.models.builtin import FRAMEWORKS
 from outlook_parity.trace.build import Source, TracedTwin, build, load
 from outlook_parity.trace.file import Header, TraceFile, digest, write
 
@@ -73,7 +74,7 @@ def record(
         OSError: a file cannot be read or written.
     """
     _check(request)
-    require(request.framework, extra=request.framework, needed_by="outlook trace")
+    require(*FRAMEWORKS[request.framework], needed_by="outlook trace")
     loaded = load(request.framework, source)
     if reason := refusal_of_inputs(loaded.inputs):
         raise ValueError(f"these inputs cannot tell twins apart: {reason}")

@@ -15,7 +15,10 @@ from parity_tests.support.markdown import ROOT, read_blocks, read_parts, run_pag
 
 README, QUICKSTART, SCALING = ROOT / "README.md", ROOT / "docs" / "quickstart.md", ROOT / "docs" / "scaling.md"
 # The guides, and the extras that they may need.
-GUIDES = {"jax": {"jax"}, "torch": {"torch", "timm"}, "images": {"pillow"}}
+GUIDES = {"jax": {"jax", "flatbuffers"}, "torch": {"torch", "timm"}, "images": {"images"}, "runtimes": {"parity"}}
+
+# Pages of tables with a block or two.
+SHORT = ("weights", "models")
 
 # The pages' models run once, and take far longer to optimize.
 QUICK = "--xla_backend_optimization_level=0"
@@ -61,8 +64,14 @@ def test_the_map_on_the_page_of_its_format_is_read(tmp_path: Path) -> None:
 
 def test_no_page_has_a_block_that_no_test_runs() -> None:
     run = {QUICKSTART, SCALING, *(ROOT / "docs" / "guides" / f"{guide}.md" for guide in GUIDES)}
+    run |= {ROOT / "docs" / f"{page}.md" for page in SHORT}
     run |= {ROOT / "docs" / "port-a-model.md", ROOT / "docs" / "what-ports-got-wrong.md"}  # by tests of their own
     assert {page for page in (ROOT / "docs").rglob("*.md") if read_blocks(page, "python", "console")} == run
+
+
+@pytest.mark.parametrize("page", SHORT)
+def test_every_block_of_a_short_page_runs_with_what_it_needs_alone(page: str, tmp_path: Path) -> None:
+    run_page(ROOT / "docs" / f"{page}.md", tmp_path, "--strict")
 
 
 @pytest.mark.parametrize(("guide", "needs"), GUIDES.items())

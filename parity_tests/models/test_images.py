@@ -266,7 +266,7 @@ def test_images_need_pillow_only_when_they_are_read() -> None:
         outlook_common.images.load_image("a.png")"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "reading images needs PIL, which is not installed" in done.stderr
-    assert "outlook-attention[parity]" in done.stderr
+    assert "outlook-attention[images]" in done.stderr
 
 
 # Names

@@ -7,7 +7,7 @@ from packaging.version import Version
 
 from parity_tests.packages.build import ROOT
 
-EXTRAS = ("jax", "torch", "plots", "parity")
+EXTRAS = ("jax", "torch", "images", "photos", "plots", "h5")
 # Of PyTorch, older versions cannot be had everywhere as builds for CPUs; jaxlib comes with JAX.
 EXCEPT = {"torch", "jaxlib"}
 
@@ -23,7 +23,7 @@ def bounds() -> dict[str, Version]:
     extras = project["optional-dependencies"]
     lines = [
         *project["dependencies"],
-        *(line for extra in ("jax", "torch", "plots", "parity") for line in extras[extra]),
+        *(line for extra in EXTRAS for line in extras[extra]),
     ]
     found = [Requirement(line) for line in lines]
     return {

@@ -64,7 +64,7 @@ def run(suffix: str, kills: int, seed: int, dim: int = 512) -> dict[str, int]:
             now = _holds(destination, sources)
             seen["old" if now == old else "new"] += 1
             left = {path.name for path in destination.parent.iterdir()} - {destination.name}
-            assert all(path.startswith(".") and path.endswith(".tmp") for path in left), left
+            assert all(path.startswith(".") and path.endswith((".tmp", ".tmp.lock")) for path in left), left
         _wait(_fork(lambda: convert_from(sources[0])))
         assert [path.name for path in destination.parent.iterdir()] == [destination.name], "debris was not swept up"
     return {"kills": kills, "old": seen["old"], "new": seen["new"]}

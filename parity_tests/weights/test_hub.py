@@ -137,6 +137,14 @@ def test_an_unknown_hub_id_is_reported_as_a_missing_path_too(hub: Callable[..., 
     assert "file or folder" not in lines[0]
 
 
+@pytest.mark.parametrize("mistyped", ["timm/volo_d1_224", "tim/volo_d1_224.sail_in1k", "hf-hub:timm/volo_d1_224.sail"])
+def test_a_mistyped_hub_id_of_a_released_model_is_told_the_nearest(hub: Callable[..., Server], mistyped: str) -> None:
+    server = hub(Repository(files()))
+    with one_line(f"{mistyped.removeprefix('hf-hub:')}: no such repository at {server.url}") as lines:
+        weights_and_config(mistyped)
+    assert lines[0].endswith("did you mean 'timm/volo_d1_224.sail_in1k'?)")
+
+
 def test_missing_repositories_files_and_revisions_are_reported(hub: Callable[..., Server]) -> None:
     server = hub(Repository(files()), bare=Repository({"README.md": b"soon"}), gated=Repository(files(), gated=True))
     with one_line(f"org/absent: no such repository at {server.url}, or a private one"):

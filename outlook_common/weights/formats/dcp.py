@@ -4,6 +4,7 @@ Read without PyTorch: `.metadata` is a pickle that names each tensor's blocks, a
 archive as `torch.save` writes it.
 """
 
+import json
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
@@ -22,6 +23,7 @@ from outlook_common.weights.formats.base import (
     Metadata,
     Positions,
     Tensors,
+    awaited,
     check_names,
     check_shape,
     damage_errors,
@@ -35,6 +37,7 @@ from outlook_common.weights.io.pieces import Joined, Piece, tiling_error
 from outlook_common.weights.tables.base import TORCH
 
 METADATA = ".metadata"
+_OWN_METADATA = "outlook.json"
 _MOST_BLOCKS = 10 * limits.NAMES
 _MODULE = "torch.distributed.checkpoint"
 
@@ -67,7 +70,9 @@ def is_dcp(folder: Path) -> bool:
 
 def _is_replaceable(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
-    return not names or (METADATA in names and all(name == METADATA or name.endswith(".distcp") for name in names))
+    return not names or (
+        METADATA in names and all(name in (METADATA, _OWN_METADATA) or name.endswith(".distcp") for name in names)
+    )
 
 
 def read(path: Path) -> Contents:
@@ -81,7 +86,20 @@ def read(path: Path) -> Contents:
         files = _Files(path)
         values = _nested({found.path(name): _value(files, found, name) for name in names}, len(names))
         files.check_disjoint()
-    return Contents(values)
+        return Contents(values, _own_metadata(path))
+
+
+def _own_metadata(folder: Path) -> dict[str, str]:
+    """Return what `write` adds, which DCP has no place for."""
+    path = folder / _OWN_METADATA
+    if not path.is_file() or path.is_symlink():
+        return {}
+    if (size := path.stat().st_size) > limits.HEADER_BYTES:
+        raise ValueError(f"its {_OWN_METADATA} is {size} bytes long, at most {limits.HEADER_BYTES} are read")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"its {_OWN_METADATA} is not a mapping of strings")
+    return found
 
 
 def _nested(values: dict[tuple[str, ...], Any], count: int) -> dict[str, Any]:
@@ -261,8 +279,8 @@ class _InArchive(LazyTensor):
 
 
 def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
-    """Fill a folder with a checkpoint, which has no metadata; all numbers are in memory at once."""
-    require("torch", extra="torch", needed_by="writing a distributed checkpoint of PyTorch's")
+    """Fill a folder with a checkpoint, and a file of its own for metadata; all numbers are in memory at once."""
+    require("torch", needed_by="writing a distributed checkpoint of PyTorch's")
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -271,6 +289,8 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not run by several processes
         save(state, storage_writer=writer, no_dist=True)
+    if own := awaited(metadata):
+        (path / _OWN_METADATA).write_text(json.dumps(own), encoding="utf-8")
     return {}
 
 

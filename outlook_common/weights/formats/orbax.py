@@ -109,7 +109,7 @@ def read(path: Path) -> Contents:
 
     Not with Orbax itself: it restores whole trees, and leaves threads behind when a file is damaged.
     """
-    require("tensorstore", extra="jax", needed_by=f"{path.name}, an Orbax checkpoint,")
+    require("tensorstore", needed_by=f"{path.name}, an Orbax checkpoint,")
     path = path.absolute()
     with damage_errors(path, "Orbax"):
         file_bytes = _bytes_in(path)
@@ -144,7 +144,10 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _leaf(entry: Mapping[str, Any]) -> Leaf:
-    leaf = tuple(str(step["key"]) for step in entry["key_metadata"])
+    steps = entry["key_metadata"]
+    if len(steps) > limits.DEPTH:
+        raise ValueError(f"an array lies {len(steps)} mappings deep, at most {limits.DEPTH} are read")
+    leaf = tuple(str(step["key"]) for step in steps)
     # Haiku's modules are called "outer/inner".
     if not leaf or any(part in ("", ".", "..") or set(part) & set("\\\0") for step in leaf for part in step.split("/")):
         raise ValueError(f"{printable('.'.join(leaf))!r} is not a name of an array")
@@ -255,28 +258,38 @@ def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
 
 
 def _write(path: Path, tensors: Tensors, metadata: Metadata, check_interrupts: Callable[[], None]) -> None:
-    for module in ("jax", "orbax.checkpoint"):
-        require(module, extra="jax", needed_by="writing an Orbax checkpoint")
+    require("jax", "orbax.checkpoint", needed_by="writing an Orbax checkpoint")
     import orbax.checkpoint as ocp
     from orbax.checkpoint import type_handlers
 
-    class Handler(type_handlers.NumpyHandler):  # type: ignore[misc]
-        """Saves lazy tensors in batches as if they were NumPy's arrays."""
+    class Handler(type_handlers.TypeHandler):  # type: ignore[misc]
+        """Saves lazy tensors in batches, each as Orbax saves NumPy's arrays."""
+
+        arrays = type_handlers.NumpyHandler()
+
+        def typestr(self) -> str:
+            return str(self.arrays.typestr())
+
+        async def metadata(self, infos: Any) -> Any:
+            return await self.arrays.metadata(infos)
 
         async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
             args = args or [ocp.SaveArgs()] * len(values)
             for start, end in _batches([value.nbytes for value in values]):
                 check_interrupts()
-                arrays = [np.asarray(value.read(), order="C") for value in values[start:end]]
-                for future in await super().serialize(arrays, infos[start:end], args[start:end]):
+                batch = [np.asarray(value.read(), order="C") for value in values[start:end]]
+                for future in await self.arrays.serialize(batch, infos[start:end], args[start:end]):
                     future.result()
             return []
+
+        async def deserialize(self, infos: Any, args: Any = None) -> Any:
+            return await self.arrays.deserialize(infos, args)
 
     if empty := [name for name, tensor in tensors.items() if tensor.nbytes == 0]:
         raise WeightsError(f"{path}: Orbax cannot save empty arrays: {listed(empty)}")
     tree = _nested({tuple(name.split(".")): _Leaf(tensor) for name, tensor in tensors.items()})
     with _without_logs():
-        registry = type_handlers.create_type_handler_registry((_Leaf, Handler(deepcopy_host_arrays=False)))
+        registry = type_handlers.create_type_handler_registry((_Leaf, Handler()))
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
         args = ocp.args.PyTreeSave(item=tree, custom_metadata=awaited(metadata) or None)
         try:

@@ -4,6 +4,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from outlook_common.weights.formats.base import (
     Metadata,
     Positions,
     Tensors,
+    awaited,
     check_names,
     damage_errors,
 )
@@ -37,7 +39,7 @@ _LOADING = Lock()
 
 def read(path: Path) -> Contents:
     """Read a file, all of it into memory."""
-    require("torch", extra="torch", needed_by=f"{path.name}, a file of PyTorch's,")
+    require("torch", needed_by=f"{path.name}, a file of PyTorch's,")
     with damage_errors(path, path.suffix):
         if zipfile.is_zipfile(path):
             _check_archive(path)
@@ -46,7 +48,17 @@ def read(path: Path) -> Contents:
         found = _load(path)
         if not isinstance(found, dict):
             raise TypeError(f"it holds {type(found).__name__}, expected a state_dict")
-        return Contents(_plain(path, found))
+        return Contents(_plain(path, found), _metadata(found))
+
+
+def _metadata(found: dict[Any, Any]) -> dict[str, str]:
+    """Return the metadata that `write` adds: strings in a state_dict's `_metadata`, as a pickle may hold anything."""
+    versions = vars(found).get("_metadata") if hasattr(found, "__dict__") else None
+    own = dict.get(versions, "") if isinstance(versions, dict) else None
+    if not isinstance(own, dict) or len(own) > limits.NAMES:
+        return {}
+    texts = {name: text for name, text in dict.items(own) if type(name) is str and type(text) is str}
+    return {name: text for name, text in texts.items() if len(name) <= limits.NAME_LENGTH}
 
 
 def _load(path: Path) -> Any:
@@ -176,11 +188,16 @@ def _check_tensor(path: Path, name: Any, tensor: "torch.Tensor") -> None:
 
 
 def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
-    """Fill a file with a state_dict, which has no metadata; all numbers are in memory at once."""
-    require("torch", extra="torch", needed_by="writing a file of PyTorch's")
+    """Fill a file with a state_dict; all numbers are in memory at once.
+
+    The metadata lie where `Module.state_dict` keeps the versions of modules: `load_state_dict` passes over them.
+    """
+    require("torch", needed_by="writing a file of PyTorch's")
     import torch
 
-    state = {name: to_tensor(tensor.read()) for name, tensor in tensors.items()}
+    state = OrderedDict((name, to_tensor(tensor.read())) for name, tensor in tensors.items())
+    if own := awaited(metadata):
+        state._metadata = {"": own}  # type: ignore[attr-defined]
     with path.open("r+b") as file:
         try:
             torch.save(state, file)

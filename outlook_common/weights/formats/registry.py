@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from outlook_common.text import listed
+from outlook_common.text import closest, listed
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.formats import dcp, msgpack, npz, orbax, pytorch, safetensors, sharded
+from outlook_common.weights.formats import dcp, hdf5, msgpack, npz, orbax, pytorch, safetensors, sharded
 from outlook_common.weights.formats.base import Contents, Format, Metadata, PathLike, Positions, Tensors
 from outlook_common.weights.io.atomic import replacing, sync
 from outlook_common.weights.io.lazy import LazyTensor, as_lazy, same_bytes
@@ -29,6 +29,8 @@ FORMATS: dict[str, Format] = {
     ".bin": pytorch.FORMAT,
     ".ckpt": pytorch.FORMAT,  # Lightning's
     ".msgpack": msgpack.FORMAT,
+    ".h5": hdf5.FORMAT,
+    ".hdf5": hdf5.FORMAT,
     ".orbax": orbax.FORMAT,
     ".dcp": dcp.FORMAT,
 }
@@ -48,7 +50,9 @@ def format_of(path: PathLike) -> Format:
     for suffix, file_format in FORMATS.items():
         if name.endswith(suffix):
             return file_format
-    raise WeightsError(f"{path}: unknown suffix of a weight file; known: {', '.join(FORMATS)}")
+    near = closest(Path(name).suffix, FORMATS)
+    hint = f"did you mean {near}? Known" if near else "known"
+    raise WeightsError(f"{path}: unknown suffix of a weight file; {hint}: {', '.join(FORMATS)}")
 
 
 def open_file(path: PathLike) -> Contents:

@@ -2,9 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
-from itertools import groupby
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -22,10 +21,10 @@ from outlook_common.weights.formats.base import (
 )
 from outlook_common.weights.io import limits
 
-INDEX, INDEX_SUFFIX = "model.safetensors.index.json", ".index.json"
+SINGLE = "model.safetensors"
+INDEX, INDEX_SUFFIX = f"{SINGLE}.index.json", ".index.json"
 # Suffix of a shard -> what opens it.
 _READERS = {".safetensors": safetensors.read, ".bin": pytorch.read, ".pt": pytorch.read, ".pth": pytorch.read}
-_SHARD = "model-{:05d}-of-{:05d}.safetensors"
 _SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -78,56 +77,63 @@ def _is_plain(name: str) -> bool:
     return Path(name).suffix in _READERS and "\0" not in name and all(kind(name).name == name for kind in kinds)
 
 
-def is_replaceable(folder: Path) -> bool:
-    """Whether a folder has nothing but shards and their index."""
-    return all(path.name == INDEX or _SHARD_NAME.fullmatch(path.name) for path in folder.iterdir())
+def _is_replaceable(texts: Mapping[str, str], folder: Path) -> bool:
+    """Whether a folder has nothing but shards, their index, and files of these names."""
+    own = {INDEX, SINGLE, *texts}
+    return all(path.name in own or _SHARD_NAME.fullmatch(path.name) for path in folder.iterdir())
 
 
-def _write(max_bytes: int, path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
-    numbers = _shard_numbers(tensors, max_bytes)
-    count = max(numbers.values(), default=0) + 1
-    files: dict[str, str] = {}
+def _write(
+    max_bytes: int | str, texts: Mapping[str, str], path: Path, tensors: Tensors, metadata: Metadata
+) -> Positions:
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_bytes,
+    )
     positions: dict[str, tuple[Path, int]] = {}
-    for number, group in groupby(tensors, key=numbers.__getitem__):
-        names, shard = list(group), _SHARD.format(number + 1, count)
+    for shard, names in split.filename_to_tensors.items():
         (path / shard).touch()
         positions |= safetensors.write(path / shard, {name: tensors[name] for name in names}, metadata)
-        files |= dict.fromkeys(names, shard)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": files}
-    (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for name, text in texts.items():
+        (path / name).write_text(text, encoding="utf-8")
     return positions
 
 
-def _shard_numbers(tensors: Tensors, max_bytes: int) -> dict[str, int]:
-    numbers, number, held = {}, 0, 0
-    for name, tensor in tensors.items():
-        if held and held + tensor.nbytes > max_bytes:
-            number, held = number + 1, 0
-        numbers[name] = number
-        held += tensor.nbytes
-    return numbers
+def _read_folder(folder: Path) -> Contents:
+    return read(folder / INDEX) if (folder / INDEX).exists() else safetensors.read(folder / SINGLE)
 
 
 def _write_index(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
     raise WeightsError(f"{path}: shards are written into a folder; pass its path and max_shard_size")
 
 
-def folder_of_shards(max_bytes: int) -> Format:
+def folder_of_shards(max_bytes: int | str, texts: Mapping[str, str] | None = None) -> Format:
     """Return the format of a folder of shards with up to `max_bytes` of numbers each, or one tensor.
+
+    What fits into one file has no index, as on the Hub.
+
+    Args:
+        max_bytes: also as a string, "5GB".
+        texts: further files of the folder, by name.
 
     Raises:
         ValueError: `max_bytes` is not positive.
     """
-    if max_bytes < 1:
+    if isinstance(max_bytes, int) and max_bytes < 1:
         raise ValueError(f"max_shard_size must be at least 1 byte, got {max_bytes}")
-    write: Callable[[Path, Tensors, Metadata], Positions] = partial(_write, max_bytes)
     return Format(
         "sharded safetensors",
-        lambda folder: read(folder / INDEX),
-        write,
+        _read_folder,
+        partial(_write, max_bytes, texts or {}),
         verifies_itself=True,
-        is_replaceable=is_replaceable,
+        is_replaceable=partial(_is_replaceable, texts or {}),
     )
 
 

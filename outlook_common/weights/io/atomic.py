@@ -10,16 +10,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from outlook_common.weights.errors import WeightsError
 
-fcntl: Any  # not on Windows, where files left by killed processes are not removed
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
+if TYPE_CHECKING:
+    from filelock import FileLock
 
+_LOCK = ".lock"
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
 
@@ -27,8 +25,8 @@ _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 def replacing(path: Path, *, is_replaceable: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yield an empty hidden file or folder beside `path` that replaces it once the block ends without error.
 
-    If the process is killed, `path` is unchanged or completely new. A hidden file ending in ".tmp" may be left; the
-    next write to `path` removes it.
+    If the process is killed, `path` is unchanged or completely new. A hidden file ending in ".tmp" and its ".lock" may
+    be left; the next write to `path` removes them.
 
     Args:
         path: to create or replace.
@@ -102,50 +100,47 @@ def _check_destination(path: Path, is_replaceable: Callable[[Path], bool] | None
 @contextmanager
 def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
     """Yield a new, locked file or folder, which is removed in the end, whatever comes in between."""
-    is_made = False
-    while not is_made:
-        temporary, descriptor = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"), None
-        try:
-            if is_folder:
-                temporary.mkdir()
-                with suppress(FileNotFoundError):  # removed by another process as a leftover
-                    descriptor = os.open(temporary, os.O_RDONLY)
-            else:
-                descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            # Another process may also have removed it before the lock.
-            if is_made := descriptor is not None and _lock(descriptor) and temporary.exists():
-                yield temporary
-        finally:
-            remove(temporary)
-            if descriptor is not None:
-                os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    if fcntl is None:
-        return True
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    lock = _lock_of(temporary)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
+        with suppress(NotImplementedError, OSError):  # a file system without locks
+            lock.acquire()  # before the file exists, so that no other process finds it unlocked
+        if is_folder:
+            temporary.mkdir()
+        else:
+            temporary.touch(exist_ok=False)
+        yield temporary
+    finally:
+        remove(temporary)
+        _remove_lock(lock)
+
+
+def _lock_of(temporary: Path) -> "FileLock":
+    """Return the lock beside a temporary file, which its process holds while it lives."""
+    from filelock import FileLock
+
+    return FileLock(f"{temporary}{_LOCK}", timeout=0)
+
+
+def _remove_lock(lock: "FileLock") -> None:
+    """Release a lock and remove its file; where a file that is open can be removed, in this order no one finds it."""
+    with suppress(OSError):
+        Path(lock.lock_file).unlink()
+    lock.release()
+    with suppress(OSError):
+        Path(lock.lock_file).unlink()
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of killed processes that wrote `path`; living ones hold a lock."""
-    if fcntl is None:
-        return
-    leftover = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{32}\.tmp")
-    for found in [entry for entry in path.parent.iterdir() if leftover.fullmatch(entry.name)]:
-        with suppress(OSError):
-            descriptor = os.open(found, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(found)
-            finally:
-                os.close(descriptor)
+    """Remove temporary files of killed processes that wrote `path`; living ones hold their locks."""
+    leftover = re.compile(rf"({re.escape(f'.{path.name}.')}[0-9a-f]{{32}}\.tmp)(?:{re.escape(_LOCK)})?")
+    found = {match[1] for entry in path.parent.iterdir() if (match := leftover.fullmatch(entry.name))}
+    for temporary in map(path.with_name, found):
+        lock = _lock_of(temporary)
+        with suppress(NotImplementedError, OSError):
+            lock.acquire()
+            remove(temporary)
+            _remove_lock(lock)
 
 
 def _replace_folder(new: Path, path: Path) -> None:
