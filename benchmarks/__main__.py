@@ -8,6 +8,7 @@ import typer
 from rich.progress import Progress
 
 from benchmarks import report
+from benchmarks.imports import measure, ratios
 from benchmarks.memory import peak_megabytes
 from benchmarks.timing import interleave
 from benchmarks.torchvision_stub import declare_missing_torchvision_operators
@@ -108,6 +109,14 @@ def verify(
 
 
 @app.command()
+def imports(rounds: Rounds = 9, out: Out = report.FOLDER) -> None:
+    """Start-up: import of each twin against its framework's, and of the command line."""
+    measured = measure(rounds)
+    numbers = {name: asdict(seconds) for name, seconds in measured.items()}
+    report.write(out, "imports_cpu", report.imports(measured, ratios(measured)), numbers)
+
+
+@app.command()
 def sharded(out: Out = report.FOLDER) -> None:
     """Compile time of a training step of VOLO-D1 on eight simulated devices against one."""
     from benchmarks.sharded_compile import STEPS, measure
@@ -122,18 +131,9 @@ def plan(
     size: Annotated[int, typer.Option(help="Pixels of a side: 224, or what d1 to d5 were released for.")] = 224,
 ) -> None:
     """Memory and communication of a training step of d1 to d5 on v5e-256 and 64 H100, by arithmetic."""
-    from benchmarks.plan import MACHINES, plan
-    from outlook_common.config import volo_config
+    from benchmarks.plan import plans
 
-    plans = {
-        (machine.name, rules): {
-            name: plan(volo_config(f"volo_{name}_224", img_size=size), machine, rules=rules, batch=batch)
-            for name in ("d1", "d2", "d3", "d4", "d5")
-        }
-        for machine in MACHINES
-        for rules in ("data", "fsdp")
-    }
-    print(report.plan(plans, batch))
+    print(report.plan(plans(batch, size)))
 
 
 @app.callback(invoke_without_command=True)
@@ -144,6 +144,7 @@ def everything(context: typer.Context) -> None:
         scaling()
         volo()
         verify()
+        imports()
         sharded()
 
 

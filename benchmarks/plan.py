@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from outlook_common.axes import mesh_axes
-from outlook_common.config import STEM_STRIDE, VOLOConfig
+from outlook_common.config import STEM_STRIDE, VOLOConfig, volo_config
 from outlook_common.weights.tables.base import Entry
 from outlook_common.weights.tables.volo import volo_table
 
@@ -57,7 +57,6 @@ _ICI = Link("ICI, 1,600 Gb/s", 1600e9 / 8)
 _NVLINK, _INFINIBAND = Link("NVLink, 450 GB/s", 450e9), Link("InfiniBand, 400 Gb/s", 400e9 / 8)
 V5E_256 = Machine("v5e-256", {"replica": 4, "data": 64}, {"replica": _ICI, "data": _ICI}, 16e9, 197e12)
 H100_64 = Machine("64 H100", {"replica": 8, "data": 8}, {"replica": _INFINIBAND, "data": _NVLINK}, 80e9, 989e12)
-MACHINES = (V5E_256, H100_64)
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,11 @@ class Sent:
     reduce_scatter: float
     all_reduce: float
     between: float
+
+    @property
+    def total(self) -> float:
+        """All bytes."""
+        return self.all_gather + self.reduce_scatter + self.all_reduce + self.between
 
     def seconds(self, machine: Machine) -> float:
         """Return how long the links take at their published bandwidth, nothing hidden behind computing."""
@@ -190,6 +194,7 @@ class Plan:
     Attributes:
         parameters: their number.
         held: of parameters, gradients and moments.
+        gathered: of whole weights in float32, in place of the split ones, while the step computes.
         activations: kept for the backward pass, in bfloat16.
         sent: by collective.
         communication: seconds at the published bandwidths.
@@ -198,6 +203,7 @@ class Plan:
 
     parameters: int
     held: float
+    gathered: float
     activations: float
     sent: Sent
     communication: float
@@ -224,8 +230,21 @@ def plan(config: VOLOConfig, machine: Machine, *, rules: str, batch: int) -> Pla
     return Plan(
         counted.total,
         held(counted, machine.mesh["data"]),
+        counted.split * FLOAT32,
         images * of_image.kept * BFLOAT16,
         traffic,
         traffic.seconds(machine),
         images * 3 * 2 * of_image.multiplications / machine.peak,
     )
+
+
+def plans(batch: int = 1024, size: int = 224) -> dict[str, dict[str, tuple[Plan, Plan]]]:
+    """Return machine -> d1 to d5 -> plans by the rules "data" and "fsdp", for images of so many pixels a side."""
+    return {
+        machine.name: {
+            name: (plan(config, machine, rules="data", batch=batch), plan(config, machine, rules="fsdp", batch=batch))
+            for name in ("d1", "d2", "d3", "d4", "d5")
+            for config in [volo_config(f"volo_{name}_224", img_size=size)]
+        }
+        for machine in (V5E_256, H100_64)
+    }

@@ -3,9 +3,12 @@
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks.imports import Seconds
 
 FOLDER = Path("benchmarks/results")
 MEASURES = ("forward", "forward+backward")
@@ -141,6 +144,25 @@ def verify(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
     )
 
 
+def imports(measured: Mapping[str, Seconds], ratios: Mapping[str, Seconds]) -> str:
+    """Return a table of the seconds that programs take to start, and their multiples of what they build on."""
+    rows = {
+        name: [f"{s.processor:.2f} ({ratios[name].processor:.2f}×)", f"{s.wall:.2f} ({ratios[name].wall:.2f}×)"]
+        for name, s in measured.items()
+    }
+    return "\n".join(
+        [
+            "# What it takes to start",
+            "",
+            "Median seconds of processes of their own, interleaved; in brackets multiples of what each builds on:",
+            "PyTorch, Flax, or the libraries of the command line.",
+            "",
+            *_table("program", ["processor", "wall"], rows),
+            "",
+        ]
+    )
+
+
 def sharded(found: dict[str, dict[str, Any]]) -> str:
     """Return a table of compile times: "rules, devices" -> figures."""
     one = sum(found[next(iter(found))][kind] for kind in ("trace s", "compile s"))
@@ -167,26 +189,29 @@ def sharded(found: dict[str, dict[str, Any]]) -> str:
 _MEGABYTES = ("exchanged MB", "arguments MB", "temporary MB")
 
 
-def plan(plans: dict[tuple[str, str], dict[str, Any]], batch: int) -> str:
-    """Return a table per machine and rules; (machine, rules) -> model -> `benchmarks.plan.Plan`."""
-    columns = ["parameters", "held", "activations", "gathered", "reduced", "between groups", "sending", "computing"]
-    lines = [f"A batch of {batch}; bytes and milliseconds per device and step."]
-    for (machine, rules), of in plans.items():
-        rows = {
-            name: [
-                f"{one.parameters / 1e6:.1f} M",
-                _megabytes(one.held),
-                _megabytes(one.activations),
-                *map(
-                    _megabytes, (one.sent.all_gather, one.sent.reduce_scatter + one.sent.all_reduce, one.sent.between)
-                ),
-                f"{one.communication * 1e3:.1f} ms",
-                f"{one.computing * 1e3:.1f} ms",
-            ]
-            for name, one in of.items()
-        }
-        lines += ["", f"## {machine}, {rules}", "", *_table("", columns, rows)]
-    return "\n".join(lines)
+def plan(plans: dict[str, dict[str, tuple[Any, Any]]]) -> str:
+    """Return a table; machine -> model -> `benchmarks.plan.Plan` by the rules "data" and "fsdp"."""
+    columns = [
+        "parameters",
+        "held, `data`",
+        "held, `fsdp`",
+        "whole weights",
+        "activations",
+        "sent",
+        "sending",
+        "computing",
+    ]
+    rows = {
+        f"{machine}, {name}": [
+            f"{split.parameters / 1e6:.0f} M",
+            *map(_megabytes, (whole.held, split.held, split.gathered, split.activations, split.sent.total)),
+            f"{split.communication * 1e3:.1f} ms",
+            f"{split.computing * 1e3:.1f} ms",
+        ]
+        for machine, of in plans.items()
+        for name, (whole, split) in of.items()
+    }
+    return "\n".join(_table("", columns, rows))
 
 
 def _megabytes(count: float) -> str:

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-# Module -> the smallest extra that brings it.
+# Module -> the smallest extra that brings it; any other is installed by its own name.
 EXTRAS = {
     "torch": "torch",
     "jax": "jax",
@@ -13,18 +13,21 @@ EXTRAS = {
     "PIL": "images",
     "sklearn": "photos",
     "matplotlib": "plots",
+    "h5py": "h5",
 }
 
 
 def require(*modules: str, needed_by: str) -> None:
-    """Raise an ImportError that names the extras to install unless all of these modules of `EXTRAS` can be imported."""
+    """Raise an ImportError that says what to install unless all of these modules can be imported."""
     missing = [module for module in modules if not is_installed(module)]
     if missing:
         are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
-        extras = ",".join(sorted({EXTRAS[module] for module in missing}))
+        extras = ",".join(sorted({EXTRAS[module] for module in missing if module in EXTRAS}))
+        packages = [f"'outlook-attention[{extras}]'"] if extras else []
+        packages += [module for module in missing if module not in EXTRAS]
         raise ImportError(
             f"{needed_by} needs {' and '.join(missing)}, which {are} not installed; "
-            f"install {them} with: pip install 'outlook-attention[{extras}]'",
+            f"install {them} with: pip install {' '.join(packages)}",
             name=missing[0],
         )
 

@@ -7,7 +7,7 @@ strings: "network" / "0" / "0" / "attn" / "v" / "kernel".
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from outlook_common.weights.checkpoint import Source
 from outlook_jax import attention, model
 from outlook_jax.attention import KERNEL_INIT
 from outlook_jax.batch_norm import AxisNames
+from outlook_jax.blocks import DropPath
 from outlook_jax.weights import concrete_value, load_weights, path_name
 
 __all__ = ["VOLO", "OutlookAttention", "load_variables", "variables_of"]
@@ -35,6 +36,14 @@ Variables = dict[str, dict[str, Any]]
 Flat = Sequence[tuple[Any, nnx.Variable[Any]]]
 
 COLLECTIONS: dict[str, type[nnx.Variable[Any]]] = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+
+
+class _Abstract(NamedTuple):
+    """An NNX module without values, and whether it drops anything in training."""
+
+    graphdef: nnx.GraphDef[Any]
+    flat: Flat
+    drops: bool
 
 
 class _OfNNX(linen.Module):
@@ -52,23 +61,34 @@ class _OfNNX(linen.Module):
         Raises:
             ValueError: variables are missing or have other shapes; it names them.
         """
-        return self._nnx(variables, bool(self._mode), nnx.Rngs(0) if rngs is None else rngs)
+        abstract = _abstract(self.nnx_class, _options(self), bool(self._mode))
+        return self._merged(abstract, variables, nnx.Rngs(0) if rngs is None else rngs)
 
-    def _nnx(self, variables: Mapping[str, Any], deterministic: bool, rngs: nnx.Rngs) -> nnx.Module:
-        graphdef, flat = _abstract(self.nnx_class, _options(self), deterministic)
-        module: nnx.Module = nnx.merge(graphdef, _filled(flat, variables, getattr(self, "config", None), rngs))
+    def _merged(self, abstract: _Abstract, variables: Mapping[str, Any], rngs: nnx.Rngs) -> nnx.Module:
+        state = _filled(abstract.flat, variables, getattr(self, "config", None), rngs)
+        module: nnx.Module = nnx.merge(abstract.graphdef, state)
         return module
 
-    def _run(self, call: Callable[[Any], Any], train: bool | None, deterministic: bool | None) -> Any:
-        """Return `call` of the NNX module with this module's variables; initialization runs as evaluation does."""
+    def _run(
+        self, call: Callable[[Any], Any], train: bool | None, deterministic: bool | None, mixes: bool = False
+    ) -> Any:
+        """Return `call` of the NNX module with this module's variables; initialization runs as evaluation does.
+
+        Args:
+            call: takes the NNX module.
+            train: see `VOLO`.
+            deterministic: likewise.
+            mixes: whether the call draws a random number in training even where nothing is dropped.
+        """
         evaluates = self.is_initializing() or self._evaluates(train, deterministic)
         if self.is_initializing() and "params" not in self.variables:
             rngs = nnx.Rngs(params=self.make_rng("params"), dropout=0)
             made = self.nnx_class(**dict(_options(self)), deterministic=True, rngs=rngs)
             self._put(made, *COLLECTIONS)
             return call(made)
-        key = jax.random.key(0) if evaluates else self.make_rng("dropout")
-        module = self._nnx(self.variables, evaluates, nnx.Rngs(dropout=key))
+        abstract = _abstract(self.nnx_class, _options(self), evaluates)
+        key = self.make_rng("dropout") if not evaluates and (mixes or abstract.drops) else jax.random.key(0)
+        module = self._merged(abstract, self.variables, nnx.Rngs(dropout=key))
         out = call(module)
         if not evaluates:
             self._put(module, "batch_stats")
@@ -96,7 +116,7 @@ class OutlookAttention(_OfNNX):
     """`outlook_jax.OutlookAttention` as a Linen module; arguments as there, `name` as Linen's.
 
     `deterministic` is the mode of calls that say neither `train` nor `deterministic`; None means evaluation. Training
-    needs the random stream `dropout`.
+    needs the random stream `dropout` unless the rates are zero.
     """
 
     nnx_class = attention.OutlookAttention
@@ -144,7 +164,7 @@ class VOLO(_OfNNX):
     """`outlook_jax.VOLO` as a Linen module; arguments as there, `name` as Linen's.
 
     `deterministic` is the mode of calls that say neither `train` nor `deterministic`; None means evaluation. Training
-    needs `mutable=["batch_stats"]`, and the random stream `dropout`.
+    needs `mutable=["batch_stats"]`, and the random stream `dropout` where rates are not zero or a mixing box is drawn.
     """
 
     nnx_class = model.VOLO
@@ -179,7 +199,8 @@ class VOLO(_OfNNX):
             deterministic: overrides the module's setting for this call.
         """
         arguments = {"token_labels": token_labels, "mix_box": mix_box}
-        return self._run(lambda volo: volo(images, **arguments), train, deterministic)
+        mixes = token_labels and mix_box is None and self.config.use_mix_token
+        return self._run(lambda volo: volo(images, **arguments), train, deterministic, mixes)
 
     def forward_features(
         self, images: Float[Array, "B rows columns in_chans"], *, train: bool | None = None
@@ -218,7 +239,8 @@ def load_variables(
         WeightsError: the source cannot be read or does not fit; all faults are reported together.
         OSError: the file cannot be opened.
     """
-    made = nnx.merge(*_unflattened(_abstract(module.nnx_class, _options(module), True)))
+    graphdef, flat, _ = _abstract(module.nnx_class, _options(module), True)
+    made = nnx.merge(graphdef, nnx.from_flat_state([(path, leaf.replace(leaf.get_value())) for path, leaf in flat]))
     load_weights(made, source, prefix=prefix, use_ema=use_ema, rngs=nnx.Rngs(0))
     return variables_of(made)
 
@@ -244,15 +266,12 @@ def _options(module: linen.Module) -> tuple[tuple[str, Any], ...]:
 @lru_cache(maxsize=64)
 def _abstract(
     nnx_class: Callable[..., nnx.Module], options: tuple[tuple[str, Any], ...], deterministic: bool
-) -> tuple[nnx.GraphDef[Any], Flat]:
+) -> _Abstract:
     made = nnx.eval_shape(lambda: nnx_class(**dict(options), deterministic=deterministic, rngs=nnx.Rngs(0)))
+    parts = [part for _, part in nnx.iter_modules(made)]
+    drops = any(isinstance(part, DropPath) or (isinstance(part, nnx.Dropout) and part.rate > 0) for part in parts)
     graphdef, state = nnx.split(made)
-    return graphdef, list(nnx.to_flat_state(state))
-
-
-def _unflattened(abstract: tuple[nnx.GraphDef[Any], Flat]) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
-    graphdef, flat = abstract
-    return graphdef, nnx.from_flat_state([(path, variable.replace(variable.get_value())) for path, variable in flat])
+    return _Abstract(graphdef, tuple(nnx.to_flat_state(state)), drops)
 
 
 def _filled(flat: Flat, variables: Mapping[str, Any], config: VOLOConfig | None, rngs: nnx.Rngs) -> nnx.State[Any, Any]:

@@ -71,7 +71,7 @@ def set_partitioning(model: nnx.Module, mesh: Mesh | AbstractMesh, rules: Rules 
 
 
 def gather_weights(
-    model: Module, mesh: Mesh, rules: Rules = "fsdp", *, axes: str | Sequence[str] = ("fsdp", "data")
+    model: Module, mesh: Mesh | AbstractMesh, rules: Rules = "fsdp", *, axes: str | Sequence[str] = ("fsdp", "data")
 ) -> Module:
     """Return a model that computes with whole weights, to call inside a loss: FSDP's all-gather.
 

@@ -1,10 +1,11 @@
 """Verifier of PyTorch and JAX twins. Importing it imports no framework, and nothing else of this package."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from outlook_common.lazy import lazily
+from outlook_common.version import __version__
 
 if TYPE_CHECKING:
-    from outlook_common.version import __version__
     from outlook_parity.api import verify
     from outlook_parity.core.check import Check, Noise
     from outlook_parity.load_weights import load_torch_weights
@@ -24,21 +25,18 @@ __all__ = [
     "verify",
 ]
 
-_MODULES = {
-    "Check": "outlook_parity.core.check",
-    "NameMap": "outlook_parity.mapping.user",
-    "Noise": "outlook_parity.core.check",
-    "Report": "outlook_parity.report.report",
-    "WeightEntry": "outlook_parity.mapping.entries",
-    "__version__": "outlook_common.version",
-    "load_torch_weights": "outlook_parity.load_weights",
-    "read_name_map": "outlook_parity.mapping.user",
-    "verify": "outlook_parity.api",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # On demand: pytest loads the plugin at every start, and must not load the rest with it.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+if not TYPE_CHECKING:  # a type checker would take any name
+    # Pytest loads the plugin at every start, and must not load the rest with it.
+    __getattr__ = lazily(
+        __name__,
+        {
+            "Check": "core.check",
+            "NameMap": "mapping.user",
+            "Noise": "core.check",
+            "Report": "report.report",
+            "WeightEntry": "mapping.entries",
+            "load_torch_weights": "load_weights",
+            "read_name_map": "mapping.user",
+            "verify": "api",
+        },
+    )

@@ -31,6 +31,7 @@ from outlook_parity.session import Session
 
 if TYPE_CHECKING:
     from outlook_parity.backends.devices import Availability
+    from outlook_parity.backends.exported.base import Exported
     from outlook_parity.pair import Pair
 
 
@@ -65,7 +66,10 @@ def verify(
     then whole on all, and inputs are split along the batch over the mesh's first axis. PyTorch's runs in one process.
 
     Args:
-        torch_model: a `torch.nn.Module`, or a function.
+        torch_model: a `torch.nn.Module`, or a function. Either twin may be an exported program instead: the path of an
+            .onnx file, of one of `torch.export.save` (.pt2) or of a serialized `jax.export` (.jax_export), or what
+            `torch.export.export` and `jax.export.export` return. It has the level "forward" alone, in the precision of
+            its inputs; the other twin computes the float64 truth.
         jax_model: its twin: an `nnx.Module`, a pair of a Linen module and its variables, a pair of a function and the
             pytree of weights that it takes first, a pair of what `haiku.transform` returns and its parameters, an
             `equinox.Module`, a `keras.Model` on JAX, a `FlaxPreTrainedModel`, or a function of the inputs alone.
@@ -117,15 +121,23 @@ def verify(
     _check_arguments(levels, dtypes, training_dtypes, device, steps, devices, sharding)
     check_waivers(ignore or {})
     budget = None if memory is None else bytes_of(memory)
+    exported = {twin: _exported(model) for twin, model in (("torch", torch_model), ("jax", jax_model))}
+    if any(exported.values()):
+        _check_exported(device, memory, devices)
     arrays = inputs_of(inputs)
     available = _availability(device, dtypes, devices)
     if reason := refusal(arrays) or available.absence:
         return Report("not-run", reason=reason, environment=versions())
     spread = ShardingRequest(devices, sharding, named_inputs(inputs))
-    pair = _pair(torch_model, jax_model, arrays, names, keywords_of(inputs), output_mask, spread)
+    if any(exported.values()):
+        models = exported["torch"] or torch_model, exported["jax"] or jax_model
+        pair = _exported_pair(*models, arrays, names or NameMap(), output_mask)
+    else:
+        pair = _pair(torch_model, jax_model, arrays, names, keywords_of(inputs), output_mask, spread)
     if write_map is not None:
         write_name_map(write_map, pair.names, names.torch_axes if names else None)
     chosen = _levels(levels, pair.refused)
+    dtypes, one_alone = _dtypes(dtypes, pair.precision)
     trained = dtypes if training_dtypes is None else training_dtypes
     plan = Plan(chosen, dtypes, trained, device, seed, steps, available.missing_products)
     if budget is not None:
@@ -137,7 +149,7 @@ def verify(
         session.waive(ignore)
     left_out = {} if levels is not None else pair.refused
     found = _report(session, plan, left_out, has_weights=bool(pair.names.expected), environment=available.environment)
-    notes = (note_on_correspondence(pair.names), str(pair.sharding) if pair.sharding else None)
+    notes = (one_alone, note_on_correspondence(pair.names), str(pair.sharding) if pair.sharding else None)
     return replace(found, notes=(*found.notes, *(note for note in notes if note)), sharding=pair.sharding)
 
 
@@ -191,6 +203,41 @@ def _pair(
     from outlook_parity.pair import make_pair
 
     return make_pair(torch_model, jax_model, inputs, names or NameMap(), keywords, output_mask, sharding)
+
+
+def _exported(model: Any) -> "Exported | None":
+    from outlook_parity.backends.exported.registry import as_exported
+
+    return as_exported(model)
+
+
+def _exported_pair(torch_model: Any, jax_model: Any, inputs: Inputs, names: NameMap, output_mask: Any) -> "Pair":
+    from outlook_parity.exported_pair import make_exported_pair
+
+    return make_exported_pair(torch_model, jax_model, inputs, names, output_mask)
+
+
+def _check_exported(device: str, memory: str | None, devices: int | None) -> None:
+    """Raise a ValueError for options that exported programs do not have."""
+    for option, value, possible in (("device", device, "cpu"), ("memory", memory, None), ("devices", devices, None)):
+        if value != possible:
+            raise ValueError(
+                f"{option}={value!r} is for two models: an exported program runs on the CPU, and takes what it takes"
+            )
+
+
+def _dtypes(dtypes: Sequence[str], precision: str | None) -> tuple[Sequence[str], str | None]:
+    """Return the precisions that can be compared, and as a note which were left out.
+
+    Raises:
+        ValueError: none can.
+    """
+    left_out = [dtype for dtype in dtypes if precision not in (None, dtype)]
+    if not left_out:
+        return dtypes, None
+    if len(left_out) == len(dtypes):
+        raise ValueError(f"the exported program computes in {precision} alone, and dtypes are {', '.join(dtypes)}")
+    return [str(precision)], f"left out, for the exported program computes in {precision} alone: {', '.join(left_out)}"
 
 
 def _levels(levels: Sequence[str] | None, refused: Mapping[str, str]) -> Sequence[str]:

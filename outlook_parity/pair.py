@@ -60,10 +60,12 @@ class Pair:
         notes: what else to know of the pair.
         constants: twin -> arrays that are no weights, under one name in both.
         sharding: over which devices JAX's runs, None for one.
+        truth: the twin that computes the float64 truth.
+        precision: the only one that can be compared, None for all.
     """
 
-    torch: TorchRunner
-    jax: JaxRunner
+    torch: "TorchRunner | ExportedRunner"
+    jax: "JaxRunner | ExportedRunner"
     names: Names
     refused: dict[str, str]
     keywords: tuple[str, ...] = ()
@@ -71,6 +73,8 @@ class Pair:
     notes: tuple[str, ...] = ()
     constants: Mapping[str, Tensors] = field(default_factory=lambda: {twin: {} for twin in TWINS})
     sharding: Sharding | None = None
+    truth: str = "torch"
+    precision: str | None = None
 
     def sizes(self, inputs: Inputs) -> Sizes:
         """Return how many numbers the twins hold, and a forward pass of these inputs."""

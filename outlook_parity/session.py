@@ -236,8 +236,9 @@ class Session:
         )
 
     def _runner(self, label: str) -> Runner:
-        """Return the runner for a label; "truth", "up" and "down" are PyTorch's."""
-        return self._pair.jax if label == "jax" else self._pair.torch
+        """Return the runner for a label; "truth", "up" and "down" are of the twin that computes the truth."""
+        twin = label if label in TWINS else self._pair.truth
+        return self._pair.jax if twin == "jax" else self._pair.torch
 
     def _floating(self, outputs: Tensors) -> Tensors:
         return {name: array for name, array in outputs.items() if name not in self._integer_outputs}

@@ -1,17 +1,19 @@
 """Outlook attention as a layer, with its projections (VOLO, section 3.1)."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from outlook_common.config import OutlookAttentionConfig
 from outlook_common.dispatch import ImplementationRequest, check_implementation
 from outlook_common.geometry import IntOrPair, check_layer_input, grid_size, one_batch_axis, unmerged, window_grid
 from outlook_torch.layers import Device, Dtype, LayerOptions
 from outlook_torch.ops import IMPLEMENTATIONS, outlook_attention
-from outlook_torch.ops.symbolic import every
+from outlook_torch.ops.reference import widened
+from outlook_torch.ops.symbolic import every, is_symbolic
+from outlook_torch.tracing import option, scriptable, traceable
+
+fx.wrap("widened")
 
 
 class OutlookAttention(nn.Module):
@@ -71,6 +73,7 @@ class OutlookAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **options)
         self.proj_drop = nn.Dropout(self.config.proj_drop)
 
+    @traceable
     def forward(
         self,
         x: Float[Tensor, "*B H W C"],
@@ -92,20 +95,23 @@ class OutlookAttention(nn.Module):
             ValueError: `x` has fewer axes or other channels, or the window grid does not fit its map.
         """
         cfg = self.config
-        check_layer_input(x.shape, cfg.dim)
-        shape = x.shape
-        x, dropout_mask = one_batch_axis(x, 3), one_batch_axis(dropout_mask, 5)
-        proj_dropout_mask = one_batch_axis(proj_dropout_mask, 3)
+        dropout_mask, proj_dropout_mask = option(dropout_mask), option(proj_dropout_mask)
+        shape, traced = x.shape, is_symbolic(x)
+        if not traced:  # a graph of torch.fx has one batch axis
+            check_layer_input(shape, cfg.dim)
+            x, dropout_mask = one_batch_axis(x, 3), one_batch_axis(dropout_mask, 5)
+            proj_dropout_mask = one_batch_axis(proj_dropout_mask, 3)
+            window_grid((x.shape[1], x.shape[2]), cfg.kernel_size, cfg.stride, cfg.padding)
         B, H, W, C = x.shape
-        window_grid((H, W), cfg.kernel_size, cfg.stride, cfg.padding)
-        spare = spare_windows(x.shape, cfg.stride)
+        spare = spare_windows((H, W), cfg.stride)
 
         value = self.v(x).reshape(B, H, W, cfg.num_heads, cfg.head_dim)
         logits = self._logits(x, spare)
         # Read from the dropout layer itself: its mode and rate may be changed, and so may the layer.
-        if dropout_mask is None and self.attn_drop.training and getattr(self.attn_drop, "p", 1) != 0:
-            ones = torch.ones_like(logits, dtype=torch.promote_types(logits.dtype, torch.float32))
-            dropout_mask = self.attn_drop(ones)
+        # A traced graph calls it in either mode.
+        training = self.attn_drop.training or traced
+        if dropout_mask is None and training and getattr(self.attn_drop, "p", 1) != 0:
+            dropout_mask = self.attn_drop(widened(torch.ones_like(logits)))
         if any(spare):
             value, dropout_mask = _with_spare(value, dropout_mask, logits, cfg.stride, spare)
 
@@ -120,7 +126,7 @@ class OutlookAttention(nn.Module):
         )
         out = self.proj(out[:, :H, :W].reshape(B, H, W, C))
         out = self.proj_drop(out) if proj_dropout_mask is None else (out * proj_dropout_mask).to(out.dtype)
-        return unmerged(out, shape)
+        return out if traced else unmerged(out, shape)
 
     def attention_logits(self, x: Float[Tensor, "*B H W C"]) -> Float[Tensor, "*B h w N KK KK"]:
         """Return the predicted logits, scaled: the second operand of `outlook_attention`."""
@@ -134,14 +140,18 @@ class OutlookAttention(nn.Module):
     def attention_weights(self, x: Float[Tensor, "*B H W C"]) -> Float[Tensor, "*B h w N KK KK"]:
         """Return the predicted weights, in float32 at least: row p mixes the places of a window into its place p."""
         logits = self.attention_logits(x)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
+        return widened(logits).softmax(dim=-1)
 
     def _logits(self, x: Float[Tensor, "B H W C"], spare: tuple[int, int]) -> Float[Tensor, "B h w N KK KK"]:
         cfg = self.config
-        B, _, _, _ = x.shape
-        h, w = spared_grid(x.shape, cfg.stride, spare)
+        B, H, W, _ = x.shape
+        h, w = spared_grid((H, W), cfg.stride, spare)
         logits = self.attn(average_pool(x, cfg.stride, spare)) * cfg.qk_scale
         return logits.reshape(B, h, w, cfg.num_heads, cfg.places, cfg.places)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what `torch.jit.script` compiles instead of this source: a graph with the same parameters."""
+        return scriptable(self)
 
     def extra_repr(self) -> str:
         """Return the configuration, for `print(layer)`."""
@@ -164,13 +174,13 @@ def average_pool(
     """
     if stride == (1, 1):
         return x
-    if any(isinstance(size, torch.SymInt) for size in x.shape[1:3]):
+    if any(isinstance(x.shape[axis], torch.SymInt) for axis in (1, 2)):
         return _average_by_index(x, stride, spare)
     pooled = nn.functional.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True)
     return pooled.permute(0, 2, 3, 1)
 
 
-def spare_windows(shape: Sequence[int], stride: tuple[int, int]) -> tuple[int, int]:
+def spare_windows(map_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
     """Return how many windows more than ceil(H/S) an exported program computes along each axis, to no effect.
 
     torch.export takes any axis for one of two entries or more, unless told otherwise. It knows this of H and W, which
@@ -179,15 +189,15 @@ def spare_windows(shape: Sequence[int], stride: tuple[int, int]) -> tuple[int, i
     if not torch.compiler.is_exporting():
         return 0, 0
     rows, columns = (
-        int(step > 1 and isinstance(size, torch.SymInt)) for size, step in zip(shape[1:3], stride, strict=True)
+        int(step > 1 and isinstance(size, torch.SymInt)) for size, step in zip(map_size, stride, strict=True)
     )
     return rows, columns
 
 
-def spared_grid(shape: Sequence[int], stride: tuple[int, int], spare: tuple[int, int]) -> tuple[int, int]:
+def spared_grid(map_size: tuple[int, int], stride: tuple[int, int], spare: tuple[int, int]) -> tuple[int, int]:
     """Return the number of windows along each axis, with spare ones."""
     rows, columns = (
-        grid_size(size + step * more, step) for size, step, more in zip(shape[1:3], stride, spare, strict=True)
+        grid_size(size + step * more, step) for size, step, more in zip(map_size, stride, spare, strict=True)
     )
     return rows, columns
 
@@ -219,7 +229,7 @@ def _average_by_index(
 ) -> Float[Tensor, "B h w C"]:
     # PyTorch's pooling compares the size of its result with that of `x` once more, which ties a symbolic size down.
     (_, H, W, _), (S, T) = x.shape, stride
-    h, w = spared_grid(x.shape, stride, spare)
+    h, w = spared_grid((H, W), stride, spare)
     beyond = T - 1 + T * spare[1], S - 1 + S * spare[0]
     padded = nn.functional.pad(x, (0, 0, 0, beyond[0], 0, beyond[1])).to(torch.promote_types(x.dtype, torch.float32))
     parts = [every(every(padded, 1, i, S, h), 2, j, T, w) for i in range(S) for j in range(T)]

@@ -13,6 +13,7 @@ from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_torch.attention import OutlookAttention
 from outlook_torch.layers import LayerOptions
+from outlook_torch.ops.symbolic import is_symbolic
 
 
 class DropPath(nn.Module):
@@ -22,8 +23,8 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Float[Tensor, "B *map C"]) -> Float[Tensor, "B *map C"]:
-        """Return `x` with samples zeroed in training, `x` itself otherwise."""
+    def forward(self, x: Tensor) -> Tensor:  # types and operations that torch.jit.script compiles
+        """Return `x` (B, *map, C) with samples zeroed in training, `x` itself otherwise."""
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
@@ -253,6 +254,9 @@ def attend(
     """Return softmax(q @ k / sqrt(D)) @ v per head, with dropout on the weights in training."""
     rate = drop.p if drop.training else 0.0
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if is_symbolic(q) and drop.p > 0:  # a traced graph calls the dropout in either mode
+        weights = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=-1)
+        return (drop(weights) @ v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from outlook_common.config import FeatureInfo, VOLOConfig, volo_config
@@ -26,11 +26,15 @@ from outlook_common.volo import (
     stage_ends,
     take_indices,
 )
-from outlook_torch.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer
+from outlook_torch.blocks import ClassBlock, Downsample, DropPath, Outlooker, PatchEmbed, Transformer
 from outlook_torch.interpolation import symbolic_bicubic_matrix
 from outlook_torch.layers import Device, Dtype, LayerOptions, draw, initialize_linear, initialize_parameter
 from outlook_torch.ops import IMPLEMENTATIONS
+from outlook_torch.ops.symbolic import is_symbolic
 from outlook_torch.placement import put_like
+from outlook_torch.tracing import checked_images, option, scriptable, traceable
+
+fx.wrap("checked_images")
 
 
 class VOLO(nn.Module):
@@ -150,6 +154,7 @@ class VOLO(nn.Module):
         """Channels, reduction and module name of each stage, as timm describes them."""
         return self.config.feature_info[: len(stage_ends(self.config, len(self.network)))]
 
+    @traceable
     def forward(
         self,
         images: Float[Tensor, "B in_chans rows columns"],
@@ -171,6 +176,7 @@ class VOLO(nn.Module):
         Raises:
             ValueError: the images have another rank, other channels, or a size that does not fit.
         """
+        token_labels, mix_box = option(token_labels), option(mix_box)
         if token_labels or mix_box is not None:
             return self.forward_train(images, mix_box)
         return self.forward_head(self.forward_features(images))
@@ -333,6 +339,10 @@ class VOLO(nn.Module):
                     nn.init.trunc_normal_(drawn, std=INIT_STD)  # those outside any layer
                 tensor.copy_(put_like(drawn, tensor))
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what `torch.jit.script` compiles instead of this source: a graph with the same parameters."""
+        return scriptable(self, leaves=(DropPath,))
+
     def get_classifier(self) -> nn.Module:
         """Return the head of the class token."""
         return self.head
@@ -350,7 +360,12 @@ class VOLO(nn.Module):
         return dict(GROUP_MATCHER)
 
     def _embed(self, images: Float[Tensor, "B in_chans rows columns"]) -> Float[Tensor, "B H W C"]:
-        check_images(images.shape, "NCHW", self.config)
+        cfg = self.config
+        if is_symbolic(images):
+            size = (0, 0) if cfg.dynamic_img_size else cfg.img_size
+            images = checked_images(images, cfg.in_chans, *size, cfg.stride)
+        else:
+            check_images(images.shape, "NCHW", cfg)
         return self.patch_embed(images)
 
     def _forward_network(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w c"]:
@@ -360,20 +375,22 @@ class VOLO(nn.Module):
 
     def _forward_part(self, index: int, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B h w c"]:
         if index == 2:  # after the outlookers and their downsampling
-            x = self.pos_drop(x + self._pos_embed(x.shape[1:3]).to(x.dtype))
+            x = self.pos_drop(x + self._pos_embed(x).to(x.dtype))
         part = self.network[index]
         return self._run_blocks(part, x) if isinstance(part, nn.Sequential) else part(x)
 
-    def _pos_embed(self, size: Sequence[int]) -> Float[Tensor, "1 H W C"]:
+    def _pos_embed(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "1 H W C"]:
         assert self.pos_embed is not None
-        # In a program whose sizes may be symbols: whether they are the model's own would tie them down.
-        compiled = torch.compiler.is_compiling() and self.config.dynamic_img_size
-        if not compiled and self.pos_embed.shape[1:3] == tuple(size):
+        if not self.config.dynamic_img_size:
             return self.pos_embed
-        matrix = symbolic_bicubic_matrix if compiled else _bicubic_matrix
+        # In a program whose sizes may be symbols: whether they are the model's own would tie them down.
+        symbolic = torch.compiler.is_compiling() or is_symbolic(x)
+        size, own = (x.shape[1], x.shape[2]), self.config.token_map
+        if not symbolic and own == size:
+            return self.pos_embed
+        matrix = symbolic_bicubic_matrix if symbolic else _bicubic_matrix
         rows, columns = (
-            matrix(old, new, self.pos_embed.device).to(self.pos_embed.dtype)
-            for old, new in zip(self.pos_embed.shape[1:3], size, strict=True)
+            matrix(old, new, self.pos_embed.device).to(self.pos_embed.dtype) for old, new in zip(own, size, strict=True)
         )
         # Not einsum, which takes symbolic sizes for constants.
         resized: Tensor = (rows @ self.pos_embed[0].flatten(1)).unflatten(1, self.pos_embed.shape[2:])  # type: ignore[no-untyped-call]
@@ -389,8 +406,9 @@ class VOLO(nn.Module):
         return self.norm(x)
 
     def _run_blocks(self, blocks: nn.Sequential | nn.ModuleList, x: Tensor) -> Tensor:
+        recomputed = self.grad_checkpointing and not is_symbolic(x)
         for block in blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
+            x = checkpoint(block, x, use_reentrant=False) if recomputed else block(x)
         return x
 
     def _pool(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B *tokens C"]:

@@ -161,8 +161,8 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
             sorted(module for module, _ in sources("outlook_common")),
             FRAMEWORKS | {"orbax", "PIL", "outlook_torch", "outlook_jax", "outlook_parity"},
         ),
-        (["outlook_torch"], {"jax", "flax", "outlook_jax", "outlook_parity"}),
-        (["outlook_jax"], {"torch", "outlook_torch", "outlook_parity"}),
+        (sorted(module for module, _ in sources("outlook_torch")), {"jax", "flax", "outlook_jax", "outlook_parity"}),
+        (sorted(module for module, _ in sources("outlook_jax")), {"torch", "outlook_torch", "outlook_parity"}),
         (
             ["outlook_parity", "outlook_parity.cli.app", "outlook_parity.pytest_plugin"],
             FRAMEWORKS | {"outlook_torch", "outlook_jax", "matplotlib", "sklearn"},
@@ -175,6 +175,29 @@ def test_a_package_loads_only_what_lies_below_it(imported: list[str], forbidden:
     done = run(f"import sys, {', '.join(imported)}; print(*{{name.split('.')[0] for name in sys.modules}})")
     assert done.returncode == 0, done.stderr
     assert not forbidden & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("twin", "framework"), [("outlook_torch", "import torch"), ("outlook_jax", "import jax; from flax import nnx")]
+)
+def test_importing_a_twin_loads_nothing_slow_besides_its_framework(twin: str, framework: str) -> None:
+    """Compilers, meshes, checkpoints and what reads files wait until they are used."""
+
+    def loaded(statement: str) -> set[str]:
+        done = run(f"{statement}; import sys; print(*sys.modules)")
+        assert done.returncode == 0, done.stderr
+        return set(done.stdout.split())
+
+    added = {name for name in loaded(f"import {twin}") - loaded(framework) if name.partition(".")[0] != twin}
+    of_this_repository = {name for name in added if name.startswith("outlook_")}
+    assert of_this_repository == {
+        "outlook_common",
+        *(f"outlook_common.{module}" for module in ("config", "constants", "dispatch", "extras", "geometry")),
+        *(f"outlook_common.{module}" for module in ("interpolation", "lazy", "taps", "text", "volo")),
+    }
+    others = {name for name in added - of_this_repository if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert {name.partition(".")[0] for name in others} <= {"jax", "jaxtyping", "numpy", "torch"}
+    assert len({name for name in others if not name.startswith("jaxtyping")}) <= 5
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,18 @@ class Trainer:
         gradients = jax.tree.map(lambda x: x / how.accumulate, total)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, params)
         weights = (optax.apply_updates(params, updates), statistics)
-        average = optax.incremental_update(weights, state.average, 1 - how.ema)
+        average = jax.tree.map(lambda new, old: _averaged(new, old, how.ema), weights, state.average)
         return State(weights, optimizer, average), losses.mean()
 
     def _count_hits(self, weights: Weights, images: jax.Array, labels: jax.Array) -> jax.Array:
         logits = nnx.merge(self.graph_in_evaluation, *weights, self.streams)(images)
         best = jax.lax.top_k(logits, 5)[1] == labels[:, None]
         return jnp.stack([best[:, 0].sum(), best.sum()])
+
+
+def _averaged(new: jax.Array, old: jax.Array, decay: float) -> jax.Array:
+    """Return the moving average; of BatchNorm's counters, which are integers, the last one."""
+    return optax.incremental_update(new, old, 1 - decay) if jnp.issubdtype(old.dtype, jnp.floating) else new
 
 
 def _optimizer(recipe: Recipe, params: nnx.State, rates: np.ndarray) -> optax.GradientTransformation:

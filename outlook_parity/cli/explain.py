@@ -10,10 +10,10 @@ from outlook_common.explain import place_weights
 from outlook_common.extras import require
 from outlook_common.images import load_image, place_in_input, preprocess
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import VARIANTS, Quiet
+from outlook_parity.cli.options import Quiet, Variant, VariantWeights
 from outlook_parity.cli.predict import frameworks_of, pretrained_of
 from outlook_parity.cli.progress import waiting
-from outlook_parity.models.builtin import DEFAULT_MODEL, FRAMEWORKS
+from outlook_parity.models.builtin import FRAMEWORKS
 from outlook_parity.models.explain import ATTENTION_MAPS
 
 EPILOG = epilog(
@@ -29,16 +29,8 @@ def explain(
     place: Annotated[
         str | None, typer.Option(help="Row and column, in pixels of the image: 120,300.", show_default="the middle")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help=f"A released variant: {VARIANTS}.", show_default=f"the weights', or {DEFAULT_MODEL}"),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="A file, a folder or a Hub id (owner/name@revision).", show_default="the released ones, from the Hub"
-        ),
-    ] = None,
+    model: Variant = None,
+    weights: VariantWeights = None,
     framework: Annotated[str | None, typer.Option(help="torch or jax.", show_default="what is installed")] = None,
     quiet: Quiet = False,
 ) -> None:

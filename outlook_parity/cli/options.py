@@ -26,6 +26,18 @@ Manifest = Annotated[
     bool, typer.Option("--manifest", help="Print the SHA-256 of every tensor, in PyTorch's name and layout.")
 ]
 UseEma = Annotated[bool, typer.Option("--use-ema", help="Take the averaged (EMA) weights of a checkpoint.")]
+Variant = Annotated[
+    str | None,
+    typer.Option("--model", help=f"A released variant: {VARIANTS}.", show_default=f"the weights', or {DEFAULT_MODEL}"),
+]
+VariantWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="A file, a folder or a Hub id (owner/name@revision).",
+        show_default="the released ones, from the Hub",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell on stderr what is running.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random: weights, cotangents, targets.", metavar="N")]
 

@@ -19,7 +19,7 @@ from outlook_common.pretrained import Pretrained, prepare
 from outlook_common.text import listed
 from outlook_parity.cli.exit_codes import ERROR, MISMATCH
 from outlook_parity.cli.help import epilog
-from outlook_parity.cli.options import VARIANTS, AsJson, Quiet
+from outlook_parity.cli.options import AsJson, Quiet, Variant, VariantWeights
 from outlook_parity.cli.output import print_error
 from outlook_parity.cli.progress import steps, waiting
 from outlook_parity.models.builtin import DEFAULT_MODEL, FRAMEWORKS, IMAGE_CHANNELS
@@ -42,16 +42,8 @@ class Unreadable:
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)],
-    model: Annotated[
-        str | None,
-        typer.Option(help=f"A released variant: {VARIANTS}.", show_default=f"the weights', or {DEFAULT_MODEL}"),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="A file, a folder or a Hub id (owner/name@revision).", show_default="the released ones, from the Hub"
-        ),
-    ] = None,
+    model: Variant = None,
+    weights: VariantWeights = None,
     framework: Annotated[str | None, typer.Option(help="torch, jax or both.", show_default="what is installed")] = None,
     top: Annotated[int, typer.Option(help="Number of classes to show.", min=1)] = 5,
     batch_size: Annotated[int, typer.Option(help="Number of images computed at once.", min=1)] = 8,

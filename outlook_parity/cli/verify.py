@@ -1,12 +1,13 @@
 """`outlook verify`: do two twins compute the same thing?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
+from outlook_parity.backends.exported.registry import is_program_file
 from outlook_parity.cli.help import epilog
 from outlook_parity.cli.options import (
     OWN_MODELS,
@@ -26,7 +27,7 @@ from outlook_parity.cli.output import finish
 from outlook_parity.cli.progress import steps
 from outlook_parity.core.plan import STEPS
 from outlook_parity.core.precision import IN_WORDS
-from outlook_parity.models.builtin import Model, enough_for, make
+from outlook_parity.models.builtin import Model, Options, enough_for, make
 from outlook_parity.models.user import load_factory, read_inputs
 
 if TYPE_CHECKING:
@@ -124,13 +125,17 @@ class TwinOptions:
 
     torch_factory: Annotated[
         str | None,
-        typer.Option("--torch", help="PyTorch model: package.module:factory.", rich_help_panel=OWN_MODELS),
+        typer.Option(
+            "--torch",
+            help="PyTorch model: package.module:factory; or an exported program: .onnx, .pt2, .jax_export.",
+            rich_help_panel=OWN_MODELS,
+        ),
     ] = None
     jax_factory: Annotated[
         str | None,
         typer.Option(
             "--jax",
-            help="JAX model: a factory of a module, a function, or a pair (module or function, weights).",
+            help="JAX model: a factory of a module, a function, or a pair (module or function, weights); or a program.",
             rich_help_panel=OWN_MODELS,
         ),
     ] = None
@@ -177,7 +182,9 @@ def verify(
     images are. With --model layer one photo, as a map of 28x28 pixels
     with 192 channels: the first that VOLO-D1's outlook attention sees.
     Your own models: --torch, --jax and --inputs; see
-    docs/port-a-model.md.
+    docs/port-a-model.md. A file with an exported program (.onnx, .pt2,
+    .jax_export) takes the place of either twin, at the level forward;
+    without --inputs it is compared with --model.
 
     --devices 8 runs the JAX twin on eight devices, which a CPU passes
     for, and PyTorch's in one process; photos are repeated, shifted,
@@ -196,7 +203,7 @@ def verify(
             from outlook_parity.backends.jax.placement import make_cpu_devices
 
             make_cpu_devices(run.devices)
-        pair = _user_models(twins, inputs) or enough_for(make(model.builtin(run.seed, layer)), run.devices or 1)
+        pair = _user_models(twins, inputs) or _built_in(model.builtin(run.seed, layer), twins, run.devices or 1)
         found = verify_models(
             pair.torch_model,
             pair.jax_model,
@@ -223,6 +230,9 @@ def verify(
 
 def _check(twins: TwinOptions, inputs: InputOptions, picture: PictureOptions, found_map: MapOptions) -> None:
     """Raise a ValueError if options contradict each other."""
+    programs = [name for name in (twins.torch_factory, twins.jax_factory) if name and is_program_file(name)]
+    if programs and picture.plot is not None:
+        raise ValueError(f"--plot shows this package's models on a photo, not {programs[0]}; --html shows the report")
     if twins.torch_factory is None:
         given = {"--map": inputs.map_file, "--torch-axes": inputs.torch_axes, "--write-map": found_map.write_map}
         refuse_without(("--torch", "--jax", "--inputs"), given)
@@ -241,6 +251,29 @@ def _save_picture(path: Path, pair: Model, report: "Report", run: RunOptions) ->
     return save_map(path, pair.photo, difference, report)
 
 
+def _built_in(options: Options, twins: TwinOptions, devices: int) -> Model:
+    """Return this package's twins, one replaced by an exported program if one is named."""
+    programs = {"torch": twins.torch_factory, "jax": twins.jax_factory}
+    pair = enough_for(make(options, [twin for twin, program in programs.items() if program is None]), devices)
+    for twin, program in programs.items():
+        if program is not None:
+            title = f"{pair.title}, {Path(program).name} in place of {twin}"
+            changes: dict[str, Any] = {f"{twin}_model": Path(program), "title": title}
+            pair = replace(pair, **changes)
+    return pair
+
+
+def _one_program(twins: TwinOptions) -> bool:
+    """Whether one twin is named, and that is an exported program."""
+    names = [name for name in (twins.torch_factory, twins.jax_factory) if name]
+    return len(names) == 1 and is_program_file(names[0])
+
+
+def _twin(name: str, option: str) -> Any:
+    """Return the file of an exported program, or the model of a factory."""
+    return Path(name) if is_program_file(name) else load_factory(name, option)
+
+
 def _user_models(twins: TwinOptions, inputs: InputOptions) -> Model | None:
     """Return the user's own models, None if none are named.
 
@@ -250,7 +283,7 @@ def _user_models(twins: TwinOptions, inputs: InputOptions) -> Model | None:
     """
     torch_factory, jax_factory, path = twins.torch_factory, twins.jax_factory, inputs.inputs
     given = {"--torch": torch_factory, "--jax": jax_factory, "--inputs": path}
-    if not any(given.values()):
+    if not any(given.values()) or (path is None and _one_program(twins)):
         return None
     if not (torch_factory and jax_factory and path):
         missing = " and ".join(option for option, value in given.items() if not value)
@@ -259,8 +292,8 @@ def _user_models(twins: TwinOptions, inputs: InputOptions) -> Model | None:
     shapes = ", ".join(f"{array.dtype} {array.shape}" for array in arrays.values())
     return Model(
         title=f"{torch_factory} and {jax_factory} on {path.name}, {shapes}",
-        torch_model=load_factory(torch_factory, "--torch"),
-        jax_model=load_factory(jax_factory, "--jax"),
+        torch_model=_twin(torch_factory, "--torch"),
+        jax_model=_twin(jax_factory, "--jax"),
         inputs=arrays,
         photo=np.zeros((1, 1, 3), np.uint8),
     )

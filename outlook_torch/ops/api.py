@@ -5,9 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from outlook_common.dispatch import Implementation, ImplementationRequest, choose
-from outlook_common.geometry import IntOrPair, check_operands, one_batch_axis, unmerged
+from outlook_common.geometry import IntOrPair, WindowGrid, check_operands, one_batch_axis, to_pair, unmerged
 from outlook_torch.ops.composite import COMPOSITE
 from outlook_torch.ops.reference import REFERENCE
+from outlook_torch.ops.symbolic import is_symbolic
 from outlook_torch.ops.triton import TRITON
 
 # From fastest to slowest: the order that `implementation=None` tries.
@@ -54,6 +55,11 @@ def outlook_attention(
             `implementation` is unknown.
         NotImplementedError: the implementation asked for cannot run here (an ExceptionGroup of them for several).
     """
+    if is_symbolic(value):
+        grid = _unchecked_grid(value, kernel_size, stride, padding)
+        return choose(implementation, IMPLEMENTATIONS, value, logits, dropout_mask, grid)(
+            value, logits, dropout_mask, grid
+        )
     grid = check_operands(
         value.shape,
         _dtype_name(value),
@@ -73,6 +79,16 @@ def outlook_attention(
         with torch.autocast(device_type, enabled=False):
             return unmerged(run(value, logits, dropout_mask, grid), shape)
     return unmerged(run(value, logits, dropout_mask, grid), shape)
+
+
+def _unchecked_grid(value: Tensor, kernel_size: IntOrPair, stride: IntOrPair, padding: IntOrPair) -> WindowGrid:
+    """Return the windows on a map whose size torch.fx records."""
+    return WindowGrid(
+        map_size=(value.shape[1], value.shape[2]),
+        kernel_size=to_pair("kernel_size", kernel_size, minimum=1),
+        stride=to_pair("stride", stride, minimum=1),
+        padding=to_pair("padding", padding, minimum=0),
+    )
 
 
 def _dtype_name(x: Tensor) -> str:

@@ -6,7 +6,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, fx
 
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid
@@ -21,13 +21,12 @@ def reference(
 ) -> Float[Tensor, "B H W N D"]:
     """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked."""
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between.
-    probabilities = logits.to(at_least_float32(logits)).softmax(dim=-1)
+    probabilities = widened(logits).softmax(dim=-1)
     if dropout_mask is not None:
         probabilities = probabilities * dropout_mask
-    sum_dtype = at_least_float32(value)
-    probabilities = probabilities.to(value.dtype).to(sum_dtype)
+    probabilities = widened(probabilities.to(value.dtype))
 
-    windows = _unfold(value.to(sum_dtype), grid)  # B h w N KK D
+    windows = _unfold(widened(value), grid)  # B h w N KK D
     mixed = _mixed_by_place if any(isinstance(size, torch.SymInt) for size in grid.grid) else torch.matmul
     return _fold(mixed(probabilities, windows), grid).to(value.dtype)
 
@@ -41,9 +40,12 @@ def _mixed_by_place(
     return reduce(torch.add, (weight[..., None] * value[..., None, :] for weight, value in terms))
 
 
-def at_least_float32(x: Tensor) -> torch.dtype:
-    """Return the dtype that softmax and sums of `x` run in."""
-    return torch.promote_types(x.dtype, torch.float32)
+def widened(x: Tensor) -> Tensor:
+    """Return `x` in the dtype that softmax and sums run in; a function of its own in the graphs of torch.fx."""
+    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+
+
+fx.wrap("widened")
 
 
 def _unfold(value: Float[Tensor, "B H W N D"], grid: WindowGrid) -> Float[Tensor, "B h w N KK D"]:

@@ -1,9 +1,14 @@
-"""Slices whose sizes may be symbols, in programs that are compiled or exported."""
+"""Sizes that may be symbols, in programs that are compiled, exported or traced."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+
+
+def is_symbolic(x: Any) -> bool:
+    """Say whether torch.fx is tracing: sizes and dtypes of `x` are recorded, and cannot be asked."""
+    return isinstance(x, fx.Proxy)
 
 
 def every(x: Tensor, axis: int, start: int, step: int, count: Any) -> Tensor:

@@ -84,7 +84,7 @@ def test_usage_errors_end_in_one_line_and_exit_code_2(
 ) -> None:
     from outlook_parity.cli.app import main
 
-    monkeypatch.setattr(sys, "argv", ["outlook", "convert", str(tmp_path / name), str(tmp_path / "b.npz")])
+    monkeypatch.setattr(sys, "argv", ["outlook", "convert", "--quiet", str(tmp_path / name), str(tmp_path / "b.npz")])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2

@@ -1,6 +1,9 @@
 """`outlook explain`: what is drawn, not its pixels."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from outlook_parity.models.explain import ATTENTION_MAPS
 from outlook_parity.report import explain as picture
 from parity_tests.weights.test_pretrained import config, folder, weights
 
+ROOT = Path(__file__).parents[2]
 SIZE = (64, 64)
 
 
@@ -105,3 +109,25 @@ def test_every_pixel_that_the_model_sees_has_a_place_and_no_other() -> None:
     assert sorted(set(seen)) == list(range(16))
     first, last = (int(word) for word in words.split("columns ")[1].split(" to "))
     assert last - first + 1 == len(seen)
+
+
+@pytest.mark.parametrize("framework", ATTENTION_MAPS)
+def test_one_framework_and_the_extra_plots_suffice(framework: str, photo: Path, model: Path, tmp_path: Path) -> None:
+    script = f"""if True:
+        import sys
+        from parity_tests.support.environment import hide_all_but
+        hide_all_but([{framework!r}, "plots"])
+        from outlook_parity.cli.app import main
+        sys.argv = ["outlook", "explain", {str(photo)!r}, "--weights", {str(model)!r}, "--out", "picture.png"]
+        main()"""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "picture.png").stat().st_size > 10_000

@@ -25,7 +25,7 @@ OUTLOOK = [sys.executable, "-c", "from outlook_parity.cli.app import main; main(
 @pytest.mark.parametrize("options", [[], ["--json"], ["--manifest"]])
 def test_output_that_nobody_reads_ends_quietly_as_in_other_tools(tmp_path: Path, options: list[str]) -> None:
     write_arrays(tmp_path / "a.npz", WEIGHTS)
-    command = [*OUTLOOK, "inspect", str(tmp_path / "a.npz"), *options]
+    command = [*OUTLOOK, "inspect", "--quiet", str(tmp_path / "a.npz"), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -244,7 +244,7 @@ def test_what_a_user_gets_wrong_is_an_error_before_anything_is_computed(
     grey = folder(tmp_path / "grey", weights(config(in_chans=1)))
     places = {"MODEL": model, "HEADLESS": headless, "GREY": grey, "EMPTY": tmp_path / "empty"}
     given = [str(places.get(argument, argument)) for argument in arguments]
-    monkeypatch.setattr(sys, "argv", ["outlook", "predict", str(photos / "china.png"), *given])
+    monkeypatch.setattr(sys, "argv", ["outlook", "predict", str(photos / "china.png"), "--quiet", *given])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2
@@ -281,9 +281,9 @@ def test_frameworks_are_those_installed_unless_asked_for(
     monkeypatch.setattr("outlook_common.extras.find_spec", find_spec)
     if isinstance(expected, str):
         with pytest.raises(ImportError, match=expected):
-            predict._frameworks(asked)
+            predict.frameworks_of(asked, "outlook predict")
     else:
-        assert predict._frameworks(asked) == expected
+        assert predict.frameworks_of(asked, "outlook predict") == expected
 
 
 def test_guesses_are_the_largest_with_their_softmax() -> None:

@@ -40,7 +40,6 @@ MODULE = linen.VOLO(CONFIG, param_dtype="float64")
 DROPPING = linen.VOLO(
     small_config(**FOUR_STAGES, attn_drop_rate=0.2, drop_path_rate=0.2, use_mix_token=True), param_dtype="float64"
 )
-KEYS = {"dropout": jax.random.key(1)}
 
 
 def quickly(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,7 +134,6 @@ def test_training_with_token_labels_equals_nnx_with_gradients_and_statistics(
                 train=True,
                 token_labels=True,
                 mix_box=BOX,
-                rngs=KEYS,
                 mutable=["batch_stats"],
             )
             return loss(out), (out, updates)
@@ -189,9 +187,19 @@ def test_random_streams_are_needed_in_training_alone() -> None:
         module.apply(variables, images, train=True, mutable=["batch_stats"])
 
 
+def test_nothing_random_needs_no_stream(variables: linen.Variables) -> None:
+    mixing = linen.VOLO(small_config(**FOUR_STAGES, qkv_bias=True, use_mix_token=True), param_dtype="float64")
+    train = quickly(lambda v, x: mixing.apply(v, x, train=True, mutable=["batch_stats"]))
+    out, updates = train(variables, IMAGES)
+    assert out.shape == (3, 7)
+    assert updates["batch_stats"].keys() == variables["batch_stats"].keys()
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        mixing.apply(variables, IMAGES, train=True, token_labels=True, mutable=["batch_stats"])
+
+
 def test_statistics_change_only_where_linen_lets_them(variables: linen.Variables) -> None:
     with pytest.raises(flax.errors.ModifyScopeVariableError, match="batch_stats"):
-        quickly(lambda v, x: MODULE.apply(v, x, train=True, rngs=KEYS))(variables, IMAGES)
+        quickly(lambda v, x: MODULE.apply(v, x, train=True))(variables, IMAGES)
     _, updates = quickly(lambda v, x: MODULE.apply(v, x, mutable=["batch_stats"]))(variables, IMAGES)
     same(updates.get("batch_stats", variables["batch_stats"]), variables["batch_stats"], 0)
 

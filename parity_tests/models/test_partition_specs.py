@@ -19,6 +19,8 @@ from outlook_parity.models.builtin import draw_weights
 from parity_tests.support.divisible_sizes import SIZES
 
 MESH = AbstractMesh((4, 2), ("data", "model"))
+# What is left of weights that lie along both axes, without the one of the batch.
+MODEL_ALONE = {"P('model',)", "P('model', None)", "P(None, 'model')"}
 RULES: dict[str, Any] = {
     "data": "data",
     "fsdp": "fsdp",
@@ -131,6 +133,21 @@ def test_the_axis_fsdp_is_taken_before_data(model: outlook_jax.VOLO) -> None:
     entries = volo_table(model.config).entries
     found = mesh_axes(entries, {"data": 2, "fsdp": 4}, "fsdp")
     assert {axis for axes in found.values() for axis in axes} == {None, "fsdp"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "split"),
+    [("fsdp", set()), ("tensor", MODEL_ALONE), ("both axes", MODEL_ALONE)],
+)
+def test_weights_are_gathered_along_the_batch_alone(model: outlook_jax.VOLO, rules: str, split: set[str]) -> None:
+    graph, state = nnx.split(model)
+
+    def gathered(state: Any) -> Any:
+        return nnx.state(outlook_jax.gather_weights(nnx.merge(graph, state), MESH, RULES[rules]), nnx.Param)
+
+    specs = re.findall(r"sharding=NamedSharding\(.*?spec=(P\(.*?\))", str(jax.make_jaxpr(gathered)(state)))
+    assert len(specs) == len(flat(nnx.state(model, nnx.Param)))
+    assert {spec for spec in specs if "'" in spec} == split
 
 
 @pytest.fixture(scope="module")

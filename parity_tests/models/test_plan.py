@@ -8,9 +8,10 @@ from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding
 
 import outlook_jax
-from benchmarks import plan
+from benchmarks import plan, report
 from outlook_common.config import volo_config
 from parity_tests.support.exchanged_bytes import BATCH, CONFIG, MESHES
+from parity_tests.support.markdown import ROOT
 from parity_tests.support.subprocesses import run_on_devices
 
 NAMES = ("d1", "d2", "d3", "d4", "d5")
@@ -48,6 +49,17 @@ def test_what_a_device_holds_is_what_the_shardings_of_the_model_give_it(machine:
 def test_a_batch_that_does_not_divide_is_refused_with_numbers() -> None:
     with pytest.raises(ValueError, match="v5e-256: 256 devices do not divide a batch of 1000"):
         plan.plan(volo_config("volo_d1_224"), plan.V5E_256, rules="data", batch=1000)
+
+
+def test_the_page_has_the_numbers_of_the_plan() -> None:
+    assert report.plan(plan.plans()) in (ROOT / "docs" / "scaling.md").read_text()
+
+
+def test_both_rules_send_alike_for_a_sum_is_a_reduce_scatter_and_a_gather() -> None:
+    for of in plan.plans().values():
+        for whole, split in of.values():
+            assert whole.sent.total == pytest.approx(split.sent.total)
+            assert whole.communication == pytest.approx(split.communication)
 
 
 @pytest.fixture(scope="module")

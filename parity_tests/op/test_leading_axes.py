@@ -14,7 +14,7 @@ from outlook_common.op_cases import BY_NAME
 from outlook_jax.ops import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from outlook_torch.ops import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
 from parity_tests.support import oracle
-from parity_tests.support.oracle import Operands
+from parity_tests.support.oracle import with_leading
 from parity_tests.support.runners import IMPLEMENTATIONS, draw, from_torch, layer_pair, relative_error
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -23,11 +23,6 @@ Array = np.ndarray
 
 CASE = BY_NAME["stride_not_dividing"]
 LEADING = ((), (6,), (2, 3), (3, 1, 2), (1, 1, 1))
-
-
-def with_leading(operands: Operands, leading: tuple[int, ...]) -> Operands:
-    arrays = (None if array is None else array.reshape(*leading, *array.shape[1:]) for array in operands)
-    return Operands(*arrays)
 
 
 @pytest.mark.parametrize("leading", LEADING, ids=str)

@@ -14,7 +14,7 @@ from outlook_common.op_cases import Case
 from outlook_jax import outlook_attention
 from outlook_jax.ops.pallas import batch_launch, interpreted, launch
 from parity_tests.op.test_op import assert_float64_equal, assert_within_rounding
-from parity_tests.support.oracle import attend
+from parity_tests.support.oracle import Results, attend, with_leading
 from parity_tests.support.runners import draw, relative_error, run_jax
 
 ROWS = Case("rows", 9, 3, 2, 3, kernel_size=(3, 1), stride=(2, 1), padding=(1, 0))
@@ -44,6 +44,14 @@ def test_float64_equals_the_oracle_forward_and_backward(case: Case) -> None:
     operands = draw(case, seed=1)
     assert launch.cells_of(case.grid, operands.value, operands.logits, None).blocks == 1
     assert_float64_equal(run(operands, case), attend(operands, case.grid), case)
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_several_leading_axes_are_one_batch() -> None:
+    operands = draw(COLUMNS, seed=1)
+    found = run(with_leading(operands, (1, 2)), COLUMNS)
+    assert found.out.shape == (1, *COLUMNS.value_shape)
+    assert_float64_equal(Results(*(result[0] for result in found)), attend(operands, COLUMNS.grid), COLUMNS)
 
 
 @pytest.mark.usefixtures("interpreter", "small_blocks")

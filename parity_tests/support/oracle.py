@@ -17,6 +17,12 @@ class Operands(NamedTuple):
     dropout_mask: Array | None = None
 
 
+def with_leading(operands: Operands, leading: tuple[int, ...]) -> Operands:
+    """Return the operands with these axes in place of the batch's one."""
+    arrays = (None if array is None else array.reshape(*leading, *array.shape[1:]) for array in operands)
+    return Operands(*arrays)
+
+
 class Results(NamedTuple):
     """The output and the gradients of sum(out * cotangent)."""
 
@@ -30,7 +36,7 @@ def attend(operands: Operands, grid: WindowGrid) -> Results:
     value, logits, cotangent, mask = _float64(operands)
     probabilities = _softmax(logits)
     dropped = probabilities if mask is None else probabilities * mask
-    out, d_value, d_dropped = _mix(value, dropped, cotangent, grid)
+    out, d_value, d_dropped = mix(value, dropped, cotangent, grid)
     d_probabilities = d_dropped if mask is None else d_dropped * mask
     inner = (d_probabilities * probabilities).sum(axis=-1, keepdims=True)
     return Results(out, d_value, probabilities * (d_probabilities - inner))
@@ -44,7 +50,7 @@ def magnitudes(operands: Operands, grid: WindowGrid) -> Results:
     value, logits, cotangent, mask = _float64(operands)
     probabilities = _softmax(logits)
     dropped = probabilities if mask is None else probabilities * mask
-    out, d_value, d_dropped = _mix(np.abs(value), dropped, np.abs(cotangent), grid)
+    out, d_value, d_dropped = mix(np.abs(value), dropped, np.abs(cotangent), grid)
     d_probabilities = d_dropped if mask is None else d_dropped * mask
     inner = (d_probabilities * probabilities).sum(axis=-1, keepdims=True)
     return Results(out, d_value, probabilities * (d_probabilities + inner))
@@ -59,7 +65,7 @@ def _softmax(logits: Array) -> Array:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def _mix(value: Array, weights: Array, cotangent: Array, grid: WindowGrid) -> tuple[Array, Array, Array]:
+def mix(value: Array, weights: Array, cotangent: Array, grid: WindowGrid) -> tuple[Array, Array, Array]:
     B, _, _, N, D = value.shape
     K = grid.places
     padded_value, padded_cotangent = _pad(value, grid), _pad(cotangent, grid)

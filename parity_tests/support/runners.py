@@ -119,10 +119,10 @@ def draw(case: Case, seed: int, dtype: str = "float64", *, dropout: float = 0.0)
     if dropout:
         mask = (rng.random(case.logits_shape) >= dropout).astype(np.float32) / np.float32(1 - dropout)
     value, logits, cotangent = (
-        rng.standard_normal(shape).astype(DTYPES[dtype])
-        for shape in (case.value_shape, case.logits_shape, case.value_shape)
+        (scale * rng.standard_normal(shape)).astype(DTYPES[dtype])
+        for scale, shape in ((1, case.value_shape), (2, case.logits_shape), (1, case.value_shape))
     )
-    return Operands(value, 2 * logits, cotangent, mask)
+    return Operands(value, logits, cotangent, mask)
 
 
 def layer_pair(

@@ -13,7 +13,7 @@ import outlook_torch
 from outlook_common.op_cases import BY_NAME, CASES, Case
 from outlook_torch.ops.triton import launch, operators
 from parity_tests.op.test_op import assert_float64_equal, assert_within_rounding
-from parity_tests.support.oracle import Operands, Results, attend, magnitudes
+from parity_tests.support.oracle import Operands, Results, attend, magnitudes, with_leading
 from parity_tests.support.runners import DTYPES, Device, draw, relative_error, run_torch, to_torch
 
 TINY = Case("tiny", 3, 4, 2, 3, kernel_size=(1, 3), stride=(1, 2), padding=(0, 1))
@@ -59,6 +59,13 @@ def op(case: Case, implementation: str = "triton") -> Callable[[torch.Tensor, to
 def test_float64_equals_the_oracle_forward_and_backward_under_a_dropout_mask(case: Case, device: Device) -> None:
     operands = draw(case, seed=1, dropout=0.3)
     assert_float64_equal(run(operands, case, device), attend(operands, case.grid), case)
+
+
+def test_several_leading_axes_are_one_batch(device: Device) -> None:
+    operands = draw(TINY, seed=1)
+    found = run(with_leading(operands, (1, 2)), TINY, device)
+    assert found.out.shape == (1, *TINY.value_shape)
+    assert_float64_equal(Results(*(result[0] for result in found)), attend(operands, TINY.grid), TINY)
 
 
 @pytest.fixture

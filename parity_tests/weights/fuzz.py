@@ -164,6 +164,8 @@ def reference(path: Path, suffix: str) -> dict[str, np.ndarray]:
         return _by_torch(path)
     if suffix == ".msgpack":
         return _by_flax(path)
+    if suffix == ".h5":
+        return _by_h5py(path)
     import torch
 
     with torch.serialization.safe_globals([(Dropped, name) for name in PICKLE_STUBS]):
@@ -205,6 +207,21 @@ def _by_flax(path: Path) -> dict[str, np.ndarray]:
 
     found = flatten_dict(msgpack_restore(path.read_bytes()), sep=".")
     return {name: np.asarray(array) for name, array in found.items() if hasattr(array, "shape")}
+
+
+def _by_h5py(path: Path) -> dict[str, np.ndarray]:
+    """Return the datasets that h5py reads."""
+    import h5py
+
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str, entry: Any) -> None:
+        if isinstance(entry, h5py.Dataset):
+            found[name.replace("/", ".")] = np.asarray(entry[()])
+
+    with h5py.File(path, "r") as file:
+        file.visititems(keep)
+    return found
 
 
 def _by_tensorstore(folder: Path) -> dict[str, np.ndarray]:
@@ -293,7 +310,7 @@ def work(commands: IO[str], answers: IO[str]) -> None:
 def main(
     files: Annotated[int, typer.Option(help="How many.")] = 6000,
     first: Annotated[int, typer.Option(help="The number of the first.")] = 0,
-    only_new: Annotated[bool, typer.Option("--only-new", help="Only msgpack, DCP and PyTorch's shards.")] = False,
+    only_new: Annotated[bool, typer.Option("--only-new", help="Only msgpack, DCP, HDF5 and PyTorch's shards.")] = False,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Convert hostile files; print figures as JSON; exit with 1 if any file did harm."""

@@ -17,6 +17,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -583,6 +584,14 @@ def msgpack_values(rng: random.Random, canary: str) -> Made:
     return ".msgpack", more.msgpack_values(rng, IN_FLAX), {}
 
 
+def h5_damaged(rng: random.Random, canary: str) -> Made:
+    return ".h5", more.h5_damaged(rng, WEIGHTS), {}
+
+
+def h5_structure(rng: random.Random, canary: str) -> Made:
+    return ".h5", more.h5_structure(rng, WEIGHTS), {}
+
+
 def dcp_folder(parts: dict[str, bytes]) -> Made:
     return ".dcp", b"", {f"a.dcp/{name}": contents for name, contents in parts.items()}
 
@@ -787,6 +796,7 @@ def orbax_links(rng: random.Random, canary: str) -> Made:
 NEW_FORMATS: tuple[Callable[[random.Random, str], Made], ...] = (
     msgpack_damaged, msgpack_damaged, msgpack_values, msgpack_values, dcp_damaged, dcp_damaged, dcp_metadata,
     dcp_metadata, dcp_pickles, dcp_tensors, dcp_tensors, torch_shards,
+    *((h5_damaged, h5_damaged, h5_structure) if find_spec("h5py") else ()),
 )  # fmt: skip
 FAMILIES: tuple[Callable[[random.Random, str], Made], ...] = (
     truncated, truncated, flipped, flipped, flipped, flipped, spliced, spliced, mislabelled, noise,

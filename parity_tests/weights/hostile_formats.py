@@ -6,6 +6,7 @@ import random
 import struct
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,92 @@ def msgpack_values(rng: random.Random, arrays: Arrays) -> bytes:
             b"\x82\xa1a" + rng.choice(kinds), b"\x81\x93\1\2\3\1", b"\x81\xa2\xff\xfe\1", packed({"a": b"\xc9\0\0"}),
         ))  # fmt: skip
     return packed(tree)
+
+
+# Keras' HDF5
+
+H5_SIZES = (0, 1, 3, 6, 1 << 20, 1 << 40)
+
+
+@cache
+def _h5(names: tuple[str, ...], data: tuple[bytes, ...], shapes: tuple[tuple[int, ...], ...]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.h5"
+        _write_h5(
+            path, {n: np.frombuffer(d, np.float32).reshape(s) for n, d, s in zip(names, data, shapes, strict=True)}
+        )
+        return path.read_bytes()
+
+
+def _write_h5(path: Path, arrays: Arrays) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for name, value in arrays.items():
+            file.create_dataset(name.replace(".", "/"), data=value)
+
+
+def h5_damaged(rng: random.Random, arrays: Arrays) -> bytes:
+    """Truncated, with flipped bits, spliced: mostly in what is no number."""
+    values = tuple(arrays.values())
+    whole = _h5(tuple(arrays), tuple(v.tobytes() for v in values), tuple(v.shape for v in values))
+    if rng.random() < 0.4:
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8, 32))):
+            place = rng.randrange(0, len(damaged), 8)  # the library's fields are aligned
+            damaged[place : place + 8] = struct.pack("<q", rng.choice(NUMBERS[:-1]))
+        return bytes(damaged)
+    return damage(rng, whole)
+
+
+def h5_structure(rng: random.Random, arrays: Arrays) -> bytes:
+    """Links, files elsewhere, filters, circles, other types, shapes and names."""
+    import h5py
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.h5"
+        _write_h5(path, arrays)
+        with h5py.File(path, "r+") as file, suppress(ValueError, TypeError, RuntimeError, OSError):  # impossible ones
+            _change_h5(rng, file)
+        return path.read_bytes()
+
+
+def _change_h5(rng: random.Random, file: Any) -> None:
+    import h5py
+
+    what, name = rng.randrange(12), rng.choice(("v/weight", "v/more", "extra"))
+    if name in file:
+        del file[name]
+    shape = tuple(rng.choice(H5_SIZES) for _ in range(rng.choice((0, 1, 2, 5))))
+    if what == 0:
+        file[name] = rng.choice((h5py.SoftLink("/attn"), h5py.ExternalLink("/etc/passwd", "/"), file["attn"]))
+    elif what == 1:
+        file.create_dataset(name, (4,), np.float32, external=[(rng.choice(("/etc/passwd", "b")), 0, 16)])
+    elif what == 2:
+        file.create_dataset(name, data=np.zeros((6, 3), np.float32), compression="gzip", chunks=(6, 3))
+    elif what == 3:
+        file[name] = file["/"]
+    elif what == 4:
+        file.create_dataset(name, shape, rng.choice(("f4", "f8", "i8", "S9", "c8", ">f2", "?")))
+    elif what == 5:
+        kinds = ("text", np.zeros(3, [("a", "f4")]), np.void(b"abc"), h5py.Empty("f"), np.array([b"a", b"bc"]))
+        file.create_dataset(name, data=rng.choice(kinds))
+    elif what == 6:
+        file.create_group("/".join("a" * rng.choice((3, 70, 300))))
+    elif what == 7:
+        for index in range(rng.choice((3, 300))):
+            file.create_dataset(f"{index}{'x' * rng.choice((0, 1200))}", data=np.float32(1))
+    elif what == 8:
+        for strange in rng.sample(STRANGE, 3):
+            file.create_dataset(strange, data=np.ones(2, np.float32))
+    elif what == 9:
+        layout = h5py.VirtualLayout((6, 3), np.float32)
+        layout[:] = h5py.VirtualSource("/etc/passwd", "x", (6, 3))
+        file.create_virtual_dataset(name, layout)
+    elif what == 10:
+        file[name] = np.dtype("f4")  # a type and no numbers
+    else:
+        file.create_dataset("v/weight", data=np.ones((6, 6), rng.choice((">f4", "<f2", "<f8", "<i4"))))
 
 
 # DCP folders

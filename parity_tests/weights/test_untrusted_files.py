@@ -277,6 +277,14 @@ def test_names_with_slashes_that_lead_elsewhere_are_refused(tmp_path: Path, step
     )
 
 
+def test_arrays_in_orbax_folders_that_lie_too_deep_are_refused(tmp_path: Path) -> None:
+    parts = zarr_parts(IN_FLAX)
+    about = json.loads(parts["_METADATA"])
+    about["tree_metadata"][str(("v", "bias"))]["key_metadata"] = [{"key": "0", "key_type": 1}] * 100_000
+    words = refused_orbax(tmp_path / "a.orbax", parts | {"_METADATA": json.dumps(about).encode()})
+    assert "an array lies 100000 mappings deep, at most 64 are read" in words
+
+
 def test_devices_and_pipes_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.npz")
     with pytest.raises(WeightsError, match=r"a\.npz: not a file"):

@@ -144,7 +144,10 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _leaf(entry: Mapping[str, Any]) -> Leaf:
-    leaf = tuple(str(step["key"]) for step in entry["key_metadata"])
+    steps = entry["key_metadata"]
+    if len(steps) > limits.DEPTH:
+        raise ValueError(f"an array lies {len(steps)} mappings deep, at most {limits.DEPTH} are read")
+    leaf = tuple(str(step["key"]) for step in steps)
     # Haiku's modules are called "outer/inner".
     if not leaf or any(part in ("", ".", "..") or set(part) & set("\\\0") for step in leaf for part in step.split("/")):
         raise ValueError(f"{printable('.'.join(leaf))!r} is not a name of an array")

@@ -7,7 +7,7 @@ from typing import Any
 
 from outlook_common.text import closest, listed
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.formats import dcp, msgpack, npz, orbax, pytorch, safetensors, sharded
+from outlook_common.weights.formats import dcp, hdf5, msgpack, npz, orbax, pytorch, safetensors, sharded
 from outlook_common.weights.formats.base import Contents, Format, Metadata, PathLike, Positions, Tensors
 from outlook_common.weights.io.atomic import replacing, sync
 from outlook_common.weights.io.lazy import LazyTensor, as_lazy, same_bytes
@@ -29,6 +29,8 @@ FORMATS: dict[str, Format] = {
     ".bin": pytorch.FORMAT,
     ".ckpt": pytorch.FORMAT,  # Lightning's
     ".msgpack": msgpack.FORMAT,
+    ".h5": hdf5.FORMAT,
+    ".hdf5": hdf5.FORMAT,
     ".orbax": orbax.FORMAT,
     ".dcp": dcp.FORMAT,
 }

@@ -1,7 +1,7 @@
 """Lazily loaded tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,20 @@ class Computed(LazyTensor):
     def read(self) -> np.ndarray:
         """Return the computed numbers."""
         return self._compute(self._source.read())
+
+
+class Joined(LazyTensor):
+    """Tensors of one dtype one after the other along their first axis."""
+
+    def __init__(self, parts: Sequence[LazyTensor]) -> None:
+        super().__init__(parts[0].dtype, (sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
+        if unlike := [part for part in parts if (part.dtype, part.shape[1:]) != (self.dtype, self.shape[1:])]:
+            raise ValueError(f"{unlike[0].dtype} of shape {unlike[0].shape} cannot follow {parts[0].shape}")
+        self._parts = parts
+
+    def read(self) -> np.ndarray:
+        """Return the numbers in new memory."""
+        return np.concatenate([part.read() for part in self._parts])
 
 
 def as_lazy(value: Any) -> LazyTensor:

@@ -10,6 +10,8 @@ from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from outlook_jax.ops.manual_axes import varying_axes
+
 
 def define(
     name: str,
@@ -57,7 +59,7 @@ def alike(*operands: Array) -> list[Array]:
 
     JAX does so for its own operations, and so the gradient of what did not vary is summed over these axes.
     """
-    varying = [jax.typeof(x).manual_axis_type.varying for x in operands]
+    varying = [varying_axes(x) for x in operands]
     missing = [tuple(frozenset().union(*varying) - own) for own in varying]
     return [lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(operands, missing, strict=True)]
 

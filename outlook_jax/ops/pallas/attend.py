@@ -20,7 +20,6 @@ from jaxtyping import Float
 from outlook_common.geometry import WindowGrid
 from outlook_jax.ops.composite import sums as composite
 from outlook_jax.ops.composite.primitives import alike, define
-from outlook_jax.ops.pallas import launch
 from outlook_jax.ops.pallas.interpret import is_interpreted
 from outlook_jax.ops.reference import reference
 
@@ -121,10 +120,14 @@ def _gram_by_operations(cotangent: Array, value: Array, logits: Array, *masks: A
 
 
 def _attend_kernel(*operands: Array, how: How, interpret: bool = False) -> Array:
+    from outlook_jax.ops.pallas import launch
+
     return launch.mix(*operands, grid=how.grid, swapped=how.swapped, interpret=interpret)
 
 
 def _gram_kernel(*operands: Array, how: How, interpret: bool = False) -> Array:
+    from outlook_jax.ops.pallas import launch
+
     return launch.gram(*operands, grid=how.grid, interpret=interpret)
 
 

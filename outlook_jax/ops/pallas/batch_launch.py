@@ -11,10 +11,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from outlook_common.geometry import WindowGrid
+from outlook_jax.ops.manual_axes import struct_like
 from outlook_jax.ops.pallas import batch_kernels
 from outlook_jax.ops.pallas.batch_kernels import GRAM_SCRATCH, MIX_SCRATCH, Blocks
 from outlook_jax.ops.pallas.cells import LANES, SUBLANES, first_loaded, lay_out, round_up
-from outlook_jax.ops.pallas.shapes import Shaped, out_shape, sums_dtype
+from outlook_jax.ops.pallas.shapes import Shaped, sums_dtype
 
 VMEM = 100 * 2**20  # of 128 MiB in one core of v5e and v6e
 
@@ -148,7 +149,7 @@ def _start(
             *(_rows(x, blocks.rows, blocks.windows_above, blocks.windows) for x in flat_windows),
         ],
         out_specs=pl.BlockSpec((out_rows, *like.shape[1:3], LANES), lambda b, r: (r, 0, 0, b)),
-        out_shape=out_shape(like),
+        out_shape=struct_like(like),
         scratch_shapes=[pltpu.VMEM(shapes[key], sums_dtype(maps[-1], windows[0])) for key in scratch],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM + 2**23

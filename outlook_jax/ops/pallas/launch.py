@@ -12,12 +12,13 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
 from outlook_common.geometry import WindowGrid
+from outlook_jax.ops.manual_axes import struct_like
 from outlook_jax.ops.pallas import batch_launch
 from outlook_jax.ops.pallas.cells import LANES, SUBLANES, Cells, first_loaded, lay_out, round_up
 from outlook_jax.ops.pallas.gram_kernel import GRAM_SCRATCH, gram_kernel
 from outlook_jax.ops.pallas.mix_kernel import MIX_SCRATCH, mix_kernel
 from outlook_jax.ops.pallas.moves import padded_rows
-from outlook_jax.ops.pallas.shapes import Shaped, out_shape, sums_dtype
+from outlook_jax.ops.pallas.shapes import Shaped, sums_dtype
 
 VMEM = 96 * 2**20  # of 128 MiB in one core of v5e and v6e
 LANES_AT_ONCE = 1024  # of a block, about: what the registers hold of eight channels
@@ -91,7 +92,7 @@ def _start(
             *(_with_halo(cells, flat[id(x)], 1) for x in windows),
         ],
         out_specs=pl.BlockSpec((None, out_rows, *out.shape[2:]), lambda b, r: (b, r, 0, 0)),
-        out_shape=out_shape(out),
+        out_shape=struct_like(out),
         scratch_shapes=[pltpu.VMEM(shapes[name], wide) for name in scratch],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM),
         interpret=interpret,

@@ -3,9 +3,7 @@
 from typing import Any
 
 from outlook_common.geometry import WindowGrid
-from outlook_jax.ops.pallas import batch_launch
 from outlook_jax.ops.pallas.interpret import is_interpreted
-from outlook_jax.ops.pallas.launch import VMEM, cells_of, vmem_bytes
 from outlook_jax.ops.pallas.shapes import Shaped
 
 # Pairs of places are unrolled: with more, a kernel compiles for minutes.
@@ -14,6 +12,10 @@ PLACES = 25
 
 def refusal(value: Shaped, logits: Shaped, dropout_mask: Shaped, grid: WindowGrid, *_: Any, **__: Any) -> str | None:
     """Say why these operands cannot be computed this way, or None if they can. Where it runs is known later."""
+    # Here, as JAX takes a while to import Pallas.
+    from outlook_jax.ops.pallas import batch_launch
+    from outlook_jax.ops.pallas.launch import VMEM, cells_of, vmem_bytes
+
     operands = {"value": value, "logits": logits, "dropout_mask": dropout_mask}
     if not all(isinstance(size, int) for size in value.shape):
         return f"value has the symbolic shape {value.shape}; the reference takes a symbolic batch"

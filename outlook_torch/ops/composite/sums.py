@@ -26,7 +26,8 @@ from torch import Tensor
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid, grid_size, window_grid
 from outlook_torch.ops.composite.samples import Samples, blocks, most_samples, samples
-from outlook_torch.ops.reference import at_least_float32
+from outlook_torch.ops.reference import widened
+from outlook_torch.ops.symbolic import is_symbolic
 
 # Below so many numbers in the windows' values for each place of a window, without or with gradients, or with so few
 # channels per head for them, the reference takes less time on a CPU: composite then waits for the many small operations
@@ -45,12 +46,11 @@ def composite(
     """Return fold(softmax(logits) @ unfold(value)); operands as in `outlook_attention`, already checked."""
     # Softmax and sums run in float32 at least; the probabilities are rounded to value's dtype in between. With the map
     # last, both run along contiguous memory.
-    probabilities = _map_last(logits).to(at_least_float32(logits)).softmax(dim=3)
+    probabilities = widened(_map_last(logits)).softmax(dim=3)
     if dropout_mask is not None:
         probabilities = probabilities * _map_last(dropout_mask)
-    sum_dtype = at_least_float32(value)
-    weights = probabilities.to(value.dtype).to(sum_dtype)
-    return mix(weights, value.to(sum_dtype), grid).to(value.dtype)
+    weights = widened(probabilities.to(value.dtype))
+    return mix(weights, widened(value), grid).to(value.dtype)
 
 
 def _map_last(x: Float[Tensor, "B h w N KK KK"]) -> Float[Tensor, "B N KK KK h w"]:
@@ -315,6 +315,8 @@ class _Gram(_Bilinear):
 
 
 def _refusal(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:
+    if is_symbolic(value):
+        return "the graphs of torch.fx need PyTorch alone, and so the reference"
     if torch.compiler.is_exporting():
         return "an exported program would need this package wherever it runs; the reference needs PyTorch alone"
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -337,11 +339,14 @@ def nested_forward_mode() -> str | None:
     return "forward mode inside forward mode needs the reference, without an autograd.Function" if forward > 1 else None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _forward_modes() -> int:
     """Return how many transformations by torch.func.jvp are around; the compiler asks it while it traces them."""
     transforms = torch._C._functorch.get_interpreter_stack() or []
     return sum(transform.key() == torch._C._functorch.TransformType.Jvp for transform in transforms)
+
+
+# What `torch.compiler.assume_constant_result` sets, which imports the compiler, for longer than PyTorch takes itself.
+_forward_modes._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _drawback(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:

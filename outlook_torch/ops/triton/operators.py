@@ -20,6 +20,7 @@ from torch import Tensor
 from outlook_common.dispatch import Implementation
 from outlook_common.geometry import WindowGrid, window_grid
 from outlook_torch.ops.composite.sums import composite, nested_forward_mode
+from outlook_torch.ops.symbolic import is_symbolic
 
 INSTALLED = find_spec("triton") is not None
 # As Triton reads it, which is once, before it defines the first kernel.
@@ -40,6 +41,8 @@ def triton(
 
 def refusal(value: Tensor, logits: Tensor, dropout_mask: Tensor | None, grid: WindowGrid) -> str | None:
     """Say why these operands cannot be computed this way, or None if they can."""
+    if is_symbolic(value):
+        return "the graphs of torch.fx need PyTorch alone, and so the reference"
     operands = {"value": value, "logits": logits, "dropout_mask": dropout_mask}
     devices = {name: x.device for name, x in operands.items() if x is not None}
     if not INSTALLED:
