@@ -7,8 +7,15 @@ WORLD := .venv-world
 
 AOT := .venv-aot
 DOCS := .venv-docs
+LOWEST := .venv-lowest
+NEWEST := .venv-newest
 
-.PHONY: verify test test-all test-world fuzz lint format bench accelerators docs clean help
+# A part of the tests that takes minutes, for other versions of what is installed.
+QUICK := $(addprefix parity_tests/,test_imports.py cli/test_help.py cli/test_inspect.py models/test_layer.py \
+	models/test_scan.py op/test_choice.py op/test_op.py op/test_sharding.py packages weights/test_formats.py \
+	weights/test_training.py)
+
+.PHONY: verify test test-all test-world test-lowest test-newest test-packages fuzz lint format bench accelerators docs clean help
 
 verify: $(STAMP)  ## both twins of VOLO-D1 on real photos, with a verdict
 	$(BIN)/outlook verify
@@ -21,6 +28,15 @@ test-all: $(STAMP)  ## the slow tests too
 
 test-world: $(WORLD)/.installed  ## models of other packages: honest pairs and faults, in a .venv-world of their own
 	$(WORLD)/bin/pytest parity_tests/world
+
+test-lowest: $(LOWEST)/.installed  ## a quick part at the oldest versions that pyproject.toml allows, in .venv-lowest
+	$(LOWEST)/bin/pytest -n 2 --dist worksteal -m "not slow" $(QUICK)
+
+test-newest: $(NEWEST)/.installed  ## the same at the newest for PYTHON, in .venv-newest
+	$(NEWEST)/bin/pytest -n 2 --dist worksteal -m "not slow" $(QUICK)
+
+test-packages: $(STAMP)  ## the wheel, installed bare and with each extra in venvs of their own, and used there
+	$(BIN)/python -m parity_tests.packages
 
 fuzz: $(STAMP)  ## hostile files of weights, conversions killed at random moments
 	$(BIN)/python -m parity_tests.weights.fuzz
@@ -47,7 +63,7 @@ docs: $(DOCS)/.installed  ## the documentation site, strictly, into site/
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
 
 clean:  ## remove the virtual environments and the site
-	rm -rf .venv $(WORLD) $(AOT) $(DOCS) site
+	rm -rf .venv $(WORLD) $(AOT) $(DOCS) $(LOWEST) $(NEWEST) site
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -59,6 +75,20 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm torchvision
+	touch $@
+
+$(LOWEST)/.installed: pyproject.toml constraints.txt constraints-lowest.txt Makefile
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt torch==2.13.0
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
+	$(LOWEST)/bin/pip install --quiet --constraint constraints.txt --no-deps timm torchvision
+	touch $@
+
+$(NEWEST)/.installed: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet torch==2.13.0
+	$(NEWEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]' torch==2.13.0
+	$(NEWEST)/bin/pip install --quiet --constraint constraints.txt --no-deps timm torchvision
 	touch $@
 
 # Other packages' models, in a place of their own: transformers 4.57 is the last with models in Flax.

@@ -13,6 +13,7 @@ from flax import linen, nnx
 
 from outlook_common.arrays import is_floating
 from outlook_common.text import listed
+from outlook_parity.backends.exported.runner import ExportedRunner
 from outlook_parity.backends.jax.base import JaxModel
 from outlook_parity.backends.jax.functions import FunctionModel
 from outlook_parity.backends.jax.model import as_jax_model, output_shapes
@@ -64,8 +65,8 @@ class Pair:
         precision: the only one that can be compared, None for all.
     """
 
-    torch: "TorchRunner | ExportedRunner"
-    jax: "JaxRunner | ExportedRunner"
+    torch: TorchRunner | ExportedRunner
+    jax: JaxRunner | ExportedRunner
     names: Names
     refused: dict[str, str]
     keywords: tuple[str, ...] = ()
@@ -78,6 +79,8 @@ class Pair:
 
     def sizes(self, inputs: Inputs) -> Sizes:
         """Return how many numbers the twins hold, and a forward pass of these inputs."""
+        assert isinstance(self.torch, TorchRunner)
+        assert isinstance(self.jax, JaxRunner)  # a bound of memory is for two models
         counts = [
             [x.numel() for x in self.torch.model.parameters()],
             [x.size for x in self.jax.model.parameters.values()],

@@ -15,7 +15,7 @@ from outlook_parity.models.builtin import DEFAULT_MODEL, Options
 
 Command = Callable[..., None]
 
-VARIANTS = ", ".join(VOLO_VARIANTS)  # for help texts
+VARIANTS = f"{min(VOLO_VARIANTS)} … {max(VOLO_VARIANTS)}, see `outlook models`"  # for help texts
 
 OWN_MODELS = "Your own models"
 REPORT = "Report"

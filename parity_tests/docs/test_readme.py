@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from outlook_common import __version__
 from parity_tests.support.markdown import ROOT, read_blocks, read_parts
 
 README = ROOT / "README.md"
@@ -61,7 +62,7 @@ def test_every_address_of_the_project_is_in_its_repository_or_site() -> None:
 
 def test_the_citation_names_the_paper_and_this_package() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PYPROJECT["project"]["version"]
+    assert citation["version"] == __version__
     assert citation["repository-code"] == REPOSITORY
     paper = citation["references"][0]
     assert [author["family-names"] for author in paper["authors"]] == ["Yuan", "Hou", "Jiang", "Feng", "Yan"]

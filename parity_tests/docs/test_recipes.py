@@ -1,5 +1,6 @@
 """The recipes of `examples/imagenet`: both train on the digits, and go on as if they had never been killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -123,6 +124,23 @@ def start(framework: str, recipe: Path, folder: Path, processes: int) -> subproc
     )
 
 
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a training with all its processes; torchrun's ranks are in sessions of their own and would go on."""
+    everyone = [process.pid, *_descendants(process.pid)]
+    for pid in everyone:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def _descendants(pid: int) -> list[int]:
+    children = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):
+            children += map(int, task.read_text().split())
+    return [*children, *(one for child in children for one in _descendants(child))]
+
+
 def run(framework: str, recipe: Path, folder: Path, processes: int) -> str:
     if framework == "jax":
         pytest.importorskip("grain", reason="not run: Grain is in the extra `examples`")
@@ -180,8 +198,11 @@ def test_a_killed_training_goes_on_with_the_losses_of_one_that_was_not(
         while process.poll() is None and logged(tmp_path / "killed") == before:
             time.sleep(0.05)
         time.sleep(float(rng.uniform(0, 2)))
-        os.killpg(process.pid, signal.SIGTERM if rng.random() < 0.5 else signal.SIGKILL)
-        process.communicate()
+        if rng.random() < 0.5:
+            process.terminate()  # torchrun tells its ranks
+            process.communicate()
+        else:
+            kill(process)
     run(framework, recipe, tmp_path / "killed", processes[-1])
     whole, killed = log.read(tmp_path / "whole"), log.read(tmp_path / "killed")
     assert whole.keys() == killed.keys()

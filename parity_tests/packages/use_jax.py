@@ -40,7 +40,8 @@ other.eval()
 outlook_jax.load_weights(other, "layer.safetensors")
 np.testing.assert_array_equal(nnx.jit(lambda m, x: m(x))(layer, x), nnx.jit(lambda m, x: m(x))(other, x))
 module = linen.OutlookAttention(24, 2)
-assert module.apply(module.init(jax.random.key(0), x), x).shape == x.shape
+streams = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+assert module.apply(module.init(streams, x), x, rngs=streams).shape == x.shape
 
 # A small VOLO makes steps, and goes on from a file.
 model = outlook_jax.volo(

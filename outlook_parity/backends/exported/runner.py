@@ -48,6 +48,11 @@ class ExportedRunner(Runner):
         """See `Runner`."""
         return {name: tuple(array.shape[i] for i in self._axes[name]) for name, array in request.inputs.items()}
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The parameters that are not trained; it has none."""
+        return frozenset()
+
     def weights(self) -> Computed:
         """See `Runner`; none that could be compared."""
         return Computed({})
