@@ -99,7 +99,8 @@ def _write(
         (path / shard).touch()
         positions |= safetensors.write(path / shard, {name: tensors[name] for name in names}, metadata)
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        files = {name: split.tensor_to_filename[name] for name in tensors}  # large tensors come first in it
+        index = {"metadata": split.metadata, "weight_map": files}
         (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name, text in texts.items():
         (path / name).write_text(text, encoding="utf-8")
