@@ -15,7 +15,12 @@ from parity_tests.support.markdown import ROOT, read_blocks, read_parts, run_pag
 
 README, QUICKSTART, SCALING = ROOT / "README.md", ROOT / "docs" / "quickstart.md", ROOT / "docs" / "scaling.md"
 # The guides, and the extras that they may need.
-GUIDES = {"jax": {"jax", "flatbuffers"}, "torch": {"torch", "timm"}, "images": {"images"}, "runtimes": {"parity", "flatbuffers"}}
+GUIDES = {
+    "jax": {"jax", "flatbuffers"},
+    "torch": {"torch", "timm"},
+    "images": {"images"},
+    "runtimes": {"parity", "flatbuffers"},
+}
 
 # Pages of tables with a block or two.
 SHORT = ("weights", "models")
