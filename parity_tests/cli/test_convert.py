@@ -37,7 +37,7 @@ def outlook(*arguments: Any) -> Result:
 
 
 def outlook_json(*arguments: Any) -> dict[str, Any]:
-    result = outlook(*arguments, "--json")
+    result = outlook(*arguments, "--json", "--quiet")  # its runner mixed stderr with stdout before Click 8.2
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 

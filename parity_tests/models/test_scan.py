@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import Array
-from jax.extend.core import jaxprs_in_params
 
 from outlook_jax import scan
 from outlook_jax.blocks import Outlooker, Transformer
+from outlook_parity.backends.jax.jaxprs import bodies_of
 
 BLOCKS: dict[str, Callable[..., nnx.Module]] = {
     "outlooker": partial(Outlooker, 16, 2, implementation="composite"),
@@ -39,12 +39,12 @@ def stack(kind: str, *, remat: bool = False) -> tuple[Callable[..., Array], Any,
 def primitives(program: Any) -> Iterator[str]:
     for equation in program.eqns:
         yield equation.primitive.name
-        for inner in jaxprs_in_params(equation.params):
+        for inner in bodies_of(equation):
             yield from primitives(inner)
 
 
 def kept_bytes(run: Callable[..., Array], parameters: Any, x: Array) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(jax.vjp(run, parameters, x)[1]))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.vjp(run, parameters, x)[1]))
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -202,7 +203,8 @@ def by_name(params: Any) -> Any:
 
 
 def two_gradients_each(tx: optax.GradientTransformation) -> optax.MultiSteps:
-    return optax.MultiSteps(tx, 2, accumulator_dtype=jnp.float64)
+    wide = {"accumulator_dtype": jnp.float64} if "accumulator_dtype" in signature(optax.MultiSteps).parameters else {}
+    return optax.MultiSteps(tx, 2, **wide)  # before Optax had the argument, sums had the dtype of the parameters
 
 
 WRAPPED: dict[str, Callable[[], Any]] = {
