@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_an_interrupted_orbax_conversion_leaves_no_hidden_folder(tmp_path: Path)
     assert interrupted > 0
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Interrupts raise, also where this process was started in the background, which ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_interrupts_wait_until_it_is_safe() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), deferred_interrupts() as check:  # noqa: PT012
