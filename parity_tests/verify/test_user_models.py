@@ -165,7 +165,7 @@ def test_something_else_than_a_model_is_an_error() -> None:
     x = np.random.default_rng(0).standard_normal((3, 5))
     with pytest.raises(TypeError, match="torch model must be"):
         verify(3, jnp.tanh, x)
-    with pytest.raises(ValueError, match="model: an exported program must be one of .onnx"):
+    with pytest.raises(ValueError, match=r"model: an exported program must be one of \.onnx"):
         verify("model", jnp.tanh, x)
     with pytest.raises(TypeError, match="JAX model must be"):
         verify(torch.tanh, linen.Dense(3), x)
