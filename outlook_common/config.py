@@ -1,6 +1,6 @@
 """Model configurations and released variants, shared by the twins."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, TypedDict
@@ -486,6 +486,11 @@ def nearest_variant(config: VOLOConfig) -> str:
         return sum(value != released[field] for field, value in vars(config).items())
 
     return min(VOLO_VARIANTS, key=differing)
+
+
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a configuration from JSON, TOML or a command line: their lists are tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def volo_config(name: str, **overrides: Any) -> VOLOConfig:

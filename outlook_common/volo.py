@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
 
-from outlook_common.config import FIRST_CONV, VOLOConfig, check_image_size, volo_variant
+from outlook_common.config import FIRST_CONV, VOLOConfig, check_image_size, volo_variant, with_tuples
 
 Layout = Literal["NCHW", "NHWC"]
 LAYOUTS = ("NCHW", "NHWC")
@@ -48,7 +48,7 @@ def pretrained_cfg(variant: str, config: VOLOConfig, described: Mapping[str, Any
         "first_conv": FIRST_CONV,
         "classifier": ("head", "aux_head"),
         "license": released.license,
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in own.items() if value},
+        **with_tuples({name: value for name, value in own.items() if value}),
     }
 
 

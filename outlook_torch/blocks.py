@@ -5,7 +5,7 @@ from typing import Unpack
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from outlook_common.config import DOWNSAMPLE, STEM_STRIDE
 from outlook_common.constants import BATCH_NORM_MOMENTUM, NORM_EPSILON
@@ -13,7 +13,10 @@ from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_torch.attention import OutlookAttention
 from outlook_torch.layers import LayerOptions
+from outlook_torch.ops.reference import widened
 from outlook_torch.ops.symbolic import is_symbolic
+
+fx.wrap("widened")  # in each module that calls it
 
 
 class DropPath(nn.Module):
@@ -252,16 +255,15 @@ def attend(
     q: Float[Tensor, "B t N D"], k: Float[Tensor, "B T N D"], v: Float[Tensor, "B T N D"], drop: nn.Dropout
 ) -> Float[Tensor, "B t N D"]:
     """Return softmax(q @ k / sqrt(D)) @ v per head, with dropout on the weights in training."""
+    if is_symbolic(q) and drop.p > 0:  # a traced graph calls the dropout in either mode
+        weights = drop(query_key_weights(q, k)).to(v.dtype)
+        return torch.einsum("bntT,bTnd->btnd", weights, v)
     rate = drop.p if drop.training else 0.0
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if is_symbolic(q) and drop.p > 0:  # a traced graph calls the dropout in either mode
-        weights = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=-1)
-        return (drop(weights) @ v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2)
 
 
 def query_key_weights(q: Float[Tensor, "B t N D"], k: Float[Tensor, "B T N D"]) -> Float[Tensor, "B N t T"]:
     """Return softmax(q @ k / sqrt(D)) per head, in float32 at least: `attend` never holds it."""
-    q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k))
-    logits = torch.einsum("btnd,bTnd->bntT", q, k)
-    return (logits * q.shape[-1] ** -0.5).softmax(dim=-1)
+    logits = torch.einsum("btnd,bTnd->bntT", widened(q), widened(k))
+    return (logits * q.shape[3] ** -0.5).softmax(dim=-1)

@@ -6,7 +6,7 @@ Weights carry timm's tag, as in "outlook_volo_d1_224.sail_in1k"; `timm.list_mode
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from outlook_common.config import VOLO_VARIANTS, VOLOVariant
+from outlook_common.config import VOLO_VARIANTS, VOLOVariant, with_tuples
 from outlook_common.extras import require
 
 require("timm", needed_by="outlook_torch.timm")
@@ -59,7 +59,7 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
         cfg: Any = resolve_pretrained_cfg(registered, pretrained_cfg, pretrained_cfg_overlay)
 
         def make(**arguments: Any) -> VOLO:
-            arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+            arguments = with_tuples(arguments)
             if not pretrained:
                 return volo(name, **arguments)
             source = _source_of_weights(cfg.to_dict(), registered)

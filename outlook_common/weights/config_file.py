@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from outlook_common.config import VOLOConfig, volo_config
+from outlook_common.config import VOLOConfig, volo_config, with_tuples
 from outlook_common.text import printable
 from outlook_common.weights.checkpoint import Shapes
 from outlook_common.weights.formats.base import PathLike
@@ -25,7 +25,7 @@ def config_of(fields: Mapping[str, Any]) -> VOLOConfig:
         TypeError: a field is unknown, or missing.
         ValueError: the fields contradict each other, or the variant is unknown.
     """
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    given = with_tuples(fields)
     return volo_config(given.pop("variant"), **given) if "variant" in given else VOLOConfig(**given)
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from outlook_common.config import VOLO_VARIANTS, VOLOConfig, nearest_variant, volo_config
+from outlook_common.config import VOLO_VARIANTS, VOLOConfig, nearest_variant, volo_config, with_tuples
 from outlook_common.text import listed
 from outlook_common.volo import PREPARATION, pretrained_cfg
 from outlook_common.weights.errors import WeightsError
@@ -88,7 +88,7 @@ def config_in_model_config(described: Mapping[str, Any]) -> VOLOConfig:
         raise TypeError(f"model_args is {type(arguments).__name__}, expected an object")
     if large := [name for name, value in arguments.items() if not _is_small(value)]:
         raise ValueError(f"{listed(large)} in model_args: too large, or no numbers")
-    return _buildable(volo_config(str(architecture_in(described)), **_with_tuples(arguments)))
+    return _buildable(volo_config(str(architecture_in(described)), **with_tuples(arguments)))
 
 
 def config_in_metadata(kind: type, metadata: Mapping[str, str]) -> Any:
@@ -97,7 +97,7 @@ def config_in_metadata(kind: type, metadata: Mapping[str, str]) -> Any:
     if not found or not all(map(_is_small, found.values())):
         return None
     try:
-        return _buildable(kind(**_with_tuples(found)))
+        return _buildable(kind(**with_tuples(found)))
     except (TypeError, ValueError, ArithmeticError):
         return None
 
@@ -119,10 +119,6 @@ def _json_in(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _buildable(config: Any) -> Any:

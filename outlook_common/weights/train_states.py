@@ -189,8 +189,7 @@ def _names(
 def _without_root(names: Iterable[str], table: WeightTable) -> dict[str, str]:
     """Return names -> the same without what all have before the names of the model, as "model." of Lightning."""
     names = list(names)
-    roots = _roots(names, table)
-    root = min(roots, key=lambda root: (-roots[root], len(root)), default="")
+    root = _commonest(_roots(names, table))
     return {name: name.removeprefix(root) for name in names}
 
 
@@ -227,15 +226,13 @@ def _in_optax(checkpoint: Checkpoint, table: WeightTable, trained: Collection[st
 
 def _weights(checkpoint: Checkpoint, table: WeightTable) -> Checkpoint:
     """Return the part with the model's weights: the one with all of them, else the one with most."""
-    roots = Counter(
-        {root: count for root, count in _roots(checkpoint.names, table).items() if not _BESIDE & set(root.split("."))}
-    )
+    found = _roots(checkpoint.names, table)
+    roots = {root: count for root, count in found.items() if not _BESIDE & set(root.split("."))}
     complete = sorted(root for root, count in roots.items() if count == len(table.entries))
     if len(complete) > 1:
         where = listed(root.removesuffix(".") for root in complete)
         raise WeightsError(f"{checkpoint.label}: it has {len(complete)} models like {table.model}: {where}")
-    root = min(roots, key=lambda root: (-roots[root], len(root)), default="")
-    return checkpoint.below(root.removesuffix("."))
+    return checkpoint.below(_commonest(roots).removesuffix("."))
 
 
 def _roots(names: Iterable[str], table: WeightTable) -> Counter[str]:
@@ -251,6 +248,11 @@ def _roots(names: Iterable[str], table: WeightTable) -> Counter[str]:
         if max(found.values(), default=0) > max(best.values(), default=0):
             best = found
     return best
+
+
+def _commonest(roots: Mapping[str, int]) -> str:
+    """Return the one that most names have, of several the shortest; "" if there is none."""
+    return min(roots, key=lambda root: (-roots[root], len(root)), default="")
 
 
 def _matches(checkpoint: Checkpoint, pattern: re.Pattern[str]) -> list[tuple[re.Match[str], Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -394,6 +395,28 @@ def test_simultaneous_conversions_to_one_destination_end_with_one_complete_file(
     done = subprocess.run([sys.executable, "-c", code, suffix], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ("0", "1", "2")
+
+
+def test_a_name_whose_lock_another_process_takes_for_a_leftover_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire, tried = FileLock.acquire, []
+
+    def contended(lock: FileLock, *args: Any, **kwargs: Any) -> Any:
+        tried.append(lock.lock_file)
+        if len(tried) == 1:  # it is held just now
+            raise Timeout(lock.lock_file)
+        held = acquire(lock, *args, **kwargs)
+        if len(tried) == 2:  # it was removed between open and lock
+            Path(lock.lock_file).unlink()
+        return held
+
+    monkeypatch.setattr(FileLock, "acquire", contended)
+    with atomic.replacing(tmp_path / "a.npz") as temporary:
+        assert f"{temporary}.lock" == tried[2]
+        assert Path(tried[2]).exists()
+    assert len(tried) == len(set(tried)) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_a_folder_created_meanwhile_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

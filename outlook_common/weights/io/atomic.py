@@ -100,11 +100,8 @@ def _check_destination(path: Path, is_replaceable: Callable[[Path], bool] | None
 @contextmanager
 def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
     """Yield a new, locked file or folder, which is removed in the end, whatever comes in between."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    lock = _lock_of(temporary)
+    temporary, lock = _locked_name(path)  # before the file exists, so that no other process finds it unlocked
     try:
-        with suppress(NotImplementedError, OSError):  # a file system without locks
-            lock.acquire()  # before the file exists, so that no other process finds it unlocked
         if is_folder:
             temporary.mkdir()
         else:
@@ -113,6 +110,24 @@ def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
     finally:
         remove(temporary)
         _remove_lock(lock)
+
+
+def _locked_name(path: Path) -> tuple[Path, "FileLock"]:
+    """Return a name for a temporary file, and its lock, held unless the file system has none."""
+    from filelock import Timeout
+
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        lock = _lock_of(temporary)
+        try:
+            lock.acquire()
+        except Timeout:  # another process takes it for a leftover
+            continue
+        except (NotImplementedError, OSError):  # a file system without locks
+            return temporary, lock
+        if Path(lock.lock_file).exists():
+            return temporary, lock
+        lock.release()  # that process has removed it just before
 
 
 def _lock_of(temporary: Path) -> "FileLock":

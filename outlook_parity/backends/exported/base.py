@@ -1,8 +1,9 @@
 """An exported program: outputs alone, in the one precision that it was exported in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,11 @@ class Port:
     def __str__(self) -> str:
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
         return f"{self.name} {self.dtype} ({sizes})"
+
+
+def open_sizes(shape: Iterable[Any]) -> tuple[int | None, ...]:
+    """Return the sizes of a shape, None for one that is a symbol or a name."""
+    return tuple(size if isinstance(size, int) else None for size in shape)
 
 
 class Exported(ABC):

@@ -8,7 +8,7 @@ import jax.export  # no attribute of jax before it is imported
 import numpy as np
 
 from outlook_common.extras import require
-from outlook_parity.backends.exported.base import Exported, Port
+from outlook_parity.backends.exported.base import Exported, Port, open_sizes
 from outlook_parity.backends.jax.settings import jax_device, pinned
 from outlook_parity.core.outputs import output_leaves
 
@@ -25,7 +25,7 @@ class JaxProgram(Exported):
         self.label = f"{source.name} (jax.export)" if isinstance(source, Path) else "the jax.export program"
         self._program = _loaded(source) if isinstance(source, Path) else source
         self.inputs = tuple(
-            Port(f"argument {index}", np.dtype(aval.dtype), tuple(_size(size) for size in aval.shape))
+            Port(f"argument {index}", np.dtype(aval.dtype), open_sizes(aval.shape))
             for index, aval in enumerate(self._program.in_avals)
         )
 
@@ -45,7 +45,3 @@ def _loaded(path: Path) -> jax.export.Exported:
         raise
     except Exception as error:  # of many kinds: a flatbuffer has no mark
         raise ValueError(f"{path}: jax.export cannot read it: {str(error).partition(chr(10))[0]}") from error
-
-
-def _size(size: object) -> int | None:
-    return size if isinstance(size, int) else None

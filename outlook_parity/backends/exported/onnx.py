@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from outlook_common.extras import require
-from outlook_parity.backends.exported.base import Exported, Port
+from outlook_parity.backends.exported.base import Exported, Port, open_sizes
 
 # ONNX Runtime's words for what NumPy has too.
 _DTYPES = {
@@ -38,7 +38,7 @@ class OnnxFile(Exported):
             raise ValueError(f"{path}: ONNX Runtime cannot read it: {str(error).partition(chr(10))[0]}") from error
         self.label = f"{path.name} (ONNX Runtime {onnxruntime.__version__})"
         self.inputs = tuple(
-            Port(one.name, _dtype(path, one.name, one.type), tuple(_size(size) for size in one.shape))
+            Port(one.name, _dtype(path, one.name, one.type), open_sizes(one.shape))
             for one in self._session.get_inputs()
         )
 
@@ -54,7 +54,3 @@ def _dtype(path: Path, name: str, kind: str) -> np.dtype:
     if dtype is None:
         raise ValueError(f"{path}: input {name} is {kind}; tensors of {', '.join(_DTYPES)} can be given")
     return np.dtype(dtype)
-
-
-def _size(size: object) -> int | None:
-    return size if isinstance(size, int) else None

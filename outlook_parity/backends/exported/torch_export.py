@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from outlook_common.arrays import to_tensor
-from outlook_parity.backends.exported.base import Exported, Port
+from outlook_parity.backends.exported.base import Exported, Port, open_sizes
 from outlook_parity.backends.torch.model import dtype_of, to_array
 from outlook_parity.core.outputs import output_leaves
 
@@ -39,8 +39,7 @@ class TorchProgram(Exported):
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{self.label}: input {node.name} is {value!r}, and only tensors can be given")
-        sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
-        return Port(node.name, np.dtype(dtype_of(value)), sizes)
+        return Port(node.name, np.dtype(dtype_of(value)), open_sizes(value.shape))
 
 
 def _loaded(path: Path) -> torch.export.ExportedProgram:
