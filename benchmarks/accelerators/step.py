@@ -42,7 +42,8 @@ are one array, and so are vectors of one length, moments too.
 - **kcycles**: in thousands, XLA:TPU's estimate of its own operations, loops by their trip counts, without Pallas
   kernels: the same are in every row of a program.
 - **scoped VMEM**: the compiler option `xla_tpu_scoped_vmem_limit_kib`: what one operation may have of the chip's fast
-  memory beside its operands; the code of a product is one window, unrolled.
+  memory beside its operands. The code of a product is one window, unrolled: products and convolutions are 76 % of the
+  bundles of one transformer block and 90 % of the stem's, counted in dumps of both (`benchmarks.accelerators.llo`).
 """
 
 
