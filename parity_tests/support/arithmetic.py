@@ -13,8 +13,10 @@ import torch
 from jax._src import compiler
 
 # Of XLA, for models that compile for longer than they run: no optimizations, and no fusions by way of MLIR, which take
-# twice as long as all else.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# twice as long as all else. Newer versions lack that option, and end where it is given.
+QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
 # The same for a process.
 QUICK_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICKLY.items())
 
