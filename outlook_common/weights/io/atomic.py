@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 _LOCK = ".lock"
+# How many names are tried for a temporary file until one can be locked.
+_NAMES = 9
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
 
@@ -114,20 +116,21 @@ def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
 
 
 def _lock_of_new(path: Path) -> "FileLock":
-    """Return the lock of a new temporary file's name, held unless the file system has none."""
+    """Return the lock of a new temporary file's name, held unless there can be none."""
     from filelock import Timeout
 
-    while True:
+    for _ in range(_NAMES):
         lock = _lock_of(path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"))
         try:
             lock.acquire()
-        except Timeout:  # another process takes it for a leftover
+        except Timeout:  # another process takes it for a leftover, or nothing can be written there
             continue
         except (NotImplementedError, OSError):  # a file system without locks
-            return lock
+            break
         if Path(lock.lock_file).exists():
-            return lock
+            break
         lock.release()  # that process has removed it just before
+    return lock
 
 
 def _lock_of(temporary: Path) -> "FileLock":
