@@ -27,7 +27,8 @@ By `python -m benchmarks.accelerators{arguments}`; jax {jax}, libtpu {libtpu}, j
   own. A TPU's count has its tiles of 8 × 128, which heads and channels of (6, 32) fill to 19 %; the floor has not.
 - **kernels**: what XLA:GPU starts, calls of cuBLAS and cuDNN too. **Registers** and **spilled bytes** by `ptxas -v`
   for sm_90a; **atomics**: `atom` and `red` in the PTX.
-- **compile s**: tracing, lowering and compiling on this machine, beside other jobs.
+- **compile s**: tracing, lowering and compiling on this machine, beside other jobs; for a TPU also writing the bundles,
+  which takes as long again. Without: [a whole training step](step_compile_v5e.md).
 """
 
 

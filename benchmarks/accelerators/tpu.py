@@ -38,7 +38,7 @@ def compile_for(program: Program, chips: str = "v5e:2x2") -> dict[str, Any]:
     kernels = [each for each in operations if KERNEL in each.text]
     in_kernels = sum(llo.kernel_cycles(BUNDLES, _name(each)) * each.times for each in kernels)
     return {
-        "kcycles": (sum(_cycles(each) * each.times for each in operations) + in_kernels) / 1e3,
+        "kcycles": (sum(estimated_cycles(each) * each.times for each in operations) + in_kernels) / 1e3,
         "of them in Pallas": in_kernels / 1e3,
         "Pallas kernels": len(kernels),
         "bytes / floor": compiled.cost_analysis()["bytes accessed"] / program.floor,
@@ -57,7 +57,7 @@ def collectives_when_shared(program: Program, axes: Axes, chips: str = "v5e:4x4"
     return hlo.collectives(jax.jit(program.run).lower(*operands).compile().as_text())
 
 
-def _cycles(operation: hlo.Operation) -> int:
+def estimated_cycles(operation: hlo.Operation) -> int:
     found = re.search(r'"estimated_cycles":"(\d+)"', operation.text)
     return int(found[1]) if found else 0
 

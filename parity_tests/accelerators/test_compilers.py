@@ -1,7 +1,11 @@
 """The op, compiled for a TPU and a GPU that are not there; `make accelerators` has the compilers."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 
+from outlook_common.config import VOLOConfig
 from outlook_common.op_cases import Case
 
 # JAX is imported within the tests, after what `benchmarks.accelerators` puts into the environment.
@@ -90,3 +94,34 @@ def test_what_is_exchanged_is_seen() -> None:
     from benchmarks.accelerators import cases, tpu
 
     assert tpu.collectives_when_shared(cases.op(SHARED, "bfloat16", "composite"), (None, "data")) != []
+
+
+def test_adamw_moves_stacked_parameters_as_it_moves_them_one_by_one() -> None:
+    from benchmarks.accelerators import step
+
+    jax, optax, nnx = step.jax, step.optax, step.nnx
+    config = VOLOConfig(
+        layers=(2, 3),
+        img_size=32,
+        num_classes=3,
+        stem_hidden_dim=4,
+        embed_dims=(8, 16),
+        num_heads=(2, 4),
+        downsamples=(True, False),
+        outlook_attention=(True, False),
+        post_layers=("ca", "ca"),
+    )
+    parameters = nnx.state(step.outlook_jax.VOLO(config, rngs=nnx.Rngs(0)), nnx.Param)
+    stack, unstack = step.stacked(parameters)
+    adamw = optax.adamw(1e-2, weight_decay=0.05)
+
+    def moved(parameters: Any) -> Any:
+        moments = adamw.init(parameters)
+        for _ in range(2):
+            gradients = jax.tree.map(jax.numpy.sin, parameters)
+            updates, moments = adamw.update(gradients, moments, parameters)
+            parameters = optax.apply_updates(parameters, updates)
+        return parameters
+
+    assert len(stack(parameters)) < len(jax.tree.leaves(parameters)) * 2 / 3
+    jax.tree.map(np.testing.assert_array_equal, unstack(moved(stack(parameters))), moved(parameters))

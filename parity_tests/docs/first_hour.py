@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from parity_tests.support.arithmetic import QUICK_FLAGS
 from parity_tests.support.environment import installed_by
 from parity_tests.support.markdown import ROOT, Block, read_parts, run_part
 
@@ -17,7 +18,7 @@ README = ROOT / "README.md"
 # Extra -> what a user of it asks for in vain.
 USERS = {"jax": "torch", "torch": "jax", "parity": None}
 # The models run once, and take far longer to optimize.
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+QUICK = {"XLA_FLAGS": QUICK_FLAGS}
 
 WITHOUT = """
 from parity_tests.support.environment import hide_all_but

@@ -11,6 +11,7 @@ import pytest
 
 from outlook_parity import WeightEntry, read_name_map
 from parity_tests.docs.first_hour import USERS, blocks_of, first_hour, told_what_to_install
+from parity_tests.support.arithmetic import QUICK_FLAGS
 from parity_tests.support.markdown import ROOT, read_blocks, read_parts, run_page
 
 README, QUICKSTART, SCALING = ROOT / "README.md", ROOT / "docs" / "quickstart.md", ROOT / "docs" / "scaling.md"
@@ -24,9 +25,6 @@ GUIDES = {
 
 # Pages of tables with a block or two.
 SHORT = ("weights", "models")
-
-# The pages' models run once, and take far longer to optimize.
-QUICK = "--xla_backend_optimization_level=0"
 
 
 def test_the_pages_have_blocks() -> None:
@@ -56,7 +54,7 @@ def test_who_has_one_twin_is_told_how_to_get_the_other(extra: str) -> None:
 
 def test_every_block_of_the_quickstart_runs_with_what_it_needs_alone(tmp_path: Path) -> None:
     assert {part[0].needs for part in read_parts(QUICKSTART)} == {("jax",), ("torch",), (), ("parity",)}
-    run_page(QUICKSTART, tmp_path, "--strict", XLA_FLAGS=QUICK)
+    run_page(QUICKSTART, tmp_path, "--strict", XLA_FLAGS=QUICK_FLAGS)
 
 
 def test_the_map_on_the_page_of_its_format_is_read(tmp_path: Path) -> None:
@@ -85,11 +83,11 @@ def test_every_block_of_a_guide_runs_with_what_it_needs_alone(guide: str, needs:
     blocks = read_blocks(page, "python")
     assert len(blocks) >= 2
     assert {need for block in blocks for need in block.needs} == needs
-    run_page(page, tmp_path, "--one-namespace", XLA_FLAGS=f"--xla_force_host_platform_device_count=4 {QUICK}")
+    run_page(page, tmp_path, "--one-namespace", XLA_FLAGS=f"--xla_force_host_platform_device_count=4 {QUICK_FLAGS}")
 
 
 def test_every_block_on_scaling_runs_on_eight_devices(tmp_path: Path) -> None:
-    run_page(SCALING, tmp_path, "--one-namespace", XLA_FLAGS=f"--xla_force_host_platform_device_count=8 {QUICK}")
+    run_page(SCALING, tmp_path, "--one-namespace", XLA_FLAGS=f"--xla_force_host_platform_device_count=8 {QUICK_FLAGS}")
 
 
 def test_the_installed_program_starts(tmp_path: Path) -> None:

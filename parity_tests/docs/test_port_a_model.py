@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from outlook_parity import NameMap, Report, verify
 from outlook_parity.models.user import load_factory
@@ -23,6 +24,7 @@ NAMED = re.compile(r"# (\S+\.\w+)\n(.*)", flags=re.DOTALL)
 FILES = [match.groups() for block in read_blocks(PAGE, "python", "toml") if (match := NAMED.fullmatch(block.text))]
 MENDS = [re.fullmatch(r"-(.*)\n\+(.*)\n", block.text).groups() for block in read_blocks(PAGE, "diff")]
 COMMANDS = [command for block in read_blocks(PAGE, "console") for command in block.commands]
+STEPS = [step for block in read_blocks(PAGE, "yaml") for step in yaml.safe_load(block.text)["jobs"]["parity"]["steps"]]
 
 
 def write_files(folder: Path, mended: int = 0) -> None:
@@ -91,4 +93,9 @@ def test_every_command_of_the_page_runs_as_printed(tmp_path: Path) -> None:
     assert "PASS: the twins are equal to rounding in float64" in run(COMMANDS[1])
     for command in COMMANDS[2:]:
         run(command)
+    workflow = [step["run"] for step in STEPS if "run" in step]
+    assert workflow[0] == "pip install 'outlook-attention[parity]'"
+    for command in workflow[1:]:
+        run(command)
+    assert {"parity.html", "parity.xml"} <= {path.name for path in tmp_path.iterdir()}
     run("pytest -q -p no:cacheprovider test_port.py")

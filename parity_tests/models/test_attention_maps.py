@@ -15,11 +15,11 @@ import outlook_jax
 import outlook_torch
 from outlook_common import window_grid
 from outlook_common.explain import mixed_at, place_weights
+from parity_tests.support.arithmetic import QUICKLY
 from parity_tests.support.oracle import mix
 from parity_tests.support.runners import layer_pair, relative_error
 from parity_tests.support.volo import (
     FOUR_STAGES,
-    QUICKLY,
     draw_images,
     draw_weights,
     jax_logits,

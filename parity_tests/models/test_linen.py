@@ -16,10 +16,10 @@ from flax import nnx, traverse_util
 import outlook_jax
 from outlook_common.weights import table_for
 from outlook_jax import linen
+from parity_tests.support.arithmetic import QUICKLY
 from parity_tests.support.runners import relative_error
 from parity_tests.support.volo import (
     FOUR_STAGES,
-    QUICKLY,
     draw_images,
     draw_weights,
     jax_logits,

@@ -25,9 +25,9 @@ from outlook_jax.model import draw_mix_box as draw_mix_box_jax
 from outlook_torch.blocks import DropPath as TorchDropPath
 from outlook_torch.losses import TokenLabelCrossEntropy as TorchLoss
 from outlook_torch.model import draw_mix_box as draw_mix_box_torch
+from parity_tests.support.arithmetic import QUICKLY
 from parity_tests.support.runners import relative_error
 from parity_tests.support.volo import (
-    QUICKLY,
     draw_images,
     draw_weights,
     jax_logits,

@@ -12,6 +12,7 @@ from outlook_common.op_cases import BY_NAME, Case
 from outlook_jax import outlook_attention
 from outlook_jax.ops import choice
 from outlook_jax.ops.pallas import launch
+from parity_tests.support.arithmetic import QUICKLY
 from parity_tests.support.runners import draw, relative_error
 
 CASE = Case("chosen", 12, 7, 2, 32, stride=2)  # large enough for composite
@@ -105,7 +106,7 @@ def test_numbers_and_derivatives_are_those_of_what_runs_off_a_tpu(case: Case, el
         along = jax.jvp(jax.grad(loss, (0, 1)), (value, logits), (direction, jnp.cos(logits)))
         return run(value, logits), along, jax.vmap(run, in_axes=(1, None))(mapped, logits)
 
-    run = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    run = partial(jax.jit, compiler_options=QUICKLY)
     ours, theirs = (jax.tree.leaves(run(partial(everything, name))()) for name in (None, elsewhere))
     assert len(ours) == 6
     for a, b in zip(ours, theirs, strict=True):

@@ -11,11 +11,11 @@ from jax import export
 
 import outlook_jax
 from outlook_common.op_cases import BY_NAME
+from parity_tests.support.arithmetic import QUICKLY
 from parity_tests.support.runners import draw, relative_error
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
 CASE = BY_NAME["stride_not_dividing"]
-UNOPTIMISED = {"xla_backend_optimization_level": 0}  # it compiles for longer than it runs
 
 
 def op(implementation: str) -> Callable[..., jax.Array]:
@@ -52,7 +52,7 @@ def test_an_export_for_all_platforms_gives_the_same_numbers_on_a_cpu(
     exported = export.export(jax.jit(make(implementation)), platforms=PLATFORMS)(value, logits)
     assert exported.platforms == tuple(PLATFORMS)
     expected, found = (
-        jax.tree.leaves(jax.jit(f, compiler_options=UNOPTIMISED)(jnp.asarray(value), jnp.asarray(logits)))
+        jax.tree.leaves(jax.jit(f, compiler_options=QUICKLY)(jnp.asarray(value), jnp.asarray(logits)))
         for f in (make(implementation), exported.call)
     )
     for theirs, ours in zip(expected, found, strict=True):

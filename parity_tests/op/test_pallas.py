@@ -14,6 +14,7 @@ from outlook_common.op_cases import Case
 from outlook_jax import outlook_attention
 from outlook_jax.ops.pallas import batch_launch, interpreted, launch
 from parity_tests.op.test_op import assert_float64_equal, assert_within_rounding
+from parity_tests.support.arithmetic import QUICKLY
 from parity_tests.support.oracle import Results, attend, with_leading
 from parity_tests.support.runners import draw, relative_error, run_jax
 
@@ -93,7 +94,7 @@ def test_minus_infinity_in_the_logits_is_a_weight_of_zero() -> None:
 
 
 # Optimised, what is interpreted compiles for longer than it runs.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+jit = partial(jax.jit, compiler_options=QUICKLY)
 
 
 def _ops(case: Case) -> list[Any]:

@@ -5,9 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
 
 import jax
 import torch
+from jax._src import compiler
+
+# Of XLA, for models that compile for longer than they run: no optimizations, and no fusions by way of MLIR, which take
+# twice as long as all else. Newer versions lack that option, and end where it is given.
+QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
+# The same for a process.
+QUICK_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICKLY.items())
 
 
 def make_exact() -> None:
@@ -20,9 +31,16 @@ def make_exact() -> None:
 
 @contextmanager
 def quick_compilation() -> Iterator[None]:
-    """Leave out XLA's optimizations: a small model takes longer to optimize than to run."""
+    """Compile all `QUICKLY`, single operations too, for which JAX has no options."""
+    options_of = compiler.get_compile_options
+
+    def quick(*args: Any, **kwargs: Any) -> Any:
+        given = kwargs.pop("env_options_overrides", None) or {}
+        return options_of(*args, env_options_overrides=QUICKLY | given, **kwargs)
+
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with patch.object(compiler, "get_compile_options", quick):
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 

@@ -18,6 +18,7 @@ from outlook_common.op_cases import Case
 from outlook_jax.ops import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
 from outlook_parity.models.builtin import draw_weights
 from outlook_torch.ops import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+from parity_tests.support.arithmetic import QUICKLY
 from parity_tests.support.oracle import Operands, Results
 
 Array = np.ndarray
@@ -71,9 +72,9 @@ def to_jax(array: Array, device: Device = CPU) -> jax.Array:
     return jax.device_put(array, device.jax)
 
 
-def _compiler_options(x: Array) -> dict[str, int] | None:
+def _compiler_options(x: Array) -> dict[str, Any] | None:
     """Small inputs compile for longer than they run, and optimisation changes but the order of sums."""
-    return {"xla_backend_optimization_level": 0} if x.size < SMALL else None
+    return QUICKLY if x.size < SMALL else None
 
 
 def run_torch(operands: Operands, case: Case, device: Device = CPU, implementation: str | None = None) -> Results:

@@ -8,10 +8,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from parity_tests.support.arithmetic import QUICK_FLAGS
+
 
 def run_on_devices(module: str, devices: int, *arguments: str, timeout: int = 600) -> Any:
     """Return the JSON that `python -m module` prints where JAX has so many CPU devices; they compile quickly."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK_FLAGS}"
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,

@@ -18,6 +18,7 @@ from outlook_common import VOLOConfig
 from outlook_common.weights import table_for
 from outlook_jax.blocks import DropRate
 from outlook_parity.models.builtin import draw_weights as draw_weights
+from parity_tests.support.arithmetic import QUICKLY
 
 Array = np.ndarray
 
@@ -31,9 +32,6 @@ FOUR_STAGES: dict[str, Any] = {
     "downsamples": (True, False, False, False),
     "outlook_attention": (True, False, False, False),
 }
-
-# Small models run fast, but take seconds to compile.
-QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def small_config(**overrides: Any) -> VOLOConfig:

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from parity_tests.support.arithmetic import QUICK_FLAGS
 from parity_tests.support.subprocesses import run_on_devices
 
 SCHEMA = json.loads(files("outlook_parity.report").joinpath("report.schema.json").read_text())
@@ -94,7 +95,7 @@ def test_more_devices_than_there_are_is_not_run(found: Any) -> None:
 def test_the_command_line_makes_the_devices_and_says_the_mesh_in_json() -> None:
     command = [sys.executable, "-c", PROGRAM, "verify", "--model", "layer", "--json", "--quiet"]
     options = ["--devices", "4", "--sharding", "fsdp", "--dtype", "float64", "--level", "forward"]
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": QUICK_FLAGS, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         command + options, capture_output=True, text=True, env={**os.environ, **flags}, timeout=300, check=False
     )

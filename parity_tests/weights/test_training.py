@@ -26,8 +26,9 @@ from outlook_jax import save_training as save_jax
 from outlook_parity.core.optimizers import BETAS, EPSILON, LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY
 from outlook_torch import load_training as load_torch
 from outlook_torch import save_training as save_torch
+from parity_tests.support.arithmetic import QUICKLY
 from parity_tests.support.runners import layer_pair
-from parity_tests.support.volo import QUICKLY, draw_images, draw_weights, jax_volo, last, small_config, torch_volo
+from parity_tests.support.volo import draw_images, draw_weights, jax_volo, last, small_config, torch_volo
 
 Array = np.ndarray
 STEPS = 3

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 _LOCK = ".lock"
+# How many names are tried for a temporary file until one can be locked.
+_NAMES = 9
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
 
@@ -100,7 +102,8 @@ def _check_destination(path: Path, is_replaceable: Callable[[Path], bool] | None
 @contextmanager
 def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
     """Yield a new, locked file or folder, which is removed in the end, whatever comes in between."""
-    temporary, lock = _locked_name(path)  # before the file exists, so that no other process finds it unlocked
+    lock = _lock_of_new(path)  # before the file exists, so that no other process finds it unlocked
+    temporary = Path(lock.lock_file.removesuffix(_LOCK))
     try:
         if is_folder:
             temporary.mkdir()
@@ -112,22 +115,22 @@ def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
         _remove_lock(lock)
 
 
-def _locked_name(path: Path) -> tuple[Path, "FileLock"]:
-    """Return a name for a temporary file, and its lock, held unless the file system has none."""
+def _lock_of_new(path: Path) -> "FileLock":
+    """Return the lock of a new temporary file's name, held unless there can be none."""
     from filelock import Timeout
 
-    while True:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        lock = _lock_of(temporary)
+    for _ in range(_NAMES):
+        lock = _lock_of(path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"))
         try:
             lock.acquire()
-        except Timeout:  # another process takes it for a leftover
+        except Timeout:  # another process takes it for a leftover, or nothing can be written there
             continue
         except (NotImplementedError, OSError):  # a file system without locks
-            return temporary, lock
+            break
         if Path(lock.lock_file).exists():
-            return temporary, lock
+            break
         lock.release()  # that process has removed it just before
+    return lock
 
 
 def _lock_of(temporary: Path) -> "FileLock":

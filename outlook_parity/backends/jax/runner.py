@@ -108,7 +108,7 @@ class JaxRunner(Runner):
                 cotangents = {
                     name: place.other(self._cotangent(request, name, shape)) for name, shape in traced.floating.items()
                 }
-                with compiled_for(traced.work, place.device, backward=True):
+                with compiled_for(traced.work, place.device):
                     differentiate = jax.jit(partial(_differentiate, forward))
                     of_parameters, of_inputs = differentiate(parameters, buffers, inputs, cotangents)
                 found.update((name, to_numpy(x)) for name, x in of_inputs.items())
@@ -202,7 +202,7 @@ class JaxRunner(Runner):
             compiled = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
 
             def differentiate(parameters: Values, buffers: Values) -> Any:
-                with compiled_for(self._work(request), place.device, backward=True):
+                with compiled_for(self._work(request), place.device, request.steps * len(OPTIMIZERS)):
                     return compiled(parameters, buffers, inputs, targets)
 
             for name, optimizer in OPTIMIZERS.items():

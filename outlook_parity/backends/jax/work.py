@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import jax
+import jax._src.compiler as compiler_internal
 
+from outlook_parity.backends.jax.convolutions import are_loops, as_products
 from outlook_parity.backends.jax.jaxprs import bodies_of
 
-# Without the optimizations of LLVM a CPU takes some nanoseconds longer for each number that is computed, and a hundred
-# for each product of a convolution's derivative in float64: for fewer than these that is less than to optimize.
-MOST_NUMBERS, MOST_CONVOLVED = 1 << 27, 1 << 20
+# Without the optimizations of LLVM a CPU takes ten nanoseconds longer for each number of a forward pass of which it
+# computes the derivative, and for each product of a convolution that is plain loops: for fewer than these, all runs
+# together, that is less than to optimize.
+MOST_NUMBERS, MOST_CONVOLVED = 1 << 30, 1 << 22
 
 
 class Work(NamedTuple):
@@ -20,7 +25,7 @@ class Work(NamedTuple):
     Attributes:
         live: how many numbers are needed at the same time at most.
         numbers: how many there are.
-        convolved: how many products convolutions compute.
+        convolved: how many products convolutions compute in plain loops.
     """
 
     live: int
@@ -42,7 +47,7 @@ def work_of(jaxpr: Any) -> Work:
         most = max(most, live + max((one.live for one in inner), default=0))
         numbers += repeats * sum(one.numbers for one in inner) or made
         convolved += repeats * sum(one.convolved for one in inner)
-        if equation.primitive.name == "conv_general_dilated":
+        if equation.primitive.name == "conv_general_dilated" and are_loops(_kernel(equation), equation.params):
             convolved += made * _kernel_size(equation)
         for variable in equation.outvars:
             end = last.get(variable, index)
@@ -59,9 +64,14 @@ def _size(variable: Any) -> int:
     return prod(variable.aval.shape)
 
 
+def _kernel(equation: Any) -> tuple[int, ...]:
+    shape: tuple[int, ...] = equation.invars[1].aval.shape
+    return shape
+
+
 def _kernel_size(equation: Any) -> int:
     """Return how many products make a number of a convolution."""
-    kernel = equation.invars[1].aval.shape
+    kernel = _kernel(equation)
     return prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
 
 
@@ -70,24 +80,50 @@ _context = jax.make_user_context(default_value=None)  # type: ignore[no-untyped-
 
 _SWITCH = "jax_disable_most_optimizations"
 
+# What XLA's newer code for fusions gives takes LLVM twice as long, and runs no faster where nothing is optimized.
+_OPTIONS: dict[str, str | bool] = {"xla_cpu_use_fusion_emitters": False}
+
 
 @contextmanager
-def compiled_for(work: Work, place: jax.Device, *, backward: bool = False) -> Iterator[None]:
+def compiled_for(work: Work, place: jax.Device, runs: int = 1) -> Iterator[None]:
     """Compile what runs meanwhile: what computes little, on a CPU, without the optimizations of LLVM.
 
     Args:
         work: of a forward pass.
         place: where it runs.
-        backward: whether it is differentiated.
+        runs: how often its derivative is computed.
     """
-    little = work.numbers <= MOST_NUMBERS and (not backward or work.convolved <= MOST_CONVOLVED)
+    little = runs * work.numbers <= MOST_NUMBERS and runs * work.convolved <= MOST_CONVOLVED
     if place.platform != "cpu" or not little:
         yield
         return
+    with _context(True), _unoptimized(), as_products():
+        yield
+
+
+@contextmanager
+def _unoptimized() -> Iterator[None]:
     before = jax.config._read(_SWITCH)  # type: ignore[no-untyped-call]
+    make: Any = compiler_internal.get_compile_options
+    known = _known_options()
+
+    def options(*args: Any, **more: Any) -> Any:
+        given = more.pop("env_options_overrides", None) or {}
+        return make(*args, **more, env_options_overrides={**given, **known})
+
     jax.config.update(_SWITCH, True)  # type: ignore[no-untyped-call]
     try:
-        with _context(True):
+        with patch.object(compiler_internal, "get_compile_options", options):
             yield
     finally:
         jax.config.update(_SWITCH, before)  # type: ignore[no-untyped-call]
+
+
+@cache
+def _known_options() -> dict[str, str | bool]:
+    """Return `_OPTIONS` if this version of XLA has them."""
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=_OPTIONS)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return _OPTIONS
