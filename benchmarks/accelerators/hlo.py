@@ -68,10 +68,23 @@ def _operations(computations: dict[str, list[str]], name: str, times: int) -> It
         sizes[result] = nbytes(shapes)
         read = set(re.findall(r"%[\w.\-]+", rest.split("), ")[0]))
         if kind == "while" and (body := re.search(r"body=(%[\w.\-]+)", line)):
-            count = re.search(r"known_trip_count[^0-9]*(\d+)", line)
-            yield from _operations(computations, body[1], times * int(count[1]) if count else times)
+            yield from _operations(computations, body[1], times * _trips(computations, line))
         elif kind not in FREE:
             yield Operation(kind, sizes[result] + sum(sizes.get(x, 0) for x in read), line, times)
+
+
+def _trips(computations: dict[str, list[str]], loop: str) -> int:
+    """Return how often a loop runs: XLA:GPU says so, XLA:TPU compares a counter with it."""
+    if known := re.search(r"known_trip_count[^0-9]*(\d+)", loop):
+        return int(known[1])
+    condition = re.search(r"condition=(%[\w.\-]+)", loop)
+    assert condition is not None
+    text = "\n".join(computations[condition[1]])
+    less = re.search(r"ROOT .* compare\(%[\w.\-]+, (%[\w.\-]+)\), direction=LT", text)
+    count = less and re.search(rf"{re.escape(less[1])} = s32\[\]\S* constant\((\d+)\)", text)
+    if not count:
+        raise ValueError(f"a loop of unknown length: {condition[1]} is\n{text[:500]}")
+    return int(count[1])
 
 
 def _computations(program: str) -> dict[str, list[str]]:
