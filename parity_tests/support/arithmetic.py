@@ -32,16 +32,18 @@ def make_exact() -> None:
 @contextmanager
 def quick_compilation() -> Iterator[None]:
     """Compile all `QUICKLY`, single operations too, for which JAX has no options."""
-    options_of = compiler.get_compile_options
+    options_of, switch = compiler.get_compile_options, "jax_disable_most_optimizations"
 
     def quick(*args: Any, **kwargs: Any) -> Any:
         given = kwargs.pop("env_options_overrides", None) or {}
-        return options_of(*args, env_options_overrides=QUICKLY | given, **kwargs)
+        if jax.config._read(switch):  # a test may switch it off
+            given = QUICKLY | given
+        return options_of(*args, env_options_overrides=given, **kwargs)
 
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update(switch, True)
     with patch.object(compiler, "get_compile_options", quick):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update(switch, False)
 
 
 @contextmanager
