@@ -9,7 +9,7 @@ from outlook_parity import verify
 from parity_tests.support.runners import layer_pair
 
 HONEST_SEEDS = [
-    pytest.param(seed, marks=[] if seed < 3 else pytest.mark.slow(reason="300 configurations take an hour"))
+    pytest.param(seed, marks=[] if seed < 3 else pytest.mark.slow(reason="300 configurations take ten minutes"))
     for seed in range(300)
 ]
 
