@@ -19,6 +19,7 @@ jaxtyping.install_import_hook(
 )
 
 from benchmarks.torchvision_stub import declare_missing_torchvision_operators  # noqa: E402
+from outlook_parity.backends.jax.work import unoptimized  # noqa: E402
 from parity_tests.support import arithmetic  # noqa: E402
 from parity_tests.support.runners import Device, find_device  # noqa: E402
 
@@ -52,7 +53,7 @@ def device(request: pytest.FixtureRequest) -> Device:
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """Compile this module's JAX programs without optimizations."""
-    with arithmetic.quick_compilation():
+    with unoptimized():
         yield
 
 

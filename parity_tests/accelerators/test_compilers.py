@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from outlook_common.config import VOLOConfig
+from outlook_common.config import volo_config
 from outlook_common.op_cases import Case
 
 # JAX is imported within the tests, after what `benchmarks.accelerators` puts into the environment.
@@ -100,17 +100,8 @@ def test_adamw_moves_stacked_parameters_as_it_moves_them_one_by_one() -> None:
     from benchmarks.accelerators import step
 
     jax, optax, nnx = step.jax, step.optax, step.nnx
-    config = VOLOConfig(
-        layers=(2, 3),
-        img_size=32,
-        num_classes=3,
-        stem_hidden_dim=4,
-        embed_dims=(8, 16),
-        num_heads=(2, 4),
-        downsamples=(True, False),
-        outlook_attention=(True, False),
-        post_layers=("ca", "ca"),
-    )
+    sizes = {"stem_hidden_dim": 4, "embed_dims": (8, 16, 16, 16), "num_heads": (2, 4, 4, 4)}
+    config = volo_config("volo_d1_224", layers=(2, 3, 1, 1), img_size=32, num_classes=3, **sizes)
     parameters = nnx.state(step.outlook_jax.VOLO(config, rngs=nnx.Rngs(0)), nnx.Param)
     stack, unstack = step.stacked(parameters)
     adamw = optax.adamw(1e-2, weight_decay=0.05)

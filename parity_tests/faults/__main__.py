@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import pytest
 
 from outlook_parity import Report
+from outlook_parity.backends.jax.work import unoptimized
 from parity_tests.faults import attention, hidden, volo
 from parity_tests.faults.fault import Containing, Fault
 from parity_tests.faults.tally import print_table, tally
-from parity_tests.support.arithmetic import make_exact, quick_compilation
+from parity_tests.support.arithmetic import make_exact
 
 FAMILIES: dict[str, Sequence[Fault]] = {
     "the layer": attention.FAULTS,
@@ -37,7 +38,7 @@ def run(fault: Fault) -> Report:
 def main() -> None:
     make_exact()
     families = sys.argv[1:] or list(FAMILIES)
-    with quick_compilation():
+    with unoptimized():
         counts = {family: tally(family, FAMILIES[family], run, found) for family in families}
     print_table(counts)
 

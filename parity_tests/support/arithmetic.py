@@ -6,11 +6,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 import jax
 import torch
-from jax._src import compiler
 
 # Of XLA, for models that compile for longer than they run: no optimizations, and no fusions by way of MLIR, which take
 # twice as long as all else. Newer versions lack that option, and end where it is given.
@@ -27,23 +25,6 @@ def make_exact() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-
-
-@contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Compile all `QUICKLY`, single operations too, for which JAX has no options."""
-    options_of, switch = compiler.get_compile_options, "jax_disable_most_optimizations"
-
-    def quick(*args: Any, **kwargs: Any) -> Any:
-        given = kwargs.pop("env_options_overrides", None) or {}
-        if jax.config._read(switch):  # a test may switch it off
-            given = QUICKLY | given
-        return options_of(*args, env_options_overrides=given, **kwargs)
-
-    jax.config.update(switch, True)
-    with patch.object(compiler, "get_compile_options", quick):
-        yield
-    jax.config.update(switch, False)
 
 
 @contextmanager

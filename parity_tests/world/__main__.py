@@ -9,8 +9,9 @@ import traceback
 
 from benchmarks.torchvision_stub import declare_missing_torchvision_operators
 from outlook_parity import Report
+from outlook_parity.backends.jax.work import unoptimized
 from parity_tests.faults.tally import print_table, tally
-from parity_tests.support.arithmetic import make_exact, quick_compilation
+from parity_tests.support.arithmetic import make_exact
 from parity_tests.world.faults import FAULTS, Fault
 from parity_tests.world.pairs import PAIRS
 from parity_tests.world.run import found, largest_difference, verify_fault, verify_pair
@@ -49,7 +50,7 @@ def planted(fault: Fault) -> Report:
 def main() -> None:
     make_exact()
     declare_missing_torchvision_operators()
-    with quick_compilation():
+    with unoptimized():
         honest()
         counts = {"the world": tally("the world", [one for one in FAULTS if _chosen(one.name)], planted, found)}
     print_table(counts)

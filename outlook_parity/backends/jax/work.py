@@ -97,19 +97,22 @@ def compiled_for(work: Work, place: jax.Device, runs: int = 1) -> Iterator[None]
     if place.platform != "cpu" or not little:
         yield
         return
-    with _context(True), _unoptimized(), as_products():
+    with _context(True), unoptimized(), as_products():
         yield
 
 
 @contextmanager
-def _unoptimized() -> Iterator[None]:
+def unoptimized() -> Iterator[None]:
+    """Compile what runs meanwhile without optimizations, single operations too, for which JAX takes no options."""
     before = jax.config._read(_SWITCH)  # type: ignore[no-untyped-call]
     make: Any = compiler_internal.get_compile_options
     known = _known_options()
 
     def options(*args: Any, **more: Any) -> Any:
         given = more.pop("env_options_overrides", None) or {}
-        return make(*args, **more, env_options_overrides={**given, **known})
+        if jax.config._read(_SWITCH):  # type: ignore[no-untyped-call]  # it may be switched off within
+            given = {**given, **known}
+        return make(*args, **more, env_options_overrides=given)
 
     jax.config.update(_SWITCH, True)  # type: ignore[no-untyped-call]
     try:
