@@ -23,10 +23,15 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "groups": ((6, 9), (3, 3), {"groups": 3, "padding": [(1, 1), (2, 0)]}),
     "groups, strided": ((6, 4), (3, 2), {"groups": 2, "window_strides": (2, 1)}),
     "transposed": ((6, 4), (4, 3), {"lhs_dilation": (2, 3), "padding": [(2, 2), (1, 2)]}),
+    "transposed, uneven": ((6, 4), (7, 4), {"lhs_dilation": (2, 4), "padding": [(3, 4), (3, 3)]}),
+    "transposed, cropped": ((6, 4), (2, 5), {"lhs_dilation": (3, 2), "padding": [(-1, 0), (6, -2)]}),
+    "transposed, groups": ((6, 4), (4, 3), {"lhs_dilation": (2, 1), "groups": 2, "padding": [(1, 2), (1, 1)]}),
+    "transposed, strided": ((6, 4), (4, 3), {"lhs_dilation": (2, 3), "window_strides": (3, 1)}),
     "dilated kernel": ((6, 4), (3, 3), {"rhs_dilation": (2, 1), "padding": [(2, 2), (5, 4)]}),
     "cropped": ((6, 4), (3, 3), {"padding": [(-1, 2), (0, -1)]}),
     "sequence": ((6, 4), (5,), {"padding": [(2, 2)]}),
     "sequence, groups, strided": ((6, 4), (4,), {"groups": 2, "window_strides": (3,), "padding": [(2, 1)]}),
+    "sequence, transposed": ((6, 4), (5,), {"lhs_dilation": (3,), "padding": [(2, 3)]}),
     "sequence, depthwise": ((6, 6), (3,), {"groups": 6, "padding": [(2, 0)]}),
 }
 # Of batch, channels and axes: channels last, channels first, and neither.

@@ -73,15 +73,68 @@ def _changes(kernel: tuple[int, ...], params: dict[str, Any]) -> tuple[bool, boo
 @partial(jax.jit, static_argnames="params")
 def _rewritten(lhs: Any, rhs: Any, *, params: tuple[tuple[str, Any], ...]) -> Any:
     given = dict(params)
-    flat, padded, grouped = _changes(rhs.shape, given)
-    if padded:
-        lhs, given = _padded(lhs, given)
+    flat, _, grouped = _changes(rhs.shape, given)
     if grouped:
         rhs, given = _ungrouped(rhs, given), given | {"feature_group_count": 1}
+    if _is_transposed(given):
+        return _by_phases(lhs, rhs, given)
+    if _changes(rhs.shape, given)[1]:
+        lhs, given = _padded(lhs, given)
     if not flat:
         return _convolve(lhs, rhs, **given)
     out = _convolve(lhs[..., None], rhs[..., None], **_of_two_axes(given))
     return out[..., 0]
+
+
+def _is_transposed(params: dict[str, Any]) -> bool:
+    """Whether this is a convolution of a dilated map alone, as the gradient of the input of a strided one is."""
+    return (
+        max(params["lhs_dilation"], default=1) > 1
+        and params["feature_group_count"] == params["batch_group_count"] == 1
+        and all(step == 1 for name in ("window_strides", "rhs_dilation") for step in params[name])
+    )
+
+
+def _by_phases(lhs: Any, rhs: Any, params: dict[str, Any]) -> Any:
+    """Return the convolution of a dilated map from the map as it is.
+
+    Of a map dilated by d, the results at p, p + d, p + 2d… use every d-th number of the kernel alone: each p becomes
+    features of its own, which then stand side by side. The dilated map would be d times as long and mostly zeros.
+    """
+    numbers, dilations = params["dimension_numbers"], params["lhs_dilation"]
+    kernel = rhs.transpose(numbers.rhs_spec)
+    out, inside, *sizes = kernel.shape
+    lengths, edges, padding = [], [], []
+    for axis, size, d, (low, high) in zip(numbers.lhs_spec[2:], sizes, dilations, params["padding"], strict=True):
+        lengths.append((lhs.shape[axis] - 1) * d + 1 + low + high - size + 1)
+        first, before = divmod(d - 1 - low, d)  # the first of the map that counts, zeros before the kernel
+        taps = -(-(size + before) // d)
+        edges.append((before, taps * d - size - before, 0))
+        padding.append((-first, -(-lengths[-1] // d) - 1 + taps - lhs.shape[axis] + first))
+    kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [(0, 0, 0), (0, 0, 0), *edges])
+    axes = range(len(sizes))
+    taps_and_phases = [n for size, d in zip(kernel.shape[2:], dilations, strict=True) for n in (size // d, d)]
+    kernel = jnp.flip(kernel.reshape(out, inside, *taps_and_phases), [3 + 2 * axis for axis in axes])
+    kernel = kernel.transpose(0, *(3 + 2 * axis for axis in axes), 1, *(2 + 2 * axis for axis in axes))
+    kernel = kernel.reshape(out * prod(dilations), inside, *taps_and_phases[::2])
+    plain = tuple(range(kernel.ndim))
+    found = _bind(
+        lhs,
+        kernel,
+        **params
+        | {
+            "padding": tuple(padding),
+            "lhs_dilation": (1,) * len(sizes),
+            "dimension_numbers": lax.ConvDimensionNumbers(numbers.lhs_spec, plain, plain),
+        },
+    )
+    batch, _, *counts = found.shape
+    found = found.reshape(batch, out, *dilations, *counts)
+    order = (position for axis in axes for position in (2 + len(sizes) + axis, 2 + axis))
+    found = found.transpose(0, 1, *order)
+    found = found.reshape(batch, out, *(count * d for count, d in zip(counts, dilations, strict=True)))
+    found = found[(..., *map(slice, lengths))]
+    return found.transpose([numbers.out_spec.index(axis) for axis in plain])
 
 
 def _padded(lhs: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
