@@ -82,16 +82,18 @@ def test_a_program_holds_what_is_used_later() -> None:
         z = jnp.cos(y)
         return jnp.concatenate([z, y])
 
-    assert work_of(jax.make_jaxpr(program)(jnp.ones(10)).jaxpr) == Work(live=40, numbers=40, convolved=0)
+    assert work_of(jax.make_jaxpr(program)(jnp.ones(10)).jaxpr) == Work(live=40, numbers=40, convolved=0, operations=3)
     chained = jax.make_jaxpr(lambda x: jnp.sin(jnp.sin(jnp.sin(x))))(jnp.ones(10))
-    assert work_of(chained.jaxpr) == Work(live=20, numbers=30, convolved=0)
+    assert work_of(chained.jaxpr) == Work(live=20, numbers=30, convolved=0, operations=3)
 
 
 def test_what_a_scan_makes_counts_as_often_as_it_runs() -> None:
     def looped(x: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda carry, _: (jnp.sin(carry), None), x, length=7)[0]
 
-    assert work_of(jax.make_jaxpr(looped)(jnp.ones(10)).jaxpr).numbers == 70
+    work = work_of(jax.make_jaxpr(looped)(jnp.ones(10)).jaxpr)
+    assert work.numbers == 70
+    assert work.operations == 1
 
 
 def test_a_convolution_along_three_axes_has_a_product_for_each_number_of_its_kernel() -> None:
@@ -104,11 +106,13 @@ def test_a_convolution_along_three_axes_has_a_product_for_each_number_of_its_ker
 @pytest.mark.parametrize(
     ("work", "runs", "expected"),
     [
-        (Work(live=1, numbers=MOST_NUMBERS, convolved=MOST_CONVOLVED), 1, True),
-        (Work(live=1, numbers=MOST_NUMBERS // 2, convolved=MOST_CONVOLVED // 2), 2, True),
-        (Work(live=1, numbers=MOST_NUMBERS // 2 + 1, convolved=0), 2, False),
-        (Work(live=1, numbers=MOST_NUMBERS, convolved=MOST_CONVOLVED + 1), 1, False),
-        (Work(live=1, numbers=MOST_NUMBERS + 1, convolved=0), 1, False),
+        (Work(live=1, numbers=MOST_NUMBERS, convolved=MOST_CONVOLVED, operations=1), 1, True),
+        (Work(live=1, numbers=MOST_NUMBERS // 2, convolved=MOST_CONVOLVED // 2, operations=1), 2, True),
+        (Work(live=1, numbers=MOST_NUMBERS // 2 + 1, convolved=0, operations=1), 2, False),
+        (Work(live=1, numbers=MOST_NUMBERS, convolved=MOST_CONVOLVED + 1, operations=1), 1, False),
+        (Work(live=1, numbers=MOST_NUMBERS + 1, convolved=0, operations=1), 1, False),
+        (Work(live=1, numbers=3 * MOST_NUMBERS, convolved=0, operations=3), 1, True),
+        (Work(live=1, numbers=3 * MOST_NUMBERS + 1, convolved=0, operations=3), 1, False),
     ],
 )
 @pytest.mark.usefixtures("optimized")

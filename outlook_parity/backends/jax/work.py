@@ -13,10 +13,11 @@ import jax._src.compiler as compiler_internal
 from outlook_parity.backends.jax.convolutions import are_loops, as_products
 from outlook_parity.backends.jax.jaxprs import bodies_of
 
-# Without the optimizations of LLVM a CPU takes ten nanoseconds longer for each number of a forward pass of which it
-# computes the derivative, and for each product of a convolution that is plain loops: for fewer than these, all runs
-# together, that is less than to optimize.
-MOST_NUMBERS, MOST_CONVOLVED = 1 << 30, 1 << 22
+# Without the optimizations of LLVM a CPU takes up to five nanoseconds longer for each number of a forward pass of which
+# it computes the derivative, ten for each product of a convolution that is plain loops; with them it compiles up to
+# twenty milliseconds longer for each operation. For fewer numbers than these for each operation, and fewer products in
+# plain loops, all runs together, not to optimize is quicker, and takes less memory.
+MOST_NUMBERS, MOST_CONVOLVED = 1 << 21, 1 << 22
 
 
 class Work(NamedTuple):
@@ -26,18 +27,20 @@ class Work(NamedTuple):
         live: how many numbers are needed at the same time at most.
         numbers: how many there are.
         convolved: how many products convolutions compute in plain loops.
+        operations: how many there are to compile; those of a loop once.
     """
 
     live: int
     numbers: int
     convolved: int
+    operations: int
 
 
 def work_of(jaxpr: Any) -> Work:
     """Return what a jaxpr computes; a loop as often as it runs, where that is known."""
     last = {variable: index for index, equation in enumerate(jaxpr.eqns) for variable in _variables(equation.invars)}
     last |= dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))
-    live = most = numbers = convolved = 0
+    live = most = numbers = convolved = operations = 0
     ends: dict[int, int] = {}  # numbers that are needed until an operation
     for index, equation in enumerate(jaxpr.eqns):
         repeats = int(equation.params.get("length", 1))
@@ -47,13 +50,14 @@ def work_of(jaxpr: Any) -> Work:
         most = max(most, live + max((one.live for one in inner), default=0))
         numbers += repeats * sum(one.numbers for one in inner) or made
         convolved += repeats * sum(one.convolved for one in inner)
+        operations += sum(one.operations for one in inner) or 1
         if equation.primitive.name == "conv_general_dilated" and are_loops(_kernel(equation), equation.params):
             convolved += made * _kernel_size(equation)
         for variable in equation.outvars:
             end = last.get(variable, index)
             ends[end] = ends.get(end, 0) + _size(variable)
         live -= ends.pop(index, 0)
-    return Work(most, numbers, convolved)
+    return Work(most, numbers, convolved, operations)
 
 
 def _variables(variables: Any) -> list[Any]:
@@ -93,7 +97,7 @@ def compiled_for(work: Work, place: jax.Device, runs: int = 1) -> Iterator[None]
         place: where it runs.
         runs: how often its derivative is computed.
     """
-    little = runs * work.numbers <= MOST_NUMBERS and runs * work.convolved <= MOST_CONVOLVED
+    little = runs * work.numbers <= MOST_NUMBERS * work.operations and runs * work.convolved <= MOST_CONVOLVED
     if place.platform != "cpu" or not little:
         yield
         return
