@@ -138,8 +138,12 @@ class Request:
             return values
         values = round_to(values, self.rounded_to)
         if self.perturbed:
-            signs = np.random.default_rng([self.seed, *name.encode()]).choice([-1.0, 1.0], values.shape)
-            values = values.astype(np.float64) * (1 + self.perturbed * PRECISIONS[self.rounded_to].epsilon * signs)
+            # In place: the weight may be as large as memory allows.
+            factors = np.asarray(np.random.default_rng([self.seed, *name.encode()]).choice([-1.0, 1.0], values.shape))
+            factors *= self.perturbed * PRECISIONS[self.rounded_to].epsilon
+            factors += 1
+            factors *= values.astype(np.float64, copy=False)
+            values = factors
         return round_to(values, self.dtype)
 
     def rounded_inputs(self, inputs: Inputs | None = None) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import torch
 
 from outlook_parity import Report, verify
 from outlook_parity.core.outputs import Output, match_outputs
+from outlook_parity.core.request import Request
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -177,3 +178,11 @@ def test_training_reaches_outputs_that_are_matched_and_masked() -> None:
     report = verify(Theirs(), (ours, weights), inputs, **options, output_mask=MASK)
     assert report.verdict == "pass", [row for row in report.checks if row.verdict == "mismatch"]
     assert verify(Theirs(), (ours, weights), inputs, **options).verdict == "mismatch"
+
+
+def test_a_single_number_is_perturbed_as_an_array_is() -> None:
+    request = Request({"x": X}, "float64", "cpu", 0, "float32", perturbed=16.0)
+    for shape in ((), (1,), (3, 2)):
+        moved = request.rounded("scale", np.full(shape, 2.5))
+        assert isinstance(moved, np.ndarray)
+        np.testing.assert_allclose(np.abs(moved / 2.5 - 1), 16 * np.finfo(np.float32).eps, rtol=1e-6)
