@@ -1,6 +1,8 @@
 """What a verification takes: results that wait in a file, a budget of memory, and how much is optimized."""
 
+import gc
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax._src.compiler as compiler_internal
@@ -195,3 +197,17 @@ def test_levels_that_take_more_than_the_budget_are_not_run_and_the_verdict_says_
     }
     assert "of memory, 1.0 MiB were given" in str(report.reason)
     assert check(memory="1TiB").verdict == "pass"
+
+
+def test_the_weights_that_a_run_computed_with_are_freed_at_once() -> None:
+    x = {"input": np.random.default_rng(0).standard_normal((3, 400))}
+    jax_twin = make_pair(*pair(), x, NameMap()).jax
+    request = Request(x, "float64", "cpu", 0, "float64", steps=1)
+    gc.collect()
+    gc.disable()
+    try:
+        for run in (jax_twin.run, partial(jax_twin.watch, recorder=None), jax_twin.train):
+            run(request)
+            assert not [array.shape for array in jax.live_arrays() if array.size >= 400 * 300 and array.dtype == float]
+    finally:
+        gc.enable()

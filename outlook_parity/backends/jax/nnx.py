@@ -103,17 +103,21 @@ class NNXModel(JaxModel):
         return self.module
 
     def _merged(self, parameters: Values, buffers: Values) -> Any:
+        # Flat: Flax flattens a nested state by a function that refers to itself, and so keeps all its arrays until
+        # Python collects garbage.
         states = [
-            nnx.from_flat_state(
-                [(path, _replaced(leaf, values[name])) for name, (path, leaf) in variables.items()] + fixed
+            nnx.FlatState(
+                [(path, _replaced(leaf, values[name])) for name, (path, leaf) in variables.items()] + fixed, sort=True
             )
             for variables, values, fixed in zip(self._variables, (parameters, buffers), ([], self._fixed), strict=True)
         ]
         return nnx.merge(self._graph, *states, copy=True)  # else its buffers could not be written to
 
     def _buffers_of(self, model: nnx.Module) -> Values:
-        state = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param)))
-        return {".".join(map(str, path)): _value(leaf) for path, leaf in state if hasattr(leaf, "dtype")}
+        _, _, others = nnx.split(model, nnx.Param, ...)  # not `nnx.state`, which flattens the parameters too
+        return {
+            ".".join(map(str, path)): _value(leaf) for path, leaf in nnx.to_flat_state(others) if hasattr(leaf, "dtype")
+        }
 
 
 def _value(leaf: Any) -> Any:

@@ -38,10 +38,11 @@ class Stepper:
         """Replace the parameters by those afterwards; `gradients` is emptied."""
         for name, array in self._joined(self._vectors(parameters, gradients)):
             sharding = parameters[name].sharding
+            parameters[name] = gradients[name] = None  # freed before there is a third array of this size
             # What lies on one device is committed to none.
             spread = len(sharding.device_set) > 1
             parameters[name] = jax.device_put(array, sharding) if spread else jnp.asarray(array)
-            del gradients[name]
+        gradients.clear()
 
     def _vectors(self, parameters: Values, gradients: Values) -> Iterator[np.ndarray]:
         """Yield the numbers of each part after a step."""

@@ -27,6 +27,7 @@ from outlook_parity.backends.jax.truth import lifted
 from outlook_parity.backends.jax.work import Work, compiled_for, work_of
 from outlook_parity.core.attributes import Attributes
 from outlook_parity.core.dropout import Draws
+from outlook_parity.core.memory import release
 from outlook_parity.core.optimizers import OPTIMIZERS, Optimizer
 from outlook_parity.core.outputs import OutputMatch, output_leaves
 from outlook_parity.core.precision import PRECISIONS
@@ -46,6 +47,21 @@ class _Traced(NamedTuple):
 
     floating: dict[str, tuple[int, ...]]
     work: Work
+
+
+class _Program:
+    """A jitted function. What compiling it took is given back before it runs, which takes most itself."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._call = jax.jit(function)
+        self._ready = False
+
+    def __call__(self, *args: Any) -> Any:
+        if not self._ready:
+            self._call.lower(*args).compile()
+            release()
+            self._ready = True
+        return self._call(*args)
 
 
 class JaxRunner(Runner):
@@ -109,7 +125,7 @@ class JaxRunner(Runner):
                     name: place.other(self._cotangent(request, name, shape)) for name, shape in traced.floating.items()
                 }
                 with compiled_for(traced.work, place.device):
-                    differentiate = jax.jit(partial(_differentiate, forward))
+                    differentiate = _Program(partial(_differentiate, forward))
                     of_parameters, of_inputs = differentiate(parameters, buffers, inputs, cotangents)
                 found.update((name, to_numpy(x)) for name, x in of_inputs.items())
                 if not self._weightless:
@@ -199,7 +215,7 @@ class JaxRunner(Runner):
                     loss = task.loss(self._renaming(called), request.arguments(inputs), targets, own_losses)
                 return loss, called.after()
 
-            compiled = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+            compiled = _Program(jax.value_and_grad(loss_of, has_aux=True))
 
             def differentiate(parameters: Values, buffers: Values) -> Any:
                 with compiled_for(self._work(request), place.device, request.steps * len(OPTIMIZERS)):
@@ -223,6 +239,7 @@ class JaxRunner(Runner):
         for _ in range(request.steps):
             (loss, buffers), gradients = differentiate(parameters, buffers)
             stepper.step(parameters, gradients)
+            release()
             losses.append(to_float64(loss))
         yield "losses", np.stack(losses)
         yield from self._under_torch_names(parameters | {name: buffers[name] for name in model.statistics})
