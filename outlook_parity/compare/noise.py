@@ -7,6 +7,9 @@ import numpy as np
 from outlook_parity.core.check import Noise
 from outlook_parity.core.precision import PRECISIONS
 
+# Numbers whose squares are in memory at once.
+PIECE = 1 << 20
+
 # Errors below one unit of rounding count as one: rounding luckily is no difference.
 LEAST_NOISE = 1.0
 
@@ -17,15 +20,18 @@ LEAST_NOISE = 1.0
 SUM_NOISE = 0.25
 
 
-def noise_of(array: np.ndarray, truth: np.ndarray, dtype: str) -> Noise:
-    """Return the error of `array` in units of rounding: RMS by eps * RMS(truth), maximum by eps * max|truth|."""
-    error, eps = distance(array, truth), PRECISIONS[dtype].epsilon
+def noise_of(array: np.ndarray, truth: np.ndarray, dtype: str, *, out: np.ndarray | None = None) -> Noise:
+    """Return the error of `array` in units of rounding: RMS by eps * RMS(truth), maximum by eps * max|truth|.
+
+    `out` is overwritten, and may be `array`: both may be as large as memory allows.
+    """
+    error, eps = distance(array, truth, out), PRECISIONS[dtype].epsilon
     return Noise(rms=rms(error) / (eps * rms(truth)), max=float(error.max() / (eps * largest(truth))))
 
 
-def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return |one - other|."""
-    difference = np.asarray(one - other)
+def distance(one: np.ndarray, other: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Return |one - other|, in `out` if it is given."""
+    difference = np.asarray(np.subtract(one, other, out=out))
     return np.abs(difference, out=difference)  # in place: the arrays may be as large as memory allows
 
 
@@ -39,8 +45,9 @@ def rms(array: np.ndarray) -> float:
     scale = largest(array)  # divided out, so that no square overflows or vanishes
     if not scale:
         return 0.0
-    scaled = np.asarray(array / scale)
-    return scale * float(np.sqrt(np.mean(np.square(scaled, out=scaled))))
+    numbers = np.asarray(array).reshape(-1)
+    squares = (np.square(numbers[start : start + PIECE] / scale).sum() for start in range(0, numbers.size, PIECE))
+    return scale * math.sqrt(math.fsum(squares) / numbers.size)
 
 
 def rounding_units(torch: np.ndarray, jax: np.ndarray, dtype: str) -> np.ndarray:

@@ -99,10 +99,10 @@ def compare_level(
             jump = np.asarray(root(results["up"][pair.name]) - root(results["down"][pair.name]))
         exact = None if truth is None else root(truth.get(pair.name))
         least = _least_noise(sum_noise(_terms(level, quantity, pair, dtype, summed), dtype), jump, exact, dtype)
-        rooted = TensorPair(pair.name, root(pair.torch), root(pair.jax))
+        pair = TensorPair(pair.name, root(pair.torch), root(pair.jax))  # frees what the roots are of
         bound = RELATIVE_BOUNDS[level] if truth is None else FACTOR_BOUND
-        check = compare_pair(level, dtype, rooted, bound=bound, truth=exact, least=least)
-        if truth is None and jump is not None and check.verdict == "mismatch" and _within(rooted, jump):
+        check = compare_pair(level, dtype, pair, bound=bound, truth=exact, least=least)
+        if truth is None and jump is not None and check.verdict == "mismatch" and _within(pair, jump):
             check = replace(check, verdict="pass", note=EXCUSED, excused=True)
         checks.append(check)
     return checks
@@ -121,7 +121,8 @@ def _least_noise(least: Noise, jump: np.ndarray | None, exact: np.ndarray | None
     """Return the noise below which all counts as equally exact, raised to that of a jump where there is one."""
     if jump is None or exact is None or not exact.any():
         return least
-    size = noise_of(np.asarray(jump + exact), exact, dtype)
+    moved = np.asarray(jump + exact)
+    size = noise_of(moved, exact, dtype, out=moved)
     return Noise(max(least.rms, size.rms), max(least.max, size.max))
 
 
@@ -130,7 +131,7 @@ def _within(pair: TensorPair, jump: np.ndarray) -> bool:
     if (arrays := pair.alike()) is None:
         return False
     torch, jax = arrays
-    return float(np.abs(torch - jax).max()) <= FACTOR_BOUND * float(np.abs(jump).max())
+    return float(distance(torch, jax).max()) <= FACTOR_BOUND * largest(jump)
 
 
 def _quantity(name: str) -> str:

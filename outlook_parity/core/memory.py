@@ -20,7 +20,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", flags=re.IGNORECASE)
 NUMBER = 8
 
 # Arrays of the size of a tensor that its comparison holds at once.
-COMPARED = 8
+COMPARED = 5
 
 
 @dataclass(frozen=True)
