@@ -271,7 +271,12 @@ def _one_program(twins: TwinOptions) -> bool:
 
 def _twin(name: str, option: str) -> Any:
     """Return the file of an exported program, or the model of a factory."""
-    return Path(name) if is_program_file(name) else load_factory(name, option)
+    if is_program_file(name):
+        return Path(name)
+    from outlook_parity.backends.jax.work import unoptimized
+
+    with unoptimized():  # initializers run once
+        return load_factory(name, option)
 
 
 def _user_models(twins: TwinOptions, inputs: InputOptions) -> Model | None:

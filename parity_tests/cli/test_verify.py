@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 import outlook_torch
 from outlook_parity.cli.app import app
+from outlook_parity.cli.verify import _twin as twin_of
 from outlook_parity.models.photos import load_photo, photo_map
 
 
@@ -118,3 +120,11 @@ def test_for_other_channels_the_patches_go_through_a_linear_map_of_the_seed() ->
     assert one.shape == (1, 28, 28, 256)
     assert np.array_equal(one, same)
     assert not np.allclose(one, other)
+
+
+def test_factories_are_called_without_the_optimizations_of_xla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = "jax_disable_most_optimizations"
+    (tmp_path / "quick_twins.py").write_text(f"import jax\nmodel = lambda: jax.config.values['{switch}']\n")
+    monkeypatch.syspath_prepend(tmp_path)  # type: ignore[no-untyped-call]
+    assert twin_of("quick_twins:model", "--jax") is True
+    assert jax.config.values[switch] is False
