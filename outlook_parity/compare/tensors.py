@@ -144,7 +144,8 @@ def _root(quantity: str, array: np.ndarray | None) -> Any:
 
     Of gradients that are nothing but rounding, squares would show the factor between the twins' noises squared.
     """
-    return np.sqrt(array) if array is not None and quantity == "second moment" else array
+    # Of a single number NumPy's root is no array.
+    return np.asarray(np.sqrt(array)) if array is not None and quantity == "second moment" else array
 
 
 def _terms(level: str, quantity: str, pair: TensorPair, dtype: str, summed: tuple[int, int]) -> int:

@@ -149,3 +149,12 @@ def test_a_weight_that_holds_another_ones_values_is_told() -> None:
     torch = {"a": DRAWN, "b": DRAWN**2}
     assert weight_difference("a", torch, {"a": DRAWN**2, "b": DRAWN**2}) == "jax has the values of b there"
     assert weight_difference("a", {"a": DRAWN**2, "b": DRAWN**2}, torch) == "torch has the values of b there"
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+def test_moments_of_single_numbers_are_compared_as_arrays_are(shape: tuple[int, ...]) -> None:
+    name = "AdamW: second moment of scale"
+    sizes = {"torch": 1 + 1e-7, "jax": 1 - 1e-7, "truth": 1.0, "up": 1 + 2e-7, "down": 1 - 2e-7}
+    results = {label: {name: np.full(shape, size)} for label, size in sizes.items()}
+    (row,) = compare.compare_level("training", "float32", results, (1, 1))
+    assert row.verdict == "pass"
