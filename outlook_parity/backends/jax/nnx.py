@@ -114,7 +114,7 @@ class NNXModel(JaxModel):
         return nnx.merge(self._graph, *states, copy=True)  # else its buffers could not be written to
 
     def _buffers_of(self, model: nnx.Module) -> Values:
-        _, _, others = nnx.split(model, nnx.Param, ...)  # not `nnx.state`, which flattens the parameters too
+        *_, others = nnx.split(model, nnx.Param, ...)  # not `nnx.state`, which flattens the parameters too
         return {
             ".".join(map(str, path)): _value(leaf) for path, leaf in nnx.to_flat_state(others) if hasattr(leaf, "dtype")
         }
