@@ -1,5 +1,6 @@
 """The plan of training on many devices: its arithmetic against counted parameters, shards and compiled programs."""
 
+import json
 from math import prod
 from typing import Any
 
@@ -51,6 +52,19 @@ def test_a_batch_that_does_not_divide_is_refused_with_numbers() -> None:
 
 def test_the_page_has_the_numbers_of_the_plan() -> None:
     assert report.plan(plan.plans()) in (ROOT / "docs" / "scaling.md").read_text()
+
+
+def test_the_page_has_the_compilers_figures_beside_those_of_the_plan() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "sharded_step_v5e.json").read_text())
+    planned = plan.plans()["v5e-256"]
+    assert report.sharded_steps_table(found, planned) in (ROOT / "docs" / "scaling.md").read_text()
+    for name, of in found.items():
+        whole, split = planned[name.split("_")[1]]
+        by_plan = split if name.endswith("fsdp") else whole
+        # Four images and their targets are 6 MB more; and a TPU pads: 12 rows of a weight that is split become 16.
+        operands = by_plan.held * 3 / 4 / 1e6
+        assert operands < of["operands MB"] < (4 / 3 if by_plan is split else 1) * operands + 12
+        assert of["exchanged MB"].get("all-gather", 0) == pytest.approx(by_plan.gathered / 1e6, rel=0.01)
 
 
 def test_both_rules_send_alike_for_a_sum_is_a_reduce_scatter_and_a_gather() -> None:
