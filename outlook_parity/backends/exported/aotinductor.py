@@ -50,7 +50,7 @@ class CompiledPackage(Exported):
             self._model = torch._inductor.aoti_load_package(str(path))
         except Exception as error:  # of many kinds
             raise ValueError(f"{path}: AOTInductor cannot load it: {str(error).partition(chr(10))[0]}") from error
-        self._arguments = pytree.treespec_loads(self._model.loader.get_call_spec()[0])  # type: ignore[attr-defined]
+        self._arguments = pytree.treespec_loads(self._model.loader.get_call_spec()[0])
 
     def call(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """See `Exported`."""
