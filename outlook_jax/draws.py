@@ -14,7 +14,7 @@ class CountedRngs(nnx.Rngs):
     """
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        for name, stream in rngs.items():
+        for name, stream in rngs.items():  # type: ignore[no-untyped-call]
             setattr(self, name, _Stream(stream))
 
     def finish(self) -> None:

@@ -113,7 +113,7 @@ def _summed(maps: _Maps) -> Float[Array, "U V B N nm"]:
         (i, row.phase, column.phase, row.source, column.source, row.offset * maps.pitch + column.offset)
         for i, (row, column) in enumerate(product(maps.rows, maps.columns))
     ]
-    rounds = np.array([(start, *tap) for start in range(D // size) for tap in taps])
+    rounds = jnp.array([(start, *tap) for start in range(D // size) for tap in taps])
     out, value = (x.reshape(*x.shape[:4], D // size, size, x.shape[-1]) for x in (maps.out, maps.value))
 
     def add(sums: Array, numbers: Array) -> tuple[Array, None]:

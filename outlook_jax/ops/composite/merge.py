@@ -34,7 +34,7 @@ def merged_in_a_loop(weights: Float[Array, "B N KK KK h w"], rows: AxisTaps, col
         return dynamic_update_slice(merged, dynamic_slice(merged, at, block.shape) + block, at), None
 
     places = product(_places(rows, first_row), _places(columns, first_column))
-    merged, _ = lax.scan(add, alike(none, weights)[0], np.array([(*row, *column) for row, column in places]))
+    merged, _ = lax.scan(add, alike(none, weights)[0], jnp.array([(*row, *column) for row, column in places]))
     return lambda r, t: merged[:, :, first_row[r] : first_row[r + 1], first_column[t] : first_column[t + 1]]
 
 
