@@ -27,7 +27,7 @@ from outlook_jax.ops.composite.softmax import softmax
 from outlook_jax.ops.promotion import at_least_float32
 
 # With fewer numbers in the value, a training step saves a few milliseconds at most against the reference, and compiling
-# it takes seconds more.
+# it takes a second more.
 SMALL = 2**12
 
 
@@ -262,7 +262,7 @@ def _refusal(value: Array, *operands: Any) -> str | None:
 def _drawback(value: Array, *operands: Any) -> str | None:
     if value.size < SMALL:
         return (
-            f"it compiles several seconds longer than the reference, which only thousands of steps repay with "
+            f"it compiles a second longer than the reference, which only hundreds of steps repay with "
             f"{value.size} < {SMALL} numbers in value: ask for it by name"
         )
     return None
