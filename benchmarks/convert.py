@@ -57,7 +57,7 @@ def copy(source: str, destination: str) -> dict[str, float]:
     block = bytearray(BLOCK)
     start = time.perf_counter()
     with Path(source).open("rb", buffering=0) as there, Path(destination).open("wb", buffering=0) as here:
-        while count := there.readinto(block):  # type: ignore[attr-defined]
+        while count := there.readinto(block):
             here.write(memoryview(block)[:count])
         written = time.perf_counter() - start
         os.fsync(here.fileno())

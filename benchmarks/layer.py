@@ -6,7 +6,7 @@ The floor is the layer's three matrix products alone, in the same framework: no 
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +37,16 @@ class Pair(NamedTuple):
 def contenders(case: Case) -> dict[str, Callable[[], Pair]]:
     """Return the contenders of this case as functions that build them; two are "torch floor" and "jax floor"."""
     x = np.random.default_rng(0).standard_normal((case.B, case.H, case.W, case.dim)).astype(np.float32)
-    layer = {"num_heads": case.N, "attn_drop": 0.0, "proj_drop": 0.0, **case.window}
+    layer: dict[str, Any] = {"num_heads": case.N, "attn_drop": 0.0, "proj_drop": 0.0, **case.window}
     timm = partial(TimmOutlookAttention, case.dim, **layer)
     makers: dict[str, Callable[[], Pair]] = {
         "torch floor": lambda: _torch_pair(_TorchFloor(case), x),
         "timm": lambda: _torch_pair(timm(), x),
     }
     if case.grid.stride == (1, 1):  # compiled at stride 2 without gradients, timm's layer kills the process
-        makers["timm compiled"] = lambda: _torch_pair(torch.compile(timm()), x)
+        makers["timm compiled"] = lambda: _torch_pair(cast(Any, torch.compile(timm())), x)
     for name in _that_run(TORCH_IMPLEMENTATIONS, torch.empty, case):
-        twin = partial(outlook_torch.OutlookAttention, case.dim, **layer, implementation=name)
+        twin: Callable[..., Any] = partial(outlook_torch.OutlookAttention, case.dim, **layer, implementation=name)
         makers[f"torch {name}"] = lambda twin=twin: _torch_pair(twin(), x)  # type: ignore[misc]
     makers["jax floor"] = lambda: _jax_pair(_JaxFloor(case), x)
     for name in _that_run(JAX_IMPLEMENTATIONS, jnp.empty, case):
@@ -126,16 +126,16 @@ def _torch_pair(module: nn.Module, x: np.ndarray) -> Pair:
 
 
 def _jax_pair(module: nnx.Module, x: np.ndarray) -> Pair:
-    graph, parameters, rest = nnx.split(module, nnx.Param, ...)
+    graph, parameters, *rest = nnx.split(module, nnx.Param, ...)
     inputs = jnp.asarray(x)
 
     @jax.jit
-    def forward(parameters: nnx.State, x: jax.Array) -> object:
-        return nnx.merge(graph, parameters, rest)(x)
+    def forward(parameters: nnx.State[Any, Any], x: jax.Array) -> object:
+        return nnx.merge(graph, parameters, *rest)(x)
 
     @jax.jit
-    def training(parameters: nnx.State, x: jax.Array) -> object:
-        out, pullback = jax.vjp(lambda p, x: nnx.merge(graph, p, rest)(x), parameters, x)
+    def training(parameters: nnx.State[Any, Any], x: jax.Array) -> object:
+        out, pullback = jax.vjp(lambda p, x: nnx.merge(graph, p, *rest)(x), parameters, x)
         return out, pullback(jax.tree.map(jnp.ones_like, out))
 
     return Pair(

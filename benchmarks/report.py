@@ -214,6 +214,61 @@ def plan(plans: dict[str, dict[str, tuple[Any, Any]]]) -> str:
     return "\n".join(_table("", columns, rows))
 
 
+def sharded_steps(found: dict[str, dict[str, Any]], plans: dict[str, tuple[Any, Any]]) -> str:
+    """Return a page on what XLA:TPU says of steps on v5e-256; arguments as `sharded_steps_table`."""
+    return "\n".join(
+        [
+            "# A training step on v5e-256, by XLA:TPU",
+            "",
+            "By `python -m benchmarks.accelerators.sharded`. **Nothing here was run on a TPU.** AdamW on token labels:",
+            "1,024 images of 224 pixels on 256 chips, bfloat16, parameters and moments in float32. XLA's optimizer at",
+            "its least effort, `xla_tpu_scoped_vmem_limit_kib` 8192. MB per chip and step; of what is gathered and",
+            "reduced the whole arrays.",
+            "",
+            sharded_steps_table(found, plans),
+            "",
+        ]
+    )
+
+
+def sharded_steps_table(found: dict[str, dict[str, Any]], plans: dict[str, tuple[Any, Any]]) -> str:
+    """Return a table of the compiler's figures beside those of the plan.
+
+    Args:
+        found: "volo_d1_224, fsdp" -> figures of `benchmarks.accelerators.sharded`.
+        plans: "d1" -> `benchmarks.plan.Plan` by the rules "data" and "fsdp".
+    """
+    columns = [
+        "operands",
+        "planned",
+        "temporary",
+        "planned activations",
+        "gathered",
+        "planned",
+        "reduced",
+        "reduced, scattered",
+        "processor s",
+    ]
+    rows = {}
+    for name, of in found.items():
+        variant, rules = name.split(", ")
+        size = variant.split("_")[1]
+        planned = plans[size][rules == "fsdp"]
+        exchanged = {kind: of["exchanged MB"].get(kind, 0) for kind in ("all-gather", "all-reduce", "reduce-scatter")}
+        rows[f"{size}, `{rules}`"] = [
+            f"{of['operands MB']:,.0f}",
+            f"{planned.held * 3 / 4 / 1e6:,.0f}",  # without gradients, which are no operands
+            f"{of['temporary MB']:,.0f}",
+            f"{planned.activations / 1e6:,.0f}",
+            f"{exchanged['all-gather']:,.0f}",
+            f"{planned.gathered / 1e6:,.0f}",
+            f"{exchanged['all-reduce']:,.0f}",
+            f"{exchanged['reduce-scatter']:,.0f}",
+            f"{of['processor s']:.0f}",
+        ]
+    return "\n".join(_table("", columns, rows))
+
+
 def _megabytes(count: float) -> str:
     return f"{count / 1e6:,.0f} MB"
 

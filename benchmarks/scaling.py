@@ -43,7 +43,7 @@ def plot(path: Path, seconds: dict[str, dict[int, dict[str, float]]]) -> None:
         for name in NAMES:
             times = [by_size[size][name] * 1e3 for size in by_size]
             style = {"linestyle": "--" if name.startswith("jax") else "-", "marker": "o", "markersize": 4}
-            panel.plot(list(by_size), times, label=name, **style)  # type: ignore[arg-type]
+            panel.plot(list(by_size), times, label=name, **style)
         panel.set(xscale="log", yscale="log", xlabel=axis, xticks=list(by_size), xticklabels=map(str, by_size))
         panel.minorticks_off()
         panel.grid(alpha=0.3)

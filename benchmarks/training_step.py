@@ -12,7 +12,7 @@ import outlook_jax
 from outlook_common.config import VOLOConfig
 from outlook_jax.losses import TokenLabelCrossEntropy
 
-Weights = tuple[nnx.State, nnx.State]  # parameters, statistics
+Weights = tuple[nnx.State[Any, Any], nnx.State[Any, Any]]  # parameters, statistics
 
 
 class State(NamedTuple):
@@ -49,19 +49,22 @@ def training_step(config: VOLOConfig, batch: int, mesh: Mesh, *, rules: str, dty
 
     optimizer = optax.adamw(1e-3)
     model = nnx.eval_shape(fresh)
-    graph, params, statistics, streams = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    params, statistics, *streams = states
     shapes = State((params, statistics), jax.eval_shape(optimizer.init, params))
     whole, by_batch = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (mesh.axis_names,)))
     of_model = outlook_jax.named_shardings(model, mesh, rules)
-    of_weights = tuple(nnx.filter_state(of_model, kind) for kind in (nnx.Param, nnx.BatchStat))
+    of_weights = nnx.filter_state(of_model, nnx.Param), nnx.filter_state(of_model, nnx.BatchStat)
     of_moments = optax.tree_map_params(
         optimizer, lambda _, sharding: sharding, shapes.optimizer, of_weights[0], transform_non_params=lambda _: whole
     )
     shardings = State(of_weights, of_moments)
 
-    def loss_of(params: nnx.State, statistics: nnx.State, images: jax.Array, targets: jax.Array) -> Any:
+    def loss_of(
+        params: nnx.State[Any, Any], statistics: nnx.State[Any, Any], images: jax.Array, targets: jax.Array
+    ) -> Any:
         fixed = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if _is_plain(x) else jax.random.key(0), streams)
-        model = nnx.merge(graph, params, statistics, fixed, copy=True)
+        model = nnx.merge(graph, params, statistics, *fixed, copy=True)
         model = outlook_jax.gather_weights(model, mesh, rules)
         cls, aux, _ = model.forward_train(images, (0, 0, 0, 0))
         return TokenLabelCrossEntropy()((cls, aux, (0, 0, 0, 0)), targets), nnx.state(model, nnx.BatchStat)

@@ -128,7 +128,8 @@ def _disassembled(cubin: bytes, ptx: str) -> Sass:
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert found is not None, usage
     instructions, loops = _parsed(listing)
-    return Sass(*map(int, found.groups()), instructions, loops, ptx)
+    registers, stack, shared, local = map(int, found.groups())
+    return Sass(registers, stack, shared, local, instructions, loops, ptx)
 
 
 def _tool(name: str, *arguments: str) -> str:

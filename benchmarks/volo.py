@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,11 +61,11 @@ def contenders(variant: str, batch: int) -> dict[str, Pair]:
         for name, model in (("timm", timm_model), ("timm accelerated", accelerated), ("torch", torch_model))
     }
     pairs["jax"] = _jax_pair(twin, jnp.asarray(images))
-    for name, model, pair, inputs in (
-        ("torch folded", outlook_torch.fold_batch_norm(torch_model.eval()), _torch_pair, channels_first),
-        ("jax folded", _folded(twin), _jax_pair, jnp.asarray(images)),
-    ):
-        pairs[name] = Pair(pair(model, inputs).forward, None)
+    folded = {
+        "torch folded": _torch_pair(outlook_torch.fold_batch_norm(torch_model.eval()), channels_first),
+        "jax folded": _jax_pair(_folded(twin), jnp.asarray(images)),
+    }
+    pairs |= {name: Pair(pair.forward, None) for name, pair in folded.items()}
     found = products(torch_model, channels_first)
     return pairs | {"torch floor": Pair(*torch_floor(found)), "jax floor": Pair(*jax_floor(found))}
 
@@ -75,7 +75,7 @@ def _folded(model: outlook_jax.VOLO) -> outlook_jax.VOLO:
     return outlook_jax.fold_batch_norm(model)
 
 
-def _torch_pair(model: torch.nn.Module, images: torch.Tensor) -> Pair:
+def _torch_pair(model: Any, images: torch.Tensor) -> Pair:
     def forward() -> object:
         model.eval()
         with torch.no_grad():
@@ -94,16 +94,16 @@ def _jax_pair(model: outlook_jax.VOLO, images: jax.Array) -> Pair:
     model.eval()
     evaluating, state = nnx.split(model)
     model.train()
-    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    graph, parameters, *rest = nnx.split(model, nnx.Param, ...)
 
     @jax.jit
-    def forward(state: nnx.State, images: jax.Array) -> object:
+    def forward(state: nnx.State[Any, Any], images: jax.Array) -> object:
         return nnx.merge(evaluating, state)(images)
 
     @jax.jit
-    def training(parameters: nnx.State, rest: nnx.State, images: jax.Array) -> object:
-        def loss(parameters: nnx.State) -> tuple[jax.Array, nnx.State]:
-            model = nnx.merge(graph, parameters, rest, copy=True)
+    def training(parameters: nnx.State[Any, Any], rest: Any, images: jax.Array) -> object:
+        def loss(parameters: nnx.State[Any, Any]) -> tuple[jax.Array, nnx.State[Any, Any]]:
+            model = nnx.merge(graph, parameters, *rest, copy=True)
             cls, aux, _ = model.forward_train(images, mix_box=(2, 2, 8, 8))
             return (cls**2).mean() + (aux**2).mean(), nnx.state(model, nnx.Not(nnx.Param))
 

@@ -30,6 +30,7 @@ from outlook_common.volo import (
 )
 from outlook_jax.batch_norm import AxisNames
 from outlook_jax.blocks import ClassBlock, Downsample, Outlooker, PatchEmbed, Transformer, unchanged
+from outlook_jax.draws import CountedRngs
 from outlook_jax.layers import LayerOptions, Statistics, dropout, layer_norm, linear, parameter
 from outlook_jax.ops import IMPLEMENTATIONS
 from outlook_jax.scan import run_blocks
@@ -77,8 +78,9 @@ class VOLO(nnx.Module):
         self.param_dtype = param_dtype
         self.precision = precision
         self.deterministic = deterministic
-        self.rngs = rngs.dropout.fork()
-        options = self._options(rngs)
+        counted = CountedRngs(rngs)
+        self.rngs = counted.dropout.fork()
+        options = self._options(counted)
         features = config.num_features
 
         # Either is None in a pruned model too.
@@ -145,6 +147,7 @@ class VOLO(nnx.Module):
         self.norm: Callable[[Array], Array] = layer_norm(features, **options)
         self.head_drop = dropout(config.drop_rate, **options)
         self.head = self._make_head(**options)
+        counted.finish()
 
     @property
     def num_classes(self) -> int:

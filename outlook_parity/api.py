@@ -67,9 +67,10 @@ def verify(
 
     Args:
         torch_model: a `torch.nn.Module`, or a function. Either twin may be an exported program instead: the path of an
-            .onnx file, of one of `torch.export.save` (.pt2) or of a serialized `jax.export` (.jax_export), or what
-            `torch.export.export` and `jax.export.export` return. It has the level "forward" alone, in the precision of
-            its inputs; the other twin computes the float64 truth.
+            .onnx file, of one of `torch.export.save` or of AOTInductor (.pt2), or of a serialized `jax.export`
+            (.jax_export), or what `torch.export.export` and `jax.export.export` return. It has the level "forward"
+            alone, in the precision of its inputs; the other twin computes the float64 truth. A .pt2 can execute any
+            code when it is loaded: give none that you do not trust.
         jax_model: its twin: an `nnx.Module`, a pair of a Linen module and its variables, a pair of a function and the
             pytree of weights that it takes first, a pair of what `haiku.transform` returns and its parameters, an
             `equinox.Module`, a `keras.Model` on JAX, a `FlaxPreTrainedModel`, or a function of the inputs alone.

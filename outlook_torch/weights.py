@@ -50,8 +50,8 @@ def export_weights(model: nn.Module) -> dict[str, np.ndarray]:
 def save_weights(model: nn.Module, path: PathLike) -> None:
     """Write the weights of `model` under PyTorch's names; the suffix of `path` decides the format.
 
-    Its configuration goes into the metadata, which PyTorch's files lack. If several ranks share the weights, all of
-    them must call it, and rank 0 writes.
+    Its configuration goes into the file's metadata; of `.msgpack` into a file beside it, `….msgpack.outlook.json`. If
+    several ranks share the weights, all of them must call it, and rank 0 writes.
 
     Raises:
         WeightsError: the suffix is unknown.

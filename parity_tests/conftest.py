@@ -10,13 +10,9 @@ import hypothesis
 import jaxtyping
 import pytest
 
-# Shapes and types stand in the signatures: check them at every call, which takes a hook before the first import.
-# Not pytest's option --jaxtyping-packages: with several packages it cuts a type checker that is a call, as this one is,
-# at its commas (jaxtyping 0.3.11), and it refuses `outlook_parity`, which pytest has imported by then for its plugin.
-jaxtyping.install_import_hook(
-    ["outlook_common", "outlook_torch", "outlook_jax", "outlook_parity"],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
-)
+from parity_tests.support.type_checks import check_types
+
+check_types()
 
 from benchmarks.torchvision_stub import declare_missing_torchvision_operators  # noqa: E402
 from outlook_parity.backends.jax.work import unoptimized  # noqa: E402

@@ -30,7 +30,8 @@ class Program:
 
 def op(case: Case, dtype: str, implementation: str | None, *, backward: bool = False) -> Program:
     """Return the op, or its gradients by value and logits without the forward pass."""
-    run = partial(outlook_jax.outlook_attention, **case.window, implementation=implementation)
+    window: dict[str, Any] = case.window
+    run = partial(outlook_jax.outlook_attention, **window, implementation=implementation)
     value, logits = (jax.ShapeDtypeStruct(shape, dtype) for shape in (case.value_shape, case.logits_shape))
     label = f"op {case.name}, batch {case.B}, {dtype}, {'backward' if backward else 'forward'}"
     if not backward:
@@ -44,20 +45,21 @@ def op(case: Case, dtype: str, implementation: str | None, *, backward: bool = F
 
 def layer(case: Case, dtype: str, implementation: str | None) -> Program:
     """Return a layer's loss and gradients, by its input too; parameters in float32."""
+    window: dict[str, Any] = case.window
     module = outlook_jax.OutlookAttention(
         case.dim,
         case.N,
-        **case.window,
+        **window,
         deterministic=True,
         dtype=jnp.dtype(dtype),
         implementation=implementation,
         rngs=nnx.Rngs(0),
     )
-    graph, parameters, rest = nnx.split(module, nnx.Param, ...)
+    graph, parameters, *rest = nnx.split(module, nnx.Param, ...)
     x = jax.ShapeDtypeStruct((case.B, case.H, case.W, case.dim), dtype)
 
     def step(parameters: Any, x: jax.Array, cotangent: jax.Array) -> Any:
-        out, pull = jax.vjp(lambda p, x: nnx.merge(graph, p, rest)(x), parameters, x)
+        out, pull = jax.vjp(lambda p, x: nnx.merge(graph, p, *rest)(x), parameters, x)
         return out, pull(cotangent)
 
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), parameters)
@@ -69,11 +71,11 @@ def model(batch: int, dtype: str, *, train: bool) -> Program:
     """Return VOLO-D1, or its loss and gradients."""
     module = outlook_jax.volo("volo_d1_224", dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
     module.eval()
-    graph, parameters, rest = nnx.split(module, nnx.Param, ...)
+    graph, parameters, *rest = nnx.split(module, nnx.Param, ...)
     images = jax.ShapeDtypeStruct((batch, 224, 224, 3), dtype)
 
-    def forward(parameters: Any, images: jax.Array) -> jax.Array:
-        return nnx.merge(graph, parameters, rest)(images)
+    def forward(parameters: Any, images: jax.Array) -> Any:
+        return nnx.merge(graph, parameters, *rest)(images)
 
     def step(parameters: Any, images: jax.Array) -> Any:
         return jax.value_and_grad(lambda p: jax.nn.logsumexp(forward(p, images), -1).sum())(parameters)

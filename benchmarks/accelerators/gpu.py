@@ -35,7 +35,7 @@ def compile_for(program: Program) -> dict[str, Any]:
     operands = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), program.operands)
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
-        compiled = jax.jit(program.run).lower(*operands).compile(OPTIONS | {"xla_dump_to": folder})
+        compiled: Any = jax.jit(program.run).lower(*operands).compile(OPTIONS | {"xla_dump_to": folder})
         seconds = time.perf_counter() - start
         ptx = [path for path in Path(folder).rglob("*.ptx") if ".entry" in path.read_text()]  # some are empty
         assert ptx, "XLA dumped no PTX"
@@ -58,7 +58,7 @@ def _assembled(ptx: Path) -> Iterator[tuple[int, int]]:
     ptxas = next(
         Path(path, "nvidia/cuda_nvcc/bin/ptxas") for path in sys.path if Path(path, "nvidia/cuda_nvcc").is_dir()
     )
-    command = [ptxas, "-v", "-arch=sm_90a", ptx, "-o", ptx.with_suffix(".cubin")]
+    command: list[str | Path] = [ptxas, "-v", "-arch=sm_90a", ptx, "-o", ptx.with_suffix(".cubin")]
     log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spilled = 0
     for registers, spill in re.findall(_PTXAS, log):

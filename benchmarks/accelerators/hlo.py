@@ -36,8 +36,11 @@ def collectives(program: str) -> list[str]:
 def exchanged(program: str) -> dict[str, int]:
     """Return kind -> bytes of the whole arrays that collectives gather or reduce in a run: what all devices have."""
     found: dict[str, int] = {}
-    for operation in operations(program):
+    computations = _computations(program)
+    for operation in _operations(computations, "ENTRY", 1):
         kind = operation.kind.removesuffix("-start")
+        if whole := _scattered(computations, operation):
+            found["reduce-scatter"] = found.get("reduce-scatter", 0) + operation.times * whole
         if not re.match(COLLECTIVES, f" {kind}("):
             continue
         match = _OPERATION.match(operation.text)
@@ -48,6 +51,13 @@ def exchanged(program: str) -> dict[str, int]:
             results -= operands
         found[kind] = found.get(kind, 0) + operation.times * max(results, operands)
     return found
+
+
+def _scattered(computations: dict[str, list[str]], operation: Operation) -> int:
+    """Return the bytes that a fusion reduces: XLA:TPU's reduce-scatter, an all-reduce and each device's cut of it."""
+    calls = re.search(r"calls=(%[\w.\-]+)", operation.text) if operation.kind == "fusion" else None
+    inside = [_OPERATION.match(line) for line in computations[calls[1]]] if calls else []
+    return sum(nbytes(match[2]) for match in inside if match and match[3] == "all-reduce")
 
 
 def nbytes(shapes: str) -> int:

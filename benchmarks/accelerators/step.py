@@ -55,8 +55,9 @@ class Program(NamedTuple):
     donated: int = 0
 
 
-def stacked(parameters: nnx.State) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def stacked(parameters: nnx.State[Any, Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Return what stacks weights of one name in equal blocks, and vectors of one length, and its inverse."""
+    tree: Any
     paths, tree = jax.tree.flatten_with_path(parameters)
     groups: dict[Any, list[int]] = {}
     for index, (path, leaf) in enumerate(paths):
@@ -79,7 +80,7 @@ def stacked(parameters: nnx.State) -> tuple[Callable[[Any], Any], Callable[[Any]
 def steps(model: outlook_jax.VOLO, batch: int, dtype: str) -> dict[str, Program]:
     """Return the whole step, and what it is made of."""
     config = model.config
-    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    graph, parameters, *rest = nnx.split(model, nnx.Param, ...)
     stack, unstack = stacked(parameters)
     adamw = optax.adamw(1e-3, weight_decay=0.05)
     rows, columns = config.token_map
@@ -89,8 +90,8 @@ def steps(model: outlook_jax.VOLO, batch: int, dtype: str) -> dict[str, Program]
     )
 
     def forward(parameters: Any, rest: Any, images: jax.Array, targets: jax.Array) -> Any:
-        model = nnx.merge(graph, parameters, rest, copy=True)
-        outputs = model.forward_train(images, (2, 2, 8, 8))
+        model = nnx.merge(graph, parameters, *rest, copy=True)
+        outputs: Any = model.forward_train(images, (2, 2, 8, 8))
         return TokenLabelCrossEntropy()(outputs, targets), nnx.state(model, nnx.BatchStat)
 
     gradients = jax.value_and_grad(forward, has_aux=True)
@@ -127,14 +128,14 @@ def parts(model: outlook_jax.VOLO, batch: int, dtype: str) -> dict[str, Program]
         return run_blocks(modules, x, scan=model.scan_layers, remat=model.grad_checkpointing)
 
     def part(module: Any, *shape: int, run: Any = lambda module, x: module(x), by: Any = (0, 1)) -> Program:
-        graph, parameters, rest = nnx.split(module, nnx.Param, ...)
+        graph, parameters, *rest = nnx.split(module, nnx.Param, ...)
 
         def sum_of(parameters: Any, x: jax.Array, rest: Any) -> jax.Array:
-            return run(nnx.merge(graph, parameters, rest, copy=True), x).astype(jnp.float32).sum()
+            return run(nnx.merge(graph, parameters, *rest, copy=True), x).astype(jnp.float32).sum()
 
         return Program(jax.value_and_grad(sum_of, by), (parameters, jax.ShapeDtypeStruct((batch, *shape), dtype), rest))
 
-    network = list(model.network)
+    network: Any = model.network
     patches = [size // config.patch_size for size in config.img_size]
     tokens = 1 + config.token_map[0] * config.token_map[1]
     transformers = nnx.List([block for stage in network[2:] for block in stage])
@@ -154,7 +155,7 @@ def compile_for(program: Program, options: dict[str, Any]) -> dict[str, float]:
     operands = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tuple(program.operands))
     start = time.process_time()
     lowered = jax.jit(program.run, donate_argnums=tuple(range(program.donated))).lower(*operands)
-    compiled = lowered.compile(options)
+    compiled: Any = lowered.compile(options)
     seconds = time.process_time() - start
     operations, memory = hlo.operations(compiled.as_text()), compiled.memory_analysis()
     return {

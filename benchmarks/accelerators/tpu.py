@@ -31,7 +31,7 @@ def compile_for(program: Program, chips: str = "v5e:2x2") -> dict[str, Any]:
     for path in BUNDLES.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     start = time.perf_counter()
-    compiled = jax.jit(program.run).lower(*operands).compile()
+    compiled: Any = jax.jit(program.run).lower(*operands).compile()
     seconds = time.perf_counter() - start
     text, memory = compiled.as_text(), compiled.memory_analysis()
     operations = hlo.operations(text)
@@ -54,7 +54,8 @@ def collectives_when_shared(program: Program, axes: Axes, chips: str = "v5e:4x4"
     mesh = topologies.make_mesh(topology(chips), (4, 4), ("data", "heads"))
     by = NamedSharding(mesh, PartitionSpec(*axes))
     operands = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by), program.operands)
-    return hlo.collectives(jax.jit(program.run).lower(*operands).compile().as_text())
+    compiled: Any = jax.jit(program.run).lower(*operands).compile()
+    return hlo.collectives(compiled.as_text())
 
 
 def estimated_cycles(operation: hlo.Operation) -> int:

@@ -69,10 +69,13 @@ def convert(
 ) -> None:
     """Convert weights between PyTorch and Flax, bit by bit.
 
-    Formats: .safetensors, .npz; .pth, .pt, .pth.tar, .bin and .ckpt need
-    PyTorch; .orbax, a folder, needs JAX. Everything wrong with the weights
-    is reported at once, and then nothing is written. DST is replaced only
-    once the new file has been read back equal.
+    Formats: .safetensors, .npz, .msgpack; .pth, .pt, .pth.tar, .bin, .ckpt
+    and, to write, .dcp need PyTorch, .orbax needs JAX; .h5 is read, and
+    needs h5py.
+
+    Everything wrong with the weights is reported at once, and then nothing
+    is written. DST is replaced only once the new file has been read back
+    equal.
 
     Exit codes: 0 written, 2 error.
     """

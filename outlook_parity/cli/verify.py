@@ -181,10 +181,12 @@ def verify(
     Inputs: the two photos of scikit-learn, prepared as the variant's
     images are. With --model layer one photo, as a map of 28x28 pixels
     with 192 channels: the first that VOLO-D1's outlook attention sees.
+
     Your own models: --torch, --jax and --inputs; see
     docs/port-a-model.md. A file with an exported program (.onnx, .pt2,
     .jax_export) takes the place of either twin, at the level forward;
-    without --inputs it is compared with --model.
+    without --inputs it is compared with --model. Modules and .pt2 files
+    are executed: name none that you do not trust.
 
     --devices 8 runs the JAX twin on eight devices, which a CPU passes
     for, and PyTorch's in one process; photos are repeated, shifted,

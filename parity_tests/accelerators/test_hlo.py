@@ -57,6 +57,34 @@ def test_operations_of_a_loop_count_as_often_as_it_runs() -> None:
     assert [(one.kind, one.times) for one in hlo.operations(GPU)] == [("add", 5)]
 
 
+# XLA:TPU's reduce-scatter over 64 devices of an array and a vector, beside a fusion that sends nothing.
+SCATTER = """
+%all-reduce-scatter.1 (input.1: bf16[512,64], input.2: bf16[64]) -> (bf16[8,64], bf16[1]) {
+  %input.1 = bf16[512,64]{1,0:T(8,128)(2,1)} parameter(0)
+  %input.2 = bf16[64]{0} parameter(1)
+  %sum = (bf16[512,64]{1,0:T(8,128)(2,1)}, bf16[64]{0}) all-reduce(%input.1, %input.2), channel_id=1, to_apply=%add
+  %part = bf16[512,64]{1,0:T(8,128)(2,1)} get-tuple-element(%sum), index=0
+  ROOT %cut = (bf16[8,64]{1,0}, bf16[1]{0}) tuple(%part, %part)
+}
+
+%twice (x: bf16[64]) -> bf16[64] {
+  %x = bf16[64]{0} parameter(0)
+  ROOT %sum.2 = bf16[64]{0} add(%x, %x)
+}
+
+ENTRY %main (a: bf16[512,64], b: bf16[64]) -> bf16[64] {
+  %a = bf16[512,64]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[64]{0} parameter(1)
+  %scattered = (bf16[8,64]{1,0}, bf16[1]{0}) fusion(%a, %b), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %fusion.2 = bf16[64]{0} fusion(%b), kind=kLoop, calls=%twice
+}
+"""
+
+
+def test_a_reduce_scatter_that_is_a_fusion_counts_with_the_whole_arrays() -> None:
+    assert hlo.exchanged(SCATTER) == {"reduce-scatter": 2 * (512 * 64 + 64)}
+
+
 def test_a_loop_of_unknown_length_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"a loop of unknown length: %outer\.condition"):
         hlo.operations(TPU.replace("direction=LT", "direction=NE"))

@@ -16,7 +16,7 @@ import torch
 
 import outlook_torch
 from examples.imagenet import log
-from examples.imagenet.data import OPERATIONS, TrainingData, augment, held_out, mix_box, sources
+from examples.imagenet.data import OPERATIONS, Source, TrainingData, augment, held_out, mix_box, sources
 from examples.imagenet.recipe import Data, Recipe, layer_scales, learning_rates
 
 RECIPE = Path("examples/imagenet/digits.toml")
@@ -66,6 +66,31 @@ def test_a_sample_follows_from_its_position_alone() -> None:
     assert not np.array_equal(one[0].image, one[per_epoch].image)
     assert one[0].target.shape == (10, 2 + 4 * 4)
     np.testing.assert_allclose(one[0].target.sum(axis=0), 1, rtol=1e-5)
+
+
+class Few:
+    """The first samples of a source; says which was read last."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.count, self.last = source, count, -1
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        self.last = index
+        return self.source[index]
+
+
+def test_every_epoch_augments_each_image_anew() -> None:
+    recipe = Recipe.read(RECIPE)
+    few = Few(sources(recipe)[0], recipe.training.batch)
+    data, found = TrainingData(few, recipe), dict[int, list[np.ndarray]]()
+    for position in range(2 * len(few)):
+        image = data[position].image
+        found.setdefault(few.last, []).append(image)
+    assert found.keys() == set(range(len(few)))
+    assert not any(np.array_equal(*both) for both in found.values())
 
 
 def test_every_operation_of_the_published_augmentation_runs_and_keeps_sizes() -> None:

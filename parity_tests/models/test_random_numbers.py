@@ -40,6 +40,35 @@ def test_dropout_keeps_a_sharding_that_is_part_of_the_type() -> None:
         assert jnp.array_equal(out, nnx.Dropout(0.5, rngs=nnx.Rngs(0))(x))
 
 
+class _CountedByFlax(nnx.Rngs):
+    def finish(self) -> None: ...
+
+
+def test_a_model_draws_flaxs_keys_and_sets_each_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flax sets it at each draw, and for each JAX goes through all that was traced before."""
+    counts: list[Any] = []
+    set_value = nnx.RngCount.set_value
+
+    def made(rngs: nnx.Rngs) -> list[Any]:
+        rngs.params()  # the streams are somewhere in their middle
+        counts.clear()
+        model = outlook_jax.VOLO(small_config(), rngs=rngs)
+        return [value[...] for _, value in nnx.to_flat_state(nnx.state((model, rngs)))]
+
+    def count(self: Any, value: Any, **index: Any) -> None:
+        counts.append(value)
+        set_value(self, value, **index)
+
+    monkeypatch.setattr(nnx.RngCount, "set_value", count)
+    ours = made(nnx.Rngs(5, dropout=3))
+    assert len(counts) == 2
+    monkeypatch.setattr("outlook_jax.model.CountedRngs", lambda rngs: rngs)
+    theirs = made(_CountedByFlax(5, dropout=3))
+    assert len(counts) > 50
+    assert len(ours) == len(theirs)
+    assert all(map(jnp.array_equal, ours, theirs))
+
+
 def _draws(jaxpr: Any) -> Iterator[tuple[int, ...]]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "random_bits":

@@ -22,7 +22,9 @@ EXPLICIT = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explici
 
 COLUMNS = Spec(None, "model")
 
-SEEN: list[str] = []  # how the kernel was sharded when the twin was called module by module
+# How the kernel and the batch were sharded when the twin was called module by module.
+SEEN: list[str] = []
+BATCHES: list[str] = []
 
 
 class TorchTwin(torch.nn.Module):
@@ -48,6 +50,7 @@ class Twin(nnx.Module):
         kernel = self.linear.kernel.get_value()
         if not isinstance(kernel, jax.core.Tracer):
             SEEN.append(str(getattr(kernel.sharding, "spec", None)))
+            BATCHES.append(str(getattr(x.sharding, "spec", None)))
         return jnp.tanh(self.centre(self.linear(x)))
 
 
@@ -133,6 +136,8 @@ def main() -> None:
         "two meshes": (sharded(MESH, other=EXPLICIT), x, quickly),
         "data": (layers(), maps, quickly | {"devices": DEVICES}),
         "fsdp": (layers(stride=2), maps, quickly | {"devices": DEVICES, "sharding": "fsdp"}),
+        "data, watched": (pair(), x, quickly | {"devices": DEVICES}),
+        "fsdp, watched": (pair(), x, quickly | {"devices": 2, "sharding": "fsdp"}),
         "a batch of 3 on 8": (layers(), maps[:3], quickly | {"devices": DEVICES}),
         "more devices than there are": (layers(), maps, quickly | {"devices": 2 * DEVICES}),
         "sharded, and devices": (sharded(MESH), x, quickly | {"devices": DEVICES}),
@@ -140,6 +145,7 @@ def main() -> None:
     found: dict[str, Any] = {"loaded": loaded()}
     for name, ((torch_model, jax_model), inputs, options) in cases.items():
         SEEN.clear()
+        BATCHES.clear()
         try:
             report = json.loads(verify(torch_model, jax_model, inputs, **options).to_json())
         except ValueError as error:
@@ -148,7 +154,8 @@ def main() -> None:
         levels = sorted({check["level"] for check in report["checks"]})
         kept = {key: report[key] for key in ("verdict", "reason", "sharding", "notes")}
         differing = [check for check in report["checks"] if check["verdict"] == "mismatch"][:3]
-        found[name] = kept | {"levels": levels, "seen": sorted(set(SEEN)), "differing": differing}
+        seen = {"seen": sorted(set(SEEN)), "batches": sorted(set(BATCHES))}
+        found[name] = kept | seen | {"levels": levels, "differing": differing}
     print(json.dumps(found))
 
 

@@ -1,7 +1,11 @@
-"""Exported programs in place of either twin: torch.export, jax.export and ONNX files."""
+"""Exported programs in place of either twin: torch.export, AOTInductor, jax.export and ONNX files."""
 
+import json
+import shutil
 import subprocess
 import sys
+import warnings
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +22,7 @@ from typer.testing import CliRunner
 
 import outlook_torch
 from outlook_parity import Report, verify
+from outlook_parity.backends.exported.registry import as_exported
 from outlook_parity.cli.app import app
 from outlook_parity.mapping.user import NameMap
 from outlook_parity.models.builtin import Options, make
@@ -238,6 +243,82 @@ def test_left_out_levels_are_among_the_notes(program: Any) -> None:
 def test_options_that_programs_do_not_have_are_refused(options: Any, message: str, program: Any) -> None:
     with pytest.raises(ValueError, match=message):
         verify(program, jax_twin(), inputs(), names=NAMES, **options)
+
+
+class Dense(nn.Module):
+    """One product and one activation: C++ compilers take longer for anything more. Takes (B, 3, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.head(x.mean((2, 3))))
+
+
+def dense_twin() -> tuple[Callable[..., Any], dict[str, np.ndarray]]:
+    weights = {name: tensor.detach().numpy() for name, tensor in Dense().named_parameters()}
+    return lambda w, x: jnp.tanh(x.mean((1, 2)) @ w["head.weight"].T + w["head.bias"]), weights
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of AOTInductor, compiled in some ten seconds."""
+    if shutil.which("g++") is None:
+        pytest.skip("not run: AOTInductor compiles with g++")
+    path = tmp_path_factory.mktemp("compiled") / "dense.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, about itself
+        torch._inductor.aoti_compile_and_package(torch.export.export(Dense().eval(), example()), package_path=str(path))
+    return path
+
+
+def test_a_package_of_aotinductor_passes_in_place_of_either_twin(package: Path) -> None:
+    assert_passes(verify(package, dense_twin(), inputs(), names=NAMES), "JAX")
+    report = verify(Dense(), str(package), inputs(), names=NAMES)
+    assert_passes(report, "torch")
+    assert any("dense.pt2 (AOTInductor) takes the axes as torch does, by its shapes" in note for note in report.notes)
+
+
+def test_a_package_of_another_model_is_a_mismatch(package: Path) -> None:
+    function, weights = dense_twin()
+    weights["head.bias"] = weights["head.bias"] + np.float32(1e-4)
+    assert verify(package, (function, weights), inputs(), names=NAMES).verdict == "mismatch"
+
+
+def test_a_package_reads_nothing_beyond_the_ends_of_other_shapes(package: Path) -> None:
+    with pytest.raises(ValueError, match=r"takes argument 0 float32 \(2, 3, 6, 7\); got input \(3, 3, 6, 7\)"):
+        verify(package, dense_twin(), inputs(3), names=NAMES)
+    program = as_exported(package)
+    assert program is not None
+    with pytest.raises(RuntimeError, match="unmatched dim value at 0, expected: 2, but got: 1"):
+        program.call([np.zeros((1, 3, 6, 7), np.float32)])
+
+
+CHECK = """
+AOTI_NOINLINE static void check_input_0(AtenTensorHandle* input_handles) {
+    int32_t x_expected_dtype = aoti_torch_dtype_float32();
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "device", "message"),
+    [
+        ("model", CHECK, "cuda", "compiled for cuda; exported programs run on the CPU"),
+        ("model", "int main() {}", "cpu", "does not say what its inputs are"),
+        ("other", CHECK, "cpu", "it has the compiled models other; one, called 'model', can be run"),
+        ("model", CHECK, "cpu", "AOTInductor cannot load it"),
+    ],
+)
+def test_packages_that_cannot_be_run_are_refused(
+    model: str, source: str, device: str, message: str, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+        archive.writestr(f"a/data/aotinductor/{model}/x.wrapper.cpp", source)
+        archive.writestr(f"a/data/aotinductor/{model}/x.wrapper_metadata.json", json.dumps({"AOTI_DEVICE_KEY": device}))
+    with pytest.raises(ValueError, match=message):
+        verify(Dense(), tmp_path / "a.pt2", inputs(), names=NAMES)
 
 
 def test_two_programs_are_refused(program: Any) -> None:

@@ -70,6 +70,13 @@ def test_rules_spread_a_twin_and_the_report_says_over_what(found: Any, rules: st
     assert f"8 devices, mesh (data=8), {rules}" in " ".join(report["notes"])
 
 
+@pytest.mark.parametrize(("name", "kernel"), [("data, watched", "P()"), ("fsdp, watched", "P('data',)")])
+def test_a_twin_that_rules_spread_finds_its_weights_and_its_batch_there(found: Any, name: str, kernel: str) -> None:
+    assert found[name]["verdict"] == "pass", found[name]
+    assert found[name]["seen"] == [kernel]
+    assert found[name]["batches"] == ["P('data',)"]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from flax.serialization import msgpack_restore, msgpack_serialize
+from flax.traverse_util import flatten_dict
 from typer.testing import CliRunner
 
 import outlook_jax
@@ -42,7 +44,7 @@ CONFIG = volo_config(
 )
 WEIGHTS = {name: array.astype("float32") if array.ndim else array for name, array in draw_weights(CONFIG).items()}
 PREPARED = {"architecture": "volo_d5_448", "crop_pct": 0.5, "mean": (0.1, 0.2, 0.3), "interpolation": "bilinear"}
-SUFFIXES = (".safetensors", ".npz", ".pth", ".orbax", ".dcp")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".orbax", ".dcp", ".msgpack")
 
 
 def make(twin: str) -> Any:
@@ -83,7 +85,7 @@ def test_the_configuration_survives_conversions_through_every_format(tmp_path: P
 
 @both_twins
 def test_config_json_says_it_of_formats_without_metadata(tmp_path: Path, twin: str) -> None:
-    convert(WEIGHTS, tmp_path / "flax_model.msgpack")
+    write_arrays(tmp_path / "flax_model.msgpack", WEIGHTS)
     for source in (tmp_path, tmp_path / "flax_model.msgpack"):
         with pytest.raises(WeightsError, match=r"no config\.json or metadata say its configuration"):
             TWINS[twin].from_pretrained(source)
@@ -92,6 +94,29 @@ def test_config_json_says_it_of_formats_without_metadata(tmp_path: Path, twin: s
     assert_whole(twin, tmp_path / "flax_model.msgpack")
     convert(tmp_path, tmp_path / "named.npz")
     assert_whole(twin, tmp_path / "named.npz")
+
+
+def test_metadata_beside_a_msgpack_are_of_that_file_alone(tmp_path: Path) -> None:
+    file, own = tmp_path / "a.msgpack", tmp_path / "a.msgpack.outlook.json"
+    outlook_torch.save_weights(make("torch"), file)
+    whole = file.read_bytes()
+    assert json.loads(open_checkpoint(file).metadata["outlook.config"])["num_heads"] == [2, 6, 3, 2]
+    assert flatten_dict(msgpack_restore(whole), sep=".").keys() == WEIGHTS.keys()  # nothing that Flax would stumble on
+    for other in (whole[:-1] + bytes([whole[-1] ^ 1]), msgpack_serialize({"cls_token": np.ones(3)})):
+        file.write_bytes(other)
+        assert open_checkpoint(file).metadata == {}
+    write_arrays(file, WEIGHTS)
+    assert not own.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[" * 100_000, '{"metadata": {"outlook.config": 3}}', " " * (1 << 24) + "{}"]
+)
+def test_damaged_metadata_beside_a_msgpack_are_one_clear_error(tmp_path: Path, text: str) -> None:
+    write_arrays(tmp_path / "a.msgpack", WEIGHTS, {"made": "here"})
+    (tmp_path / "a.msgpack.outlook.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"a\.msgpack\.outlook\.json: not a readable \.outlook\.json file: "):
+        open_checkpoint(tmp_path / "a.msgpack")
 
 
 def test_config_json_holds_what_differs_from_the_released_variant() -> None:
@@ -178,7 +203,7 @@ def outlook(*arguments: object) -> Any:
     return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"}, catch_exceptions=False)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".msgpack"])
 def test_every_command_takes_own_sizes(tmp_path: Path, suffix: str) -> None:
     PIL = pytest.importorskip("PIL.Image")
     PIL.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "a.png")

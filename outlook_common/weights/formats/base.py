@@ -55,6 +55,7 @@ class Format:
         usual_naming: the default naming to write; None for the other twin's.
         verifies_itself: whether `write` verifies all tensors.
         is_replaceable: None for files; for folders, whether an existing folder is of this format.
+        metadata_beside: whether its metadata are in a file of their own, see `formats.beside`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Format:
     usual_naming: str | None = None
     verifies_itself: bool = False
     is_replaceable: Callable[[Path], bool] | None = None
+    metadata_beside: bool = False
 
 
 @contextmanager

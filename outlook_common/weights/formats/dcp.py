@@ -17,6 +17,7 @@ import numpy as np
 from outlook_common.arrays import DTYPES, NotNumbers, to_tensor
 from outlook_common.extras import require
 from outlook_common.text import printable
+from outlook_common.weights.formats import beside
 from outlook_common.weights.formats.base import (
     Contents,
     Format,
@@ -94,12 +95,7 @@ def _own_metadata(folder: Path) -> dict[str, str]:
     path = folder / _OWN_METADATA
     if not path.is_file() or path.is_symlink():
         return {}
-    if (size := path.stat().st_size) > limits.HEADER_BYTES:
-        raise ValueError(f"its {_OWN_METADATA} is {size} bytes long, at most {limits.HEADER_BYTES} are read")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ValueError(f"its {_OWN_METADATA} is not a mapping of strings")
-    return found
+    return beside.strings(beside.json_object(path), _OWN_METADATA)
 
 
 def _nested(values: dict[tuple[str, ...], Any], count: int) -> dict[str, Any]:

@@ -269,7 +269,10 @@ def _in_order(found: dict[str, Any]) -> list[Any]:
 
 
 def write(path: Path, tensors: Tensors, metadata: Metadata) -> Positions:
-    """Fill a file with mappings nested by the steps of the names; metadata have no place in it."""
+    """Fill a file with mappings nested by the steps of the names.
+
+    Metadata have no place in it: Flax's readers would hand them over as one more leaf of the tree.
+    """
     tree = _tree(tensors)
     positions: dict[str, tuple[Path, int]] = {}
     in_order = {name: tensors[name] for name in _leaves(tree)}
@@ -339,4 +342,4 @@ def _head(length: int, fixed: int, most: int, codes: dict[int, str]) -> bytes:
     return bytes([code]) + length.to_bytes(4, "big")
 
 
-FORMAT = Format("Flax's msgpack", read, write, usual_naming=FLAX, verifies_itself=True)
+FORMAT = Format("Flax's msgpack", read, write, usual_naming=FLAX, verifies_itself=True, metadata_beside=True)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from outlook_common.text import closest, listed
 from outlook_common.weights.errors import WeightsError
-from outlook_common.weights.formats import dcp, hdf5, msgpack, npz, orbax, pytorch, safetensors, sharded
+from outlook_common.weights.formats import beside, dcp, hdf5, msgpack, npz, orbax, pytorch, safetensors, sharded
 from outlook_common.weights.formats.base import Contents, Format, Metadata, PathLike, Positions, Tensors
 from outlook_common.weights.io.atomic import replacing, sync
 from outlook_common.weights.io.lazy import LazyTensor, as_lazy, same_bytes
@@ -68,7 +70,8 @@ def open_file(path: PathLike) -> Contents:
     file_format = format_of(path)
     if file_format.is_replaceable is None and Path(path).exists() and not Path(path).is_file():
         raise WeightsError(f"{path}: not a file")  # devices and pipes may never end
-    return file_format.read(Path(path))
+    contents = file_format.read(Path(path))
+    return replace(contents, metadata=beside.read(Path(path))) if file_format.metadata_beside else contents
 
 
 def read_arrays(path: PathLike) -> dict[str, Any]:
@@ -91,7 +94,7 @@ def write_arrays(path: PathLike, arrays: Mapping[str, Any], metadata: Mapping[st
     Args:
         path: its suffix selects the format.
         arrays: by name; NumPy's, PyTorch's or JAX's.
-        metadata: stored by all formats except PyTorch's.
+        metadata: stored by all formats; of `.msgpack` in a file of their own, `….msgpack.outlook.json`.
 
     Raises:
         WeightsError: the suffix is unknown, what is at `path` may not be replaced, or what was read back differs.
@@ -120,11 +123,17 @@ def write_tensors(
     """
     report = progress or (lambda done: None)
     counted = {name: _Counted(tensor, report) for name, tensor in tensors.items()}
-    with replacing(path, is_replaceable=file_format.is_replaceable) as temporary, ThreadPoolExecutor(1) as disk:
-        verified = file_format.write(temporary, counted, metadata)
-        syncing = disk.submit(sync, temporary)  # to disk while the file is being verified
-        _verify(file_format.read(temporary).values, counted, verified, path)
-        syncing.result()
+    with ExitStack() as stack:
+        own = stack.enter_context(replacing(beside.beside(path))) if file_format.metadata_beside and metadata else None
+        with replacing(path, is_replaceable=file_format.is_replaceable) as temporary, ThreadPoolExecutor(1) as disk:
+            verified = file_format.write(temporary, counted, metadata)
+            syncing = disk.submit(sync, temporary)  # to disk while the file is being verified
+            _verify(file_format.read(temporary).values, counted, verified, path)
+            syncing.result()
+            if own is not None:
+                beside.write(own, temporary, metadata)
+    if file_format.metadata_beside and not metadata:
+        beside.beside(path).unlink(missing_ok=True)
 
 
 class _Counted(LazyTensor):

@@ -1,14 +1,14 @@
 """Composite's products per window as elementwise sums of whole maps, for CPUs.
 
 XLA's CPU compiler vectorises no sum over an axis, but it does vectorise elementwise sums of products. It takes some
-30 ms for each of its loops, so all rows and all windows' places go through one.
+30 ms for each of its loops, so all displacements and all windows' places go through one.
 """
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain, product
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +17,14 @@ from jaxtyping import Float
 
 from outlook_common.geometry import WindowGrid
 from outlook_common.taps import AxisTaps, axis_taps
+from outlook_jax.ops.composite.primitives import alike
 
-# How many products one round of the loops adds up: more take longer to compile, fewer pass over memory more often.
-UNROLLED = 256
+# How many channels one round of the loop adds up: more take longer to compile, fewer pass over memory more often.
+UNROLLED = 16
+
+# No index here is negative. Where one may be, each is computed by a loop of its own, which takes 10 ms to compile.
+dynamic_slice = partial(lax.dynamic_slice, allow_negative_indices=False)
+dynamic_update_slice = partial(lax.dynamic_update_slice, allow_negative_indices=False)
 
 
 def products_per_window(
@@ -97,41 +102,37 @@ def _taps(axis: AxisTaps, margin: int) -> list[_Tap]:
     return found
 
 
-def _summed(maps: _Maps) -> list[Float[Array, "U B N nm"]]:
-    """Return, for each tap of the columns, the sums over D of its products, by taps of the rows.
+def _summed(maps: _Maps) -> Float[Array, "U V B N nm"]:
+    """Return, for each tap of the rows and of the columns, the sums over D of its products.
 
-    Rows are a loop, so that a program has the products of one row alone.
+    Taps are a loop, so that a program has the products of one alone.
     """
-    _, remainders, B, N, D, L = maps.out.shape
-    size = max(c for c in range(1, D + 1) if D % c == 0 and (c == 1 or c * len(maps.columns) <= UNROLLED))
-    rows = np.array([(tap.phase, tap.source, tap.offset * maps.pitch) for tap in maps.rows])
+    _, _, B, N, D, L = maps.out.shape
+    size = max(c for c in range(1, min(D, UNROLLED) + 1) if D % c == 0)
+    taps = [
+        (i, row.phase, column.phase, row.source, column.source, row.offset * maps.pitch + column.offset)
+        for i, (row, column) in enumerate(product(maps.rows, maps.columns))
+    ]
+    rounds = jnp.array([(start, *tap) for start in range(D // size) for tap in taps])
+    out, value = (x.reshape(*x.shape[:4], D // size, size, x.shape[-1]) for x in (maps.out, maps.value))
 
-    def add_row(start: Any, row: Any, sums: list[Array]) -> list[Array]:
-        # By `lax` and each channel once: what traces hundreds of products takes as long as what compiles them.
-        def channels(x: Array, remainder: Array, column: int, at: Any, length: int) -> list[Array]:
-            part = lax.dynamic_slice(x, (remainder, column, 0, 0, start * size, at), (1, 1, B, N, size, length))
-            return [lax.squeeze(lax.slice_in_dim(part, k, k + 1, axis=4), (0, 1, 4)) for k in range(size)]
-
-        phase, source, at = row
-        out = [channels(maps.out, phase, t, 0, L) for t in range(remainders)]
-        value = [channels(maps.value, source, t, at, L + maps.pitch) for t in range(remainders)]
-        return [
-            reduce(
-                lax.add,
-                (
-                    lax.mul(x, lax.slice_in_dim(y, column.offset, column.offset + L, axis=2))
-                    for x, y in zip(out[column.phase], value[column.source], strict=True)
-                ),
-                total,
+    def add(sums: Array, numbers: Array) -> tuple[Array, None]:
+        start, i, *phase, row, column, at = numbers
+        # Each channel by a slice of its own, which is read where it lies; one slice of all would be copied.
+        products = (
+            lax.mul(
+                dynamic_slice(out, (*phase, 0, 0, start, k, 0), (1, 1, B, N, 1, 1, L)),
+                dynamic_slice(value, (row, column, 0, 0, start, k, at), (1, 1, B, N, 1, 1, L)),
             )
-            for total, column in zip(sums, maps.columns, strict=True)
-        ]
+            for k in range(size)
+        )
+        at_tap = (i, 0, 0, 0)
+        total = reduce(lax.add, (x.reshape(1, B, N, L) for x in products), dynamic_slice(sums, at_tap, (1, B, N, L)))
+        return dynamic_update_slice(sums, total, at_tap), None
 
-    def add_up(start: Any, sums: list[Array]) -> list[Array]:
-        return lax.scan(lambda _, x: (None, add_row(start, x[0], x[1])), None, (rows, sums))[1]
-
-    sums = [jnp.zeros((len(maps.rows), B, N, L), maps.out.dtype) for _ in maps.columns]
-    return add_up(0, sums) if size == D else lax.fori_loop(0, D // size, add_up, sums)
+    none = jnp.zeros((len(taps), B, N, L), maps.out.dtype)
+    sums, _ = lax.scan(add, alike(none, maps.out)[0], rounds)
+    return sums.reshape(len(maps.rows), len(maps.columns), B, N, L)
 
 
 class _Window(NamedTuple):
@@ -142,7 +143,7 @@ class _Window(NamedTuple):
     on_map: bool
 
 
-def _per_window(sums: list[Array], maps: _Maps, grid: WindowGrid) -> Float[Array, "B N KK KK h w"]:
+def _per_window(sums: Float[Array, "U V B N nm"], maps: _Maps, grid: WindowGrid) -> Float[Array, "B N KK KK h w"]:
     """Give each pair of places of a window the product at their displacement."""
     rows, columns = axis_taps(grid)
     (K, L), (h, w), pitch = grid.kernel_size, grid.grid, maps.pitch
@@ -152,14 +153,14 @@ def _per_window(sums: list[Array], maps: _Maps, grid: WindowGrid) -> Float[Array
     ]
     size = h * pitch
     before = max(0, *(-shift for _, _, shift, _ in places))
-    after = max(0, *(shift + size - sums[0].shape[-1] for _, _, shift, _ in places))
+    after = max(0, *(shift + size - sums.shape[-1] for _, _, shift, _ in places))
     # A window may reach beyond the map, where a product is zero whatever it is of.
-    x = jnp.where(_on_map(maps, sums[0].shape[-1]), jnp.stack(sums, axis=1), 0)
+    x = jnp.where(_on_map(maps, sums.shape[-1]), sums, 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 4 + [(before, after, 0)])
 
     def window(place: Array) -> Float[Array, "K L B N hm"]:
         u, v, shift, on_map = place
-        part = lax.dynamic_slice(x, (u, v, 0, 0, shift + before), (K, L, *x.shape[2:4], size))
+        part = dynamic_slice(x, (u, v, 0, 0, shift + before), (K, L, *x.shape[2:4], size))
         return jnp.where(on_map, part, 0)
 
     out = lax.map(window, np.array(places))

@@ -4,7 +4,7 @@ The sum is bilinear in the probabilities and the values, and so are both its tra
 `gram`, are each other's derivatives. Forward and reverse mode, of any order, and `vmap` all run on these two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,12 +21,13 @@ from outlook_common.taps import AxisTaps, Phase, axis_taps
 from outlook_jax.ops.composite import maps
 from outlook_jax.ops.composite.gather import products_per_window, weighted_sum
 from outlook_jax.ops.composite.map_last import map_last
+from outlook_jax.ops.composite.merge import Merged, merged_in_a_loop
 from outlook_jax.ops.composite.primitives import alike, apart, define
 from outlook_jax.ops.composite.softmax import softmax
 from outlook_jax.ops.promotion import at_least_float32
 
 # With fewer numbers in the value, a training step saves a few milliseconds at most against the reference, and compiling
-# it takes seconds more.
+# it takes a second more.
 SMALL = 2**12
 
 
@@ -80,19 +81,28 @@ def _mix(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
 
 def _mix_on_cpu(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
     operands = _wide(weights, value)
-    return apart(partial(_weighted_sum, grid=grid), operands[1], *operands).astype(value.dtype)
+    run = partial(_weighted_sum, grid=grid, merge=merged_in_a_loop)
+    return apart(run, operands[1], *operands).astype(value.dtype)
 
 
 def _wide(*operands: Array) -> list[Array]:
     return [x.astype(at_least_float32(x)) for x in operands]
 
 
-def _weighted_sum(weights: Array, value: Array, *, grid: WindowGrid) -> Array:
+def _merged(weights: Float[Array, "B N KK KK h w"], rows: AxisTaps, columns: AxisTaps) -> Merged:
+    return lambda r, t: _merged_of_phase(weights, rows, columns, rows.phases[r], columns.phases[t])
+
+
+def _weighted_sum(
+    weights: Array, value: Array, *, grid: WindowGrid, merge: Callable[[Array, AxisTaps, AxisTaps], Merged] = _merged
+) -> Array:
     rows, columns = axis_taps(grid)
     padded = _padded(value, rows, columns)
+    merged_of_phase = merge(weights, rows, columns)
     phases = {}
-    for row, column in product(rows.phases, columns.phases):
-        merged = _merged(weights, rows, columns, row, column)
+    for (r, row), (t, column) in product(enumerate(rows.phases), enumerate(columns.phases)):
+        on_map = (-2, row.first_cell, row.pixels), (-1, column.first_cell, column.pixels)
+        merged = _window(merged_of_phase(r, t), *on_map)
         total = jnp.zeros((len(value), row.pixels, column.pixels, *value.shape[3:]), value.dtype)
         for i, j in _displacements(row, column):
             weight = merged[:, :, i, j].transpose(0, 2, 3, 1)[..., None]
@@ -110,10 +120,10 @@ def _displacements(row: Phase, column: Phase) -> Iterator[tuple[int, int]]:
         yield from product(range(row.displacements), range(column.displacements))
 
 
-def _merged(
+def _merged_of_phase(
     weights: Float[Array, "B N KK KK h w"], rows: AxisTaps, columns: AxisTaps, row: Phase, column: Phase
-) -> Float[Array, "B N i j n m"]:
-    """Return the sum of all weights at one displacement, for each displacement and pixel of a phase."""
+) -> Float[Array, "B N i j cells cells"]:
+    """Return the sum of all weights at one displacement, for each displacement and cell of a phase."""
     B, N = weights.shape[:2]
     K, L = rows.kernel_size, columns.kernel_size
     blocks = weights.reshape(B, N, K, L, K, L, rows.windows, columns.windows)
@@ -123,7 +133,7 @@ def _merged(
         merged = merged.at[:, :, i : i + K, j : j + L, m : m + rows.windows, n : n + columns.windows].add(
             blocks[:, :, p, s]
         )
-    return _window(merged, (-2, row.first_cell, row.pixels), (-1, column.first_cell, column.pixels))
+    return merged
 
 
 def _window(x: Array, *parts: tuple[int, int, int]) -> Array:
@@ -252,7 +262,7 @@ def _refusal(value: Array, *operands: Any) -> str | None:
 def _drawback(value: Array, *operands: Any) -> str | None:
     if value.size < SMALL:
         return (
-            f"it compiles several seconds longer than the reference, which only thousands of steps repay with "
+            f"it compiles a second longer than the reference, which only hundreds of steps repay with "
             f"{value.size} < {SMALL} numbers in value: ask for it by name"
         )
     return None

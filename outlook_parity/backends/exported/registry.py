@@ -15,8 +15,11 @@ def _onnx(source: Any) -> Exported:
 
 
 def _torch(source: Any) -> Exported:
+    from outlook_parity.backends.exported.aotinductor import CompiledPackage, is_package
     from outlook_parity.backends.exported.torch_export import TorchProgram
 
+    if isinstance(source, Path) and is_package(source):
+        return CompiledPackage(source)
     return TorchProgram(source)
 
 
