@@ -114,10 +114,9 @@ class NNXModel(JaxModel):
         return nnx.merge(self._graph, *states, copy=True)  # else its buffers could not be written to
 
     def _buffers_of(self, model: nnx.Module) -> Values:
-        *_, others = nnx.split(model, nnx.Param, ...)  # not `nnx.state`, which flattens the parameters too
-        return {
-            ".".join(map(str, path)): _value(leaf) for path, leaf in nnx.to_flat_state(others) if hasattr(leaf, "dtype")
-        }
+        states: Any = nnx.split(model, nnx.Param, ...)  # not `nnx.state`, which flattens the parameters too
+        others = nnx.to_flat_state(states[2])
+        return {".".join(map(str, path)): _value(leaf) for path, leaf in others if hasattr(leaf, "dtype")}
 
 
 def _value(leaf: Any) -> Any:
