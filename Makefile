@@ -15,7 +15,7 @@ QUICK := $(addprefix parity_tests/,test_imports.py cli/test_help.py cli/test_ins
 	models/test_scan.py op/test_choice.py op/test_op.py op/test_sharding.py packages weights/test_formats.py \
 	weights/test_training.py)
 
-.PHONY: verify test test-all test-world test-lowest test-newest test-packages fuzz lint format bench accelerators docs clean help
+.PHONY: verify test test-all test-world test-lowest test-newest test-packages fuzz lint format bench accelerators accelerators-quick docs clean help
 
 verify: $(STAMP)  ## both twins of VOLO-D1 on real photos, with a verdict
 	$(BIN)/outlook verify
@@ -58,6 +58,10 @@ bench: $(STAMP)  ## timings against peers, what the verifier takes, into benchma
 accelerators: $(AOT)/.installed  ## compile for TPU and GPU without either, into benchmarks/results/accelerators.md
 	$(AOT)/bin/pytest --noconftest parity_tests/accelerators
 	$(AOT)/bin/python -m benchmarks.accelerators
+
+accelerators-quick: $(AOT)/.installed  ## three of its tests: one chip, sixteen chips, an H100
+	$(AOT)/bin/pytest --noconftest parity_tests/accelerators \
+		-k "none_gets and v5e and forward or sixteen and None and heads and forward or h100 and forward"
 
 docs: $(DOCS)/.installed  ## the documentation site, strictly, into site/
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet

@@ -102,10 +102,13 @@ def test_adamw_moves_stacked_parameters_as_it_moves_them_one_by_one() -> None:
     jax, optax, nnx = step.jax, step.optax, step.nnx
     sizes = {"stem_hidden_dim": 4, "embed_dims": (8, 16, 16, 16), "num_heads": (2, 4, 4, 4)}
     config = volo_config("volo_d1_224", layers=(2, 3, 1, 1), img_size=32, num_classes=3, **sizes)
-    parameters = nnx.state(step.outlook_jax.VOLO(config, rngs=nnx.Rngs(0)), nnx.Param)
+    shapes = nnx.state(nnx.eval_shape(lambda: step.outlook_jax.VOLO(config, rngs=nnx.Rngs(0))), nnx.Param)
+    random = np.random.default_rng(0)
+    parameters = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape, np.float32), shapes)
     stack, unstack = step.stacked(parameters)
     adamw = optax.adamw(1e-2, weight_decay=0.05)
 
+    @jax.jit
     def moved(parameters: Any) -> Any:
         moments = adamw.init(parameters)
         for _ in range(2):
