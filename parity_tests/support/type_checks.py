@@ -5,8 +5,12 @@ imports names for its annotations alone, which beartype would look for in vain; 
 others are beartype's own: with jaxtyping a verification took a quarter more time, reading checkpoints twice as much.
 """
 
+import sys
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 from beartype import BeartypeConf, BeartypeDecorPlace
@@ -23,6 +27,7 @@ def check_types() -> None:
     # Not pytest's option --jaxtyping-packages: with several packages it cuts a type checker that is a call, as this one
     # is, at its commas (jaxtyping 0.3.11), and it refuses `outlook_parity`, which pytest has imported for its plugin.
     others = frozenset(_for_jaxtyping())
+    sys.meta_path.insert(0, _Plain())
     beartype_packages(
         TYPED,
         # Below other decorators, which may change a signature, as jaxtyping does.
@@ -33,6 +38,13 @@ def check_types() -> None:
     jaxtyping.install_import_hook(
         [*SHAPED, *others], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
     )
+
+
+class _Plain(MetaPathFinder):
+    """Finds modules of `TYPED` as Python does: pytest rewrites those of its plugins' packages, past beartype's hook."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        return PathFinder.find_spec(name, path, target) if name.startswith(tuple(f"{p}." for p in TYPED)) else None
 
 
 def _for_jaxtyping() -> Iterator[str]:

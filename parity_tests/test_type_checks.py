@@ -1,0 +1,34 @@
+"""The types and shapes of signatures are checked in these tests, by whichever of two hooks a module has."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from beartype.roar import BeartypeCallHintParamViolation
+from jaxtyping import TypeCheckError
+
+from outlook_common.flops import multiply_adds
+from outlook_common.mixing import cutmix_box
+from outlook_jax.losses import soft_target_cross_entropy as jax_loss
+from outlook_parity.api import verify
+from outlook_parity.core.request import round_to
+from outlook_torch.losses import soft_target_cross_entropy as torch_loss
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        pytest.param(lambda: multiply_adds("volo_d1_224"), BeartypeCallHintParamViolation, id="outlook_common"),
+        pytest.param(lambda: cutmix_box((8, 8), "half", np.random.default_rng()), TypeCheckError, id="its shapes"),
+        pytest.param(lambda: round_to([1.0], "float32"), BeartypeCallHintParamViolation, id="outlook_parity"),
+        pytest.param(lambda: verify(1, 2, 3, steps="three"), TypeCheckError, id="its names for types alone"),
+        pytest.param(lambda: jax_loss(jnp.ones((2, 3)), jnp.ones((2, 4))), TypeCheckError, id="outlook_jax"),
+        pytest.param(lambda: torch_loss(torch.ones(2, 3), torch.ones(2, 4)), TypeCheckError, id="outlook_torch"),
+    ],
+)
+def test_a_wrong_argument_is_refused(wrong: Callable[[], Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        wrong()
