@@ -20,8 +20,14 @@ import outlook_jax
 import outlook_torch
 from outlook_common.dispatch import Implementation, choose
 from outlook_common.op_cases import Case
-from outlook_jax.ops import IMPLEMENTATIONS as JAX_IMPLEMENTATIONS
+from outlook_jax.ops import IMPLEMENTATIONS
+from outlook_jax.ops.pallas import on_tpu_or_interpreted
 from outlook_torch.ops import IMPLEMENTATIONS as TORCH_IMPLEMENTATIONS
+
+# The kernels for a TPU refuse other platforms when a program is lowered.
+JAX_IMPLEMENTATIONS = {
+    name: each for name, each in IMPLEMENTATIONS.items() if name != "pallas" or on_tpu_or_interpreted()
+}
 
 Run = Callable[[], object]
 Shape = tuple[int, ...]
