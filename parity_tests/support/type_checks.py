@@ -2,7 +2,7 @@
 
 A module with shapes in its annotations is decorated by jaxtyping, whose every call costs 20 µs and more. So is one that
 imports names for its annotations alone, which beartype would look for in vain; jaxtyping then takes what it finds. The
-others are beartype's own: with jaxtyping a verification took a quarter more time, reading checkpoints twice as much.
+others are beartype's own: with jaxtyping verifying models and reading checkpoints took a quarter more time.
 """
 
 import sys
@@ -27,7 +27,7 @@ def check_types() -> None:
     # Not pytest's option --jaxtyping-packages: with several packages it cuts a type checker that is a call, as this one
     # is, at its commas (jaxtyping 0.3.11), and it refuses `outlook_parity`, which pytest has imported for its plugin.
     others = frozenset(_for_jaxtyping())
-    sys.meta_path.insert(0, _Plain())
+    sys.meta_path.insert(0, _PlainFinder())
     beartype_packages(
         TYPED,
         # Below other decorators, which may change a signature, as jaxtyping does.
@@ -40,7 +40,7 @@ def check_types() -> None:
     )
 
 
-class _Plain(MetaPathFinder):
+class _PlainFinder(MetaPathFinder):
     """Finds modules of `TYPED` as Python does: pytest rewrites those of its plugins' packages, past beartype's hook."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
