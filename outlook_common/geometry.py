@@ -15,6 +15,8 @@ from numbers import Integral
 from typing import Any, SupportsIndex
 
 IntOrPair = int | tuple[int, int]
+# Of an array; sizes are symbolic in programs that are traced for any.
+Shape = Sequence[Any]
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -135,17 +137,17 @@ def one_batch_axis(x: Any, axes: int) -> Any:
     return x.reshape((prod(x.shape[:leading]), *x.shape[leading:]))
 
 
-def unmerged(x: Any, shape: Sequence[int]) -> Any:
+def unmerged(x: Any, shape: Shape) -> Any:
     """Return an array with the shape that it had before `one_batch_axis`, itself if nothing was merged."""
     return x if len(x.shape) == len(shape) else x.reshape(shape)
 
 
 def check_operands(
-    value_shape: Sequence[int],
+    value_shape: Shape,
     value_dtype: str,
-    logits_shape: Sequence[int],
+    logits_shape: Shape,
     logits_dtype: str,
-    mask_shape: Sequence[int] | None,
+    mask_shape: Shape | None,
     mask_dtype: str | None,
     *,
     kernel_size: IntOrPair,
@@ -176,7 +178,7 @@ def check_operands(
     return grid
 
 
-def check_layer_input(shape: Sequence[int], dim: int) -> None:
+def check_layer_input(shape: Shape, dim: int) -> None:
     """Check that an input of `OutlookAttention` has shape (*B, H, W, C) with C = `dim`.
 
     Raises:

@@ -6,6 +6,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from outlook_common.config import FIRST_CONV, VOLOConfig, check_image_size, volo_variant, with_tuples
+from outlook_common.geometry import Shape
 
 Layout = Literal["NCHW", "NHWC"]
 LAYOUTS = ("NCHW", "NHWC")
@@ -52,7 +53,7 @@ def pretrained_cfg(variant: str, config: VOLOConfig, described: Mapping[str, Any
     }
 
 
-def check_images(shape: Sequence[int], layout: Layout, config: VOLOConfig) -> None:
+def check_images(shape: Shape, layout: Layout, config: VOLOConfig) -> None:
     """Check a batch of images against the model.
 
     Raises:

@@ -12,6 +12,7 @@ from jaxtyping import TypeCheckError
 
 from outlook_common.flops import multiply_adds
 from outlook_common.mixing import cutmix_box
+from outlook_common.volo import take_indices
 from outlook_jax.losses import soft_target_cross_entropy as jax_loss
 from outlook_parity.api import verify
 from outlook_parity.core.request import round_to
@@ -24,6 +25,7 @@ from outlook_torch.losses import soft_target_cross_entropy as torch_loss
         pytest.param(lambda: multiply_adds("volo_d1_224"), BeartypeCallHintParamViolation, id="outlook_common"),
         pytest.param(lambda: cutmix_box((8, 8), "half", np.random.default_rng()), TypeCheckError, id="its shapes"),
         pytest.param(lambda: round_to([1.0], "float32"), BeartypeCallHintParamViolation, id="outlook_parity"),
+        pytest.param(lambda: take_indices(4, ("1", *[1] * 99)), BeartypeCallHintParamViolation, id="the first item"),
         pytest.param(lambda: verify(1, 2, 3, steps="three"), TypeCheckError, id="its names for types alone"),
         pytest.param(lambda: jax_loss(jnp.ones((2, 3)), jnp.ones((2, 4))), TypeCheckError, id="outlook_jax"),
         pytest.param(lambda: torch_loss(torch.ones(2, 3), torch.ones(2, 4)), TypeCheckError, id="outlook_torch"),
