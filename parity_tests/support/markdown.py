@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -102,6 +103,10 @@ def main() -> None:
         from benchmarks.torchvision_stub import declare_missing_torchvision_operators
 
         declare_missing_torchvision_operators()
+    if find_spec("jax"):
+        from parity_tests.support.contexts import reuse_contexts
+
+        reuse_contexts()
     if "--strict" in sys.argv:
         warnings.simplefilter("error")
     names: dict[str, Any] = {"__name__": "__main__"}
