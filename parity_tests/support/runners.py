@@ -142,7 +142,9 @@ def layer_pair(
 ) -> tuple[outlook_torch.OutlookAttention, outlook_jax.OutlookAttention]:
     """Return both twins' layer with the same weights, drawn from `seed`, in training mode."""
     torch_layer = outlook_torch.OutlookAttention(*args, **kwargs, dtype=getattr(torch, dtype))
-    jax_layer = outlook_jax.OutlookAttention(*args, **kwargs, param_dtype=dtype, rngs=nnx.Rngs(seed))
+    # Not drawn: the weights are overwritten, and XLA compiles each draw.
+    undrawn = {"kernel_init": nnx.initializers.zeros, "param_dtype": dtype}
+    jax_layer = outlook_jax.OutlookAttention(*args, **kwargs, **undrawn, rngs=nnx.Rngs(seed))
     copy_weights(torch_layer, jax_layer, draw_weights(torch_layer.config, seed))
     return torch_layer, jax_layer
 
