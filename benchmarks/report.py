@@ -116,7 +116,10 @@ def verify(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
     seconds = {case: {level: f"{cost['seconds']:.1f}" for level, cost in of.items()} for case, of in costs.items()}
     large = {case: of for case, of in costs.items() if any(cost["weights"] for cost in of.values())}
     memory = {
-        case: {level: f"{c['megabytes']:.0f} ({c['megabytes'] / c['weights']:.1f}×)" for level, c in of.items()}
+        case: {
+            level: f"{c['megabytes']:.0f} ({c['megabytes'] / c['weights']:.1f}×; {c['estimate'] / c['weights']:.1f}×)"
+            for level, c in of.items()
+        }
         for case, of in large.items()
     }
     imports = max(cost["imports"] for of in costs.values() for cost in of.values())
@@ -136,7 +139,8 @@ def verify(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
             "## Peak memory",
             "",
             "Megabytes resident at the peak, the weights of both models included, above what is resident once the",
-            "models are made, after a verification of the ConvNeXt; in brackets multiples of the weights of one.",
+            "models are made, after a verification of the ConvNeXt; in brackets multiples of the weights of one,",
+            "and the same as `--memory` counts it.",
             "",
             *_sparse_table("pair", memory),
             "",

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from json import dumps, loads
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from outlook_parity.core.memory import release_large_blocks, resident_bytes
+
+if TYPE_CHECKING:
+    from outlook_parity import NameMap
 
 LEVELS = ("forward", "layers", "gradients", "training")
 ALL = "all levels"
@@ -41,6 +44,7 @@ class Cost:
         megabytes: at the peak, the weights of both models included, above what is resident once they are made, after a
             verification of another small pair: so without what compilers and late imports take. None where the weights
             are few.
+        estimate: the same megabytes as `--memory` counts them.
         weights: megabytes of the weights of one twin as given.
     """
 
@@ -48,6 +52,7 @@ class Cost:
     imports: float
     verdict: str
     megabytes: float | None = None
+    estimate: float | None = None
     weights: float | None = None
 
 
@@ -141,17 +146,33 @@ def _memory(case: str, level: str) -> dict[str, Any]:
     before = resident_bytes() / 2**20
     CLEAR.write_text("5")  # forget the highest so far
     _verify(pair, level)
-    return {"megabytes": _peak() - before + 2 * weights, "weights": weights}
+    found = {"megabytes": _peak() - before, "estimate": _estimate(pair, level)}
+    return {name: size + 2 * weights for name, size in found.items()} | {"weights": weights}
+
+
+def _estimate(pair: Pair, level: str) -> float:
+    """Return the megabytes of a verification, besides the models as they are given, as `--memory` counts them."""
+    from outlook_parity.core.memory import needed
+    from outlook_parity.core.request import inputs_of
+    from outlook_parity.pair import make_pair
+
+    inputs = inputs_of(pair.inputs)
+    takes = needed(make_pair(pair.torch_model, pair.jax_model, inputs, _names(pair)).sizes(inputs))
+    return max(takes.values() if level == ALL else [takes[level]]) / 2**20
 
 
 def _verify(pair: Pair, level: str) -> str:
     """Verify as the command line does by default, and return the verdict."""
-    from outlook_parity import NameMap, verify
+    from outlook_parity import verify
 
     levels = None if level == ALL else (level,)
-    names = None if pair.torch_axes is None else NameMap(torch_axes=pair.torch_axes)
-    report = verify(*pair[:3], levels=levels, training_dtypes=TRAINED, names=names)
-    return report.verdict
+    return verify(*pair[:3], levels=levels, training_dtypes=TRAINED, names=_names(pair)).verdict
+
+
+def _names(pair: Pair) -> "NameMap":
+    from outlook_parity import NameMap
+
+    return NameMap(torch_axes=pair.torch_axes)
 
 
 def _processor() -> float:

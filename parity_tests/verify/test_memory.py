@@ -13,11 +13,13 @@ import torch
 from flax import nnx
 
 import outlook_parity.backends.jax.optimizer
+import outlook_parity.backends.jax.runner as runner_of_jax
 import outlook_parity.backends.jax.work as work_of_xla
 import outlook_parity.backends.torch.optimizer
 from outlook_parity import NameMap, Report, load_torch_weights, verify
 from outlook_parity.backends.jax.work import MOST_CONVOLVED, MOST_NUMBERS, Work, compiled_for, work_of
 from outlook_parity.core.memory import Sizes, bytes_of, needed, shown, too_large
+from outlook_parity.core.optimizers import OPTIMIZERS
 from outlook_parity.core.recorder import Key, StoredEvents, shapes_of
 from outlook_parity.core.request import Request
 from outlook_parity.core.stored import LEAST_BYTES, Stored
@@ -28,9 +30,13 @@ from outlook_parity.pair import make_pair
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+USUAL_OPTIONS = compiler_internal.get_compile_options
+
+
 @pytest.fixture
-def optimized() -> Iterator[None]:
+def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Undo `quick_compilation`."""
+    monkeypatch.setattr(compiler_internal, "get_compile_options", USUAL_OPTIONS)
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -119,18 +125,16 @@ def test_a_convolution_along_three_axes_has_a_product_for_each_number_of_its_ker
 )
 @pytest.mark.usefixtures("optimized")
 def test_only_what_computes_little_is_compiled_without_optimizations(work: Work, runs: int, expected: bool) -> None:
-    def is_optimized() -> bool:
-        options = compiler_internal.get_compile_options(num_replicas=1, num_partitions=1)
-        emitters = dict(options.env_option_overrides).get("xla_cpu_use_fusion_emitters", True)
-        optimized = options.executable_build_options.debug_options.xla_backend_optimization_level > 0
-        # Newer versions of XLA have no such option.
-        assert emitters == optimized or not work_of_xla._known_options()
-        return bool(optimized)
+    def options() -> tuple[bool, bool]:
+        made = compiler_internal.get_compile_options(num_replicas=1, num_partitions=1)
+        emitters = dict(made.env_option_overrides).get("xla_cpu_use_fusion_emitters", True)
+        return made.executable_build_options.debug_options.xla_backend_optimization_level > 0, bool(emitters)
 
+    emitters = not work_of_xla._known_options()  # newer versions of XLA have no such option
     with compiled_for(work, jax.devices("cpu")[0], runs):
-        assert is_optimized() != expected
+        assert options() == (not expected, emitters)
         assert np.asarray(jax.jit(jnp.sin)(1.0)).item() == pytest.approx(np.sin(1.0))
-    assert is_optimized()
+    assert options() == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +184,24 @@ def test_optimizers_that_update_a_part_at_a_time_give_the_same(monkeypatch: pyte
         assert "AdamW: second moment of weight" in one
         for name, array in one.items():
             np.testing.assert_allclose(other[name], array, rtol=1e-13, atol=0, err_msg=name)
+
+
+def test_the_first_training_step_is_computed_once_for_all_optimizers_of_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(1)))
+    ours = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    x = {"input": np.random.default_rng(0).standard_normal((5, 3))}
+    twin = make_pair(ours, load_torch_weights(model, ours), x, NameMap()).jax
+    request = Request(x, "float64", "cpu", 0, "float64", steps=3)
+    computed: list[object] = []
+    call = runner_of_jax._Program.__call__
+    monkeypatch.setattr(runner_of_jax._Program, "__call__", lambda *args: computed.append(0) or call(*args))
+    together = dict(twin.train(request).tensors)
+    assert len(computed) == 1 + 2 * len(OPTIMIZERS)
+    for name, optimizer in OPTIMIZERS.items():
+        monkeypatch.setattr(runner_of_jax, "OPTIMIZERS", {name: optimizer})
+        for tensor, array in twin.train(request).tensors.items():
+            assert np.array_equal(together.pop(tensor), array), tensor
+    assert not together
 
 
 def check(**options: str) -> Report:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from outlook_parity.core.calls import Arguments
@@ -17,7 +16,8 @@ Values = dict[str, Any]
 def placed_like(array: np.ndarray, given: Any) -> jax.Array:
     """Return an array of NumPy as JAX's, on the devices that `given` is committed to, if to any."""
     committed = isinstance(given, jax.Array) and given.committed
-    return jax.device_put(array, given.sharding) if committed else jnp.asarray(array)
+    # Not jnp.asarray, which compiles a copy for each shape.
+    return jax.device_put(array, given.sharding if committed else None)
 
 
 class JaxModel(ABC):

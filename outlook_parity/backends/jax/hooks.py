@@ -62,7 +62,7 @@ def _replaced(tree: Any, new_arrays: Arrays | None) -> Any:
         parts = [round_to(next(arrays), part.dtype.name) for part in _parts(leaf)]
         array = parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
         # What was committed to no device must not be now: a module may itself move it on to several.
-        new[id(leaf)] = jax.device_put(array, leaf.sharding) if leaf.committed else jnp.asarray(array)
+        new[id(leaf)] = jax.device_put(array, leaf.sharding if leaf.committed else None)
     return replaced(tree, _is_inexact, new)
 
 

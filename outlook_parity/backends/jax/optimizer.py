@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -41,7 +40,7 @@ class Stepper:
             parameters[name] = gradients[name] = None  # freed before there is a third array of this size
             # What lies on one device is committed to none.
             spread = len(sharding.device_set) > 1
-            parameters[name] = jax.device_put(array, sharding) if spread else jnp.asarray(array)
+            parameters[name] = jax.device_put(array, sharding if spread else None)
         gradients.clear()
 
     def _vectors(self, parameters: Values, gradients: Values) -> Iterator[np.ndarray]:
@@ -61,7 +60,7 @@ class Stepper:
 
     def _vector(self, values: Values, pieces: Sequence[Piece]) -> Any:
         arrays = [to_numpy(values[name]).reshape(-1)[start:stop] for name, start, stop in pieces]
-        return jnp.asarray(np.concatenate(arrays))
+        return jax.device_put(np.concatenate(arrays))
 
     def _joined(self, vectors: Iterable[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         """Yield parameters of the vectors of the parts, each when it is complete."""
@@ -76,7 +75,7 @@ class Stepper:
                     yield name, found.pop(name).reshape(self._shapes[name])
 
     def _read(self, index: int) -> Any:
-        leaves = [jnp.asarray(self._shelf.read(kept)) for kept in self._state[index]]
+        leaves = [jax.device_put(self._shelf.read(kept)) for kept in self._state[index]]
         return jax.tree.unflatten(self._structure, leaves)
 
 

@@ -116,9 +116,9 @@ class Place:
         if self.mesh is not None and spec is not None:
             return jax.device_put(array, NamedSharding(self.mesh, spec))
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):  # they are no NumPy arrays
-            data = jnp.asarray(np.asarray(jax.random.key_data(array)))
+            data = jax.device_put(np.asarray(jax.random.key_data(array)))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
-        return jnp.asarray(np.asarray(array))
+        return jax.device_put(np.asarray(array))
 
 
 def placement_of(model: JaxModel, request: ShardingRequest = NOTHING) -> Placement:

@@ -35,7 +35,7 @@ from outlook_parity.core.program import Program
 from outlook_parity.core.recorder import ROOT, Recorder
 from outlook_parity.core.request import Inputs, Request
 from outlook_parity.core.runner import Run, Runner, Training, guarded, prefixed, repeat_calls
-from outlook_parity.core.stored import Computed, Stored
+from outlook_parity.core.stored import Computed, Kept, Shelf, Stored
 from outlook_parity.core.task import NamedOutputs, Task
 from outlook_parity.core.truth import Truth, or_unlifted
 from outlook_parity.mapping.names import Names
@@ -47,6 +47,19 @@ class _Traced(NamedTuple):
 
     floating: dict[str, tuple[int, ...]]
     work: Work
+
+
+class _FirstStep(NamedTuple):
+    """What the first training step computes before it updates anything; the gradients lie on the shelf."""
+
+    loss: Any
+    buffers: Values
+    shelf: Shelf
+    gradients: dict[str, Kept]
+
+    def results(self) -> Any:
+        """Return it as `jax.value_and_grad` does."""
+        return (self.loss, self.buffers), {name: self.shelf.read(kept) for name, kept in self.gradients.items()}
 
 
 class _Program:
@@ -112,7 +125,7 @@ class JaxRunner(Runner):
         place = self._placement.on(request.device)
         with pinned(request.dtype, place.device), self._lifted(request):
             model, parameters, buffers, inputs = self._placed(request, place)
-            forward = partial(_forward, model, request, self._outputs)
+            forward = jax.jit(partial(_forward, model, request, self._outputs))  # jitted, it is traced once for all
             traced = self._traced(forward, parameters, buffers, inputs)
             evaluate = jax.jit(partial(_evaluate, forward))
             with compiled_for(traced.work, place.device):
@@ -172,7 +185,7 @@ class JaxRunner(Runner):
         key = tuple(array.shape for array in inputs.values())
         if key not in self._traces:
             trace = jax.make_jaxpr(forward, return_shape=True)
-            closed, (floating, _, _) = trace(parameters, {}, buffers, inputs)
+            closed, (floating, _, _) = trace(parameters, _floating(inputs), buffers, inputs)
             shapes = {name: output.shape for name, output in floating.items()}
             self._traces[key] = _Traced(shapes, work_of(closed.jaxpr))
         return self._traces[key]
@@ -218,12 +231,21 @@ class JaxRunner(Runner):
             compiled = _Program(jax.value_and_grad(loss_of, has_aux=True))
 
             def differentiate(parameters: Values, buffers: Values) -> Any:
-                with compiled_for(self._work(request), place.device, request.steps * len(OPTIMIZERS)):
+                with compiled_for(self._work(request), place.device, 1 + (request.steps - 1) * len(OPTIMIZERS)):
                     return compiled(parameters, buffers, inputs, targets)
 
+            first = self._first_step(request, place, model, differentiate)
             for name, optimizer in OPTIMIZERS.items():
-                trained.update(prefixed(name, self._steps(request, place, model, differentiate, optimizer)))
+                trained.update(prefixed(name, self._steps(request, place, model, differentiate, first, optimizer)))
         return Training(trained, list(draws.drawn))
+
+    def _first_step(
+        self, request: Request, place: Place, model: JaxModel, differentiate: Callable[..., Any]
+    ) -> "_FirstStep":
+        """Return what is the same for every optimizer, as the model is a function of its state alone."""
+        (loss, buffers), gradients = differentiate(*self._weights(model, request, place))
+        shelf = Shelf()
+        return _FirstStep(loss, buffers, shelf, {name: shelf.keep(to_numpy(x)) for name, x in gradients.items()})
 
     def _steps(
         self,
@@ -231,13 +253,14 @@ class JaxRunner(Runner):
         place: Place,
         model: JaxModel,
         differentiate: Callable[..., Any],
+        first: "_FirstStep",
         optimizer: Optimizer,
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Train with one optimizer; yield the losses, the weights afterwards and the optimizer's state."""
         parameters, buffers = self._weights(model, request, place)
         stepper, losses = Stepper(optimizer.jax(), parameters), []
-        for _ in range(request.steps):
-            (loss, buffers), gradients = differentiate(parameters, buffers)
+        for step in range(request.steps):
+            (loss, buffers), gradients = differentiate(parameters, buffers) if step else first.results()
             stepper.step(parameters, gradients)
             release()
             losses.append(to_float64(loss))
@@ -413,7 +436,7 @@ def _forward(
     inputs = inputs | graded
     output, after = model.call(parameters, buffers, request.arguments(inputs))
     outputs = outputs_of(output)
-    floating = {name: leaf for name, leaf in outputs.items() if _is_floating(leaf)}
+    floating = _floating(outputs)
     return floating, {name: leaf for name, leaf in outputs.items() if name not in floating}, after
 
 
@@ -421,7 +444,7 @@ def _evaluate(
     forward: Callable[..., tuple[Values, Values, Values]], parameters: Values, buffers: Values, inputs: Values
 ) -> tuple[Values, Values]:
     """Return outputs and buffers afterwards."""
-    floating, others, after = forward(parameters, {}, buffers, inputs)
+    floating, others, after = forward(parameters, _floating(inputs), buffers, inputs)
     return floating | others, after
 
 
@@ -437,10 +460,13 @@ def _differentiate(
     def floating(parameters: Values, graded: Values) -> Values:
         return forward(parameters, graded, buffers, inputs)[0]
 
-    graded = {name: x for name, x in inputs.items() if _is_floating(x)}
-    outputs, pullback = jax.vjp(floating, parameters, graded)
+    outputs, pullback = jax.vjp(floating, parameters, _floating(inputs))
     gradients: tuple[Values, Values] = pullback({n: cotangents[n].astype(x.dtype) for n, x in outputs.items()})
     return gradients
+
+
+def _floating(values: Values) -> Values:
+    return {name: x for name, x in values.items() if _is_floating(x)}
 
 
 def _is_floating(x: Any) -> bool:
