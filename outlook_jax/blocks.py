@@ -15,7 +15,7 @@ from outlook_common.constants import ATTENTION_CHECKPOINT_NAME
 from outlook_common.dispatch import ImplementationRequest
 from outlook_common.geometry import IntOrPair
 from outlook_jax.attention import OutlookAttention
-from outlook_jax.layers import INIT, LayerOptions, Statistics, batch_norm, conv, dropout, layer_norm, linear
+from outlook_jax.layers import LayerOptions, Statistics, batch_norm, conv, dropout, layer_norm, linear, normal
 from outlook_jax.ops.promotion import at_least_float32
 
 
@@ -93,7 +93,7 @@ class Outlooker(nnx.Module):
             attn_drop,
             proj_drop=0.0,
             implementation=implementation,
-            kernel_init=INIT,
+            kernel_init=normal,
             **options,
         )
         self.norm2 = layer_norm(dim, **options)

@@ -1,7 +1,7 @@
 """Layers of the released models: their numerics and initial weights."""
 
 from collections.abc import Sequence
-from math import prod
+from functools import partial
 from typing import Any, Required, TypedDict, Unpack
 
 import jax
@@ -12,10 +12,15 @@ from jax import Array, lax
 
 from outlook_common.constants import INIT_STD, NORM_EPSILON
 from outlook_jax.batch_norm import AxisNames, BatchNorm
+from outlook_jax.draws import draw
 from outlook_jax.ops.promotion import along_last_axis, at_least_float32
 
-# timm's truncated normal is cut at ±2, a hundred standard deviations away.
-INIT: Initializer = nnx.initializers.normal(INIT_STD)
+_NORMAL: Initializer = nnx.initializers.normal(INIT_STD)
+
+
+def normal(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, *_: Any) -> Array:
+    """Draw initial weights; timm's truncated normal is cut at ±2, a hundred standard deviations away."""
+    return draw(_NORMAL, key, shape, dtype)
 
 
 class LayerOptions(TypedDict, total=False):
@@ -79,7 +84,7 @@ def linear(
     out_features: int,
     bias: bool = True,
     *,
-    kernel_init: Initializer = INIT,
+    kernel_init: Initializer = normal,
     **options: Unpack[LayerOptions],
 ) -> nnx.Linear:
     """Make a linear layer."""
@@ -99,7 +104,7 @@ def conv(
     bound = (in_channels * kernel_size**2) ** -0.5
 
     def uniform(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, *_: Any) -> Array:
-        return jax.random.uniform(key, (prod(shape),), dtype, -bound, bound).reshape(shape)  # flat, as in `Dropout`
+        return draw(partial(jax.random.uniform, minval=-bound, maxval=bound), key, shape, dtype)
 
     return nnx.Conv(
         in_channels,
@@ -134,8 +139,7 @@ def dropout(rate: float, **options: Unpack[LayerOptions]) -> Dropout:
 
 def parameter(shape: Sequence[int], **options: Unpack[LayerOptions]) -> nnx.Param[Array]:
     """Make a parameter outside any layer."""
-    numbers = INIT(options["rngs"].params(), (prod(shape),), options.get("param_dtype", jnp.float32))
-    return nnx.Param(numbers.reshape(shape))
+    return nnx.Param(normal(options["rngs"].params(), shape, options.get("param_dtype", jnp.float32)))
 
 
 def _of_product(options: LayerOptions) -> dict[str, Any]:

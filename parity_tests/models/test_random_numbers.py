@@ -1,6 +1,7 @@
 """What the JAX twin draws: Flax's bits, on few axes, for XLA compiles a draw in six axes ten times as long."""
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import outlook_jax
-from outlook_jax.layers import Dropout
+from outlook_jax.draws import draw
+from outlook_jax.layers import Dropout, conv, normal
 from parity_tests.support.volo import small_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -97,8 +99,39 @@ def test_training_draws_every_mask_on_one_axis(scan_layers: bool) -> None:
     assert max(map(len, drawn)) == 1
 
 
-def test_initial_weights_are_drawn_on_two_axes_at_most() -> None:
+def test_initial_weights_are_drawn_on_one_axis() -> None:
     config = small_config()
     drawn = list(_draws(jax.make_jaxpr(lambda: nnx.state(outlook_jax.VOLO(config, rngs=nnx.Rngs(0))))().jaxpr))
     assert len(drawn) >= 10
-    assert max(map(len, drawn)) == 2
+    assert max(map(len, drawn)) == 1
+
+
+@pytest.mark.parametrize(
+    ("generator", "partitionable"), [("threefry2x32", True), ("threefry2x32", False), ("rbg", True)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_initial_weights_are_flax_own_bit_for_bit(dtype: str, partitionable: bool, generator: str) -> None:
+    with jax.threefry_partitionable(partitionable):
+        key = jax.random.key(3, impl=generator)
+        for shape in ((7, 3), (64, 65), (2, 3, 300, 40)):
+            drawn = normal(key, shape, dtype)
+            assert drawn.dtype == dtype
+            assert jnp.array_equal(drawn, nnx.initializers.normal(0.02)(key, shape, dtype))
+        layer = conv(3, 5, 4, 2, param_dtype=dtype, rngs=nnx.Rngs(key))
+        bound = 48**-0.5
+        expected = jax.random.uniform(nnx.Rngs(key).params(), (4, 4, 3, 5), dtype, -bound, bound)
+        assert jnp.array_equal(layer.kernel[...], expected)
+
+
+def test_draws_of_few_numbers_are_cut_from_one_that_is_compiled_once() -> None:
+    asked = []
+
+    def one(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        asked.append(shape)
+        return jnp.arange(prod(shape), dtype=dtype)
+
+    key, shapes = jax.random.key(0), ((3, 5), (4096,), (7, 7, 3, 64), (300, 300))
+    drawn = [draw(one, key, shape, "float32") for shape in shapes]
+    assert asked == [(4096,), (4096,), (65536,), (90000,)]
+    for numbers, shape in zip(drawn, shapes, strict=True):
+        assert jnp.array_equal(numbers, jnp.arange(prod(shape), dtype="float32").reshape(shape))

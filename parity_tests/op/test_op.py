@@ -1,5 +1,8 @@
 """Every implementation of both twins against an independent float64 oracle, forward and backward."""
 
+from collections.abc import Sequence
+from functools import cache
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from outlook_common import window_grid
 from outlook_common.op_cases import BY_NAME, CASES, Case
 from parity_tests.support.oracle import Operands, Results, attend, magnitudes
-from parity_tests.support.runners import CPU, DTYPES, IMPLEMENTATIONS, Device, Runner, draw, relative_error
+from parity_tests.support.runners import CPU, DTYPES, IMPLEMENTATIONS, Device, Runner, draw, relative_error, run_jax
 
 every_implementation = pytest.mark.parametrize(
     ("name", "run"),
@@ -27,6 +30,13 @@ some_cases = pytest.mark.parametrize(
 FORWARD, GRADIENT = 1e-12, 1e-10
 
 
+@cache
+def drawn(case: Case, seed: int, dtype: str = "float64", dropout: float = 0.0) -> tuple[Operands, Results, Results]:
+    """Return operands, their results in float64 and the magnitudes of these, the same for every implementation."""
+    operands = draw(case, seed, dtype, dropout=dropout)
+    return operands, attend(operands, case.grid), magnitudes(operands, case.grid)
+
+
 def assert_float64_equal(results: Results, truth: Results, case: Case) -> None:
     assert relative_error(results.out, truth.out) <= FORWARD
     assert relative_error(results.d_value, truth.d_value) <= GRADIENT
@@ -37,13 +47,14 @@ def assert_float64_equal(results: Results, truth: Results, case: Case) -> None:
         assert (results.d_logits == 0).all()
 
 
-def assert_within_rounding(results: Results, operands: Operands, case: Case) -> None:
+def assert_within_rounding(results: Results, operands: Operands, case: Case, known: Sequence[Results] = ()) -> None:
     """Assert that every entry is off by no more than rounding its terms can explain.
 
     Two roundings to the dtype (of the weights, of the result; in the gradient of the logits, of the cotangent too),
-    and a float32 accumulation whose exponentials and sums are good to some 64 units.
+    and a float32 accumulation whose exponentials and sums are good to some 64 units. `known` are the truth and its
+    magnitudes, if they were computed before.
     """
-    truth, scale = attend(operands, case.grid), magnitudes(operands, case.grid)
+    truth, scale = known or (attend(operands, case.grid), magnitudes(operands, case.grid))
     dtype = operands.value.dtype
     unit = ml_dtypes.finfo(dtype).eps
     accumulation = 64 * np.finfo(np.float32).eps
@@ -60,15 +71,26 @@ def assert_within_rounding(results: Results, operands: Operands, case: Case) -> 
 @every_case
 @every_implementation
 def test_float64_equals_the_oracle_forward_and_backward(case: Case, name: str, run: Runner, device: Device) -> None:
-    operands = draw(case, seed=1)
-    assert_float64_equal(run(operands, case, device, name), attend(operands, case.grid), case)
+    operands, truth, _ = drawn(case, seed=1)
+    assert_float64_equal(run(operands, case, device, name), truth, case)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("case", [BY_NAME["volo_d1"], BY_NAME["seed_512"]], ids=lambda case: case.name)
+def test_the_composite_optimized_by_xla_equals_the_oracle_too(case: Case, dtype: str, device: Device) -> None:
+    operands, *known = drawn(case, seed=1, dtype=dtype)
+    results = run_jax(operands, case, device, "composite", optimized=True)
+    if dtype == "float64":
+        assert_float64_equal(results, known[0], case)
+    else:
+        assert_within_rounding(results, operands, case, known)
 
 
 @some_cases
 @every_implementation
 def test_float64_equals_the_oracle_under_a_dropout_mask(case: Case, name: str, run: Runner, device: Device) -> None:
-    operands = draw(case, seed=2, dropout=0.3)
-    assert_float64_equal(run(operands, case, device, name), attend(operands, case.grid), case)
+    operands, truth, _ = drawn(case, seed=2, dropout=0.3)
+    assert_float64_equal(run(operands, case, device, name), truth, case)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -77,8 +99,8 @@ def test_float64_equals_the_oracle_under_a_dropout_mask(case: Case, name: str, r
 def test_low_precision_errs_by_no_more_than_rounding(
     case: Case, name: str, run: Runner, dtype: str, device: Device
 ) -> None:
-    operands = draw(case, seed=3, dtype=dtype)
-    assert_within_rounding(run(operands, case, device, name), operands, case)
+    operands, *known = drawn(case, seed=3, dtype=dtype)
+    assert_within_rounding(run(operands, case, device, name), operands, case, known)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -87,8 +109,8 @@ def test_low_precision_errs_by_no_more_than_rounding_under_a_dropout_mask(
     name: str, run: Runner, dtype: str, device: Device
 ) -> None:
     case = CASES[0]
-    operands = draw(case, seed=4, dtype=dtype, dropout=0.2)
-    assert_within_rounding(run(operands, case, device, name), operands, case)
+    operands, *known = drawn(case, seed=4, dtype=dtype, dropout=0.2)
+    assert_within_rounding(run(operands, case, device, name), operands, case, known)
 
 
 @every_implementation

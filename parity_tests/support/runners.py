@@ -24,7 +24,7 @@ from parity_tests.support.oracle import Operands, Results
 Array = np.ndarray
 Gradients = dict[str, Array]
 
-SMALL = 10_000
+SMALL = 5_000
 
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -72,9 +72,12 @@ def to_jax(array: Array, device: Device = CPU) -> jax.Array:
     return jax.device_put(array, device.jax)
 
 
-def _compiler_options(x: Array) -> dict[str, Any] | None:
-    """Small inputs compile for longer than they run, and optimisation changes but the order of sums."""
-    return QUICKLY if x.size < SMALL else None
+def _compiler_options(x: Array, implementation: str | None) -> dict[str, Any] | None:
+    """Return those of XLA for what compiles for longer than it runs; optimization changes but the order of sums.
+
+    The reference takes the windows of a map by convolutions: plain loops in float64, slow where LLVM leaves them so.
+    """
+    return None if implementation == "reference" and x.size > SMALL else QUICKLY
 
 
 def run_torch(operands: Operands, case: Case, device: Device = CPU, implementation: str | None = None) -> Results:
@@ -87,12 +90,19 @@ def run_torch(operands: Operands, case: Case, device: Device = CPU, implementati
     return Results(*map(from_torch, (out, *grads)))
 
 
-def run_jax(operands: Operands, case: Case, device: Device = CPU, implementation: str | None = None) -> Results:
-    value, logits, cotangent = (to_jax(x, device) for x in operands[:3])
-    mask = None if operands.dropout_mask is None else to_jax(operands.dropout_mask, device)
+def run_jax(
+    operands: Operands,
+    case: Case,
+    device: Device = CPU,
+    implementation: str | None = None,
+    *,
+    optimized: bool = False,
+) -> Results:
+    options = None if optimized else _compiler_options(operands.value, implementation)
 
-    @partial(jax.jit, compiler_options=_compiler_options(operands.value))
-    def run(value: jax.Array, logits: jax.Array) -> tuple[jax.Array, ...]:
+    # All are arguments: constants XLA would fold, for seconds.
+    @partial(jax.jit, compiler_options=options)
+    def run(value: jax.Array, logits: jax.Array, cotangent: jax.Array, mask: jax.Array | None) -> tuple:
         def op(value: jax.Array, logits: jax.Array) -> jax.Array:
             return outlook_jax.outlook_attention(
                 value, logits, **case.window, dropout_mask=mask, implementation=implementation
@@ -101,7 +111,8 @@ def run_jax(operands: Operands, case: Case, device: Device = CPU, implementation
         out, pullback = jax.vjp(op, value, logits)
         return out, *pullback(cotangent)
 
-    return Results(*map(np.asarray, run(value, logits)))
+    arguments = (None if x is None else to_jax(x, device) for x in operands)
+    return Results(*map(np.asarray, run(*arguments)))
 
 
 Runner = Callable[..., Results]
@@ -131,7 +142,9 @@ def layer_pair(
 ) -> tuple[outlook_torch.OutlookAttention, outlook_jax.OutlookAttention]:
     """Return both twins' layer with the same weights, drawn from `seed`, in training mode."""
     torch_layer = outlook_torch.OutlookAttention(*args, **kwargs, dtype=getattr(torch, dtype))
-    jax_layer = outlook_jax.OutlookAttention(*args, **kwargs, param_dtype=dtype, rngs=nnx.Rngs(seed))
+    # Not drawn: the weights are overwritten, and XLA compiles each draw.
+    undrawn = {"kernel_init": nnx.initializers.zeros, "param_dtype": dtype}
+    jax_layer = outlook_jax.OutlookAttention(*args, **kwargs, **undrawn, rngs=nnx.Rngs(seed))
     copy_weights(torch_layer, jax_layer, draw_weights(torch_layer.config, seed))
     return torch_layer, jax_layer
 
@@ -170,7 +183,7 @@ def jax_gradients(layer: nnx.Module, x: Array, cotangent: Array, **masks: Array)
     """Return output and gradients as the torch runner does, in PyTorch's layout."""
     graph, parameters, rest = nnx.split(layer, nnx.Param, ...)
 
-    @partial(jax.jit, compiler_options=_compiler_options(x))
+    @partial(jax.jit, compiler_options=_compiler_options(x, layer.implementation))
     def run(parameters: nnx.State, x: jax.Array, cotangent: jax.Array) -> tuple:
         def apply(parameters: nnx.State, x: jax.Array) -> jax.Array:
             return nnx.merge(graph, parameters, rest)(x, **{name: jnp.asarray(mask) for name, mask in masks.items()})
