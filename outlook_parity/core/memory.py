@@ -22,6 +22,9 @@ NUMBER = 8
 # Arrays of the size of a tensor that its comparison holds at once.
 COMPARED = 5
 
+# Bytes that compilers and their programs take, of whatever model.
+PROGRAMS = 96 << 20
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -64,13 +67,13 @@ def needed(sizes: Sizes) -> dict[str, int]:
     """Return what each level takes in bytes, besides the models as they are given.
 
     One twin runs at a time, on a copy of its weights in float64; what it computed waits in a file, and is read again
-    one tensor at a time. A backward pass has the gradients besides.
+    one tensor at a time. Convolutions unfold their inputs. A backward pass has the gradients besides.
     """
     copy, comparing = sizes.weights, COMPARED * sizes.largest
-    forward = max(copy + sizes.live, comparing)
+    forward = max(copy + 2 * sizes.live, comparing)
     backward = max(2 * copy + sizes.kept + 2 * sizes.largest, comparing)
     numbers = {"forward": forward, "layers": forward, "gradients": backward, "training": backward}
-    return {level: NUMBER * count for level, count in numbers.items()}
+    return {level: NUMBER * count + PROGRAMS for level, count in numbers.items()}
 
 
 def too_large(levels: Iterable[str], sizes: Sizes, budget: int, resident: int) -> dict[str, str]:
