@@ -30,6 +30,7 @@ from outlook_parity.pair import make_pair
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+# As this module is imported, before `quick_compilation` replaces it.
 USUAL_OPTIONS = compiler_internal.get_compile_options
 
 

@@ -241,7 +241,7 @@ class JaxRunner(Runner):
 
     def _first_step(
         self, request: Request, place: Place, model: JaxModel, differentiate: Callable[..., Any]
-    ) -> "_FirstStep":
+    ) -> _FirstStep:
         """Return what is the same for every optimizer, as the model is a function of its state alone."""
         (loss, buffers), gradients = differentiate(*self._weights(model, request, place))
         shelf = Shelf()
@@ -253,11 +253,11 @@ class JaxRunner(Runner):
         place: Place,
         model: JaxModel,
         differentiate: Callable[..., Any],
-        first: "_FirstStep",
+        first: _FirstStep,
         optimizer: Optimizer,
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Train with one optimizer; yield the losses, the weights afterwards and the optimizer's state."""
-        parameters, buffers = self._weights(model, request, place)
+        parameters, buffers = self._weights(model, request, place)[0], first.buffers
         stepper, losses = Stepper(optimizer.jax(), parameters), []
         for step in range(request.steps):
             (loss, buffers), gradients = differentiate(parameters, buffers) if step else first.results()
