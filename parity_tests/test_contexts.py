@@ -1,4 +1,8 @@
-"""What the tests share between the programs that JAX lowers for them."""
+"""What the tests share between the programs that JAX lowers and compiles for them."""
+
+import os
+from importlib import import_module
+from tempfile import gettempdir
 
 import jax
 import numpy as np
@@ -25,3 +29,8 @@ def test_programs_in_one_context_have_their_own_constants() -> None:
     lowered = [jax.jit(lambda x, c=c: x + np.full(3, c)).lower(np.zeros(3)) for c in (1.0, 2.0)]
     assert lowered[0].compiler_ir().context is lowered[1].compiler_ir().context
     assert [program.compile()(np.zeros(3)).tolist() for program in lowered] == [[1.0] * 3, [2.0] * 3]
+
+
+def test_no_module_puts_what_changes_by_process_into_the_keys_of_kept_compilations() -> None:
+    import_module("benchmarks.accelerators.tpu")  # whose options for libtpu name a temporary folder
+    assert all(gettempdir() not in os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))

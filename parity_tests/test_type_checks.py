@@ -1,14 +1,16 @@
 """The types and shapes of signatures are checked in these tests, by whichever of two hooks a module has."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from beartype import beartype
 from beartype.roar import BeartypeCallHintParamViolation
-from jaxtyping import TypeCheckError
+from jaxtyping import TypeCheckError, jaxtyped
 
 from outlook_common.flops import multiply_adds
 from outlook_common.mixing import cutmix_box
@@ -17,6 +19,7 @@ from outlook_jax.losses import soft_target_cross_entropy as jax_loss
 from outlook_parity.api import verify
 from outlook_parity.core.request import round_to
 from outlook_torch.losses import soft_target_cross_entropy as torch_loss
+from parity_tests.support.type_checks import once
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,27 @@ from outlook_torch.losses import soft_target_cross_entropy as torch_loss
 def test_a_wrong_argument_is_refused(wrong: Callable[[], Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         wrong()
+
+
+@pytest.mark.parametrize(
+    ("decorator", "error"),
+    [
+        pytest.param(beartype, BeartypeCallHintParamViolation, id="beartype"),
+        pytest.param(partial(jaxtyped, typechecker=beartype), TypeCheckError, id="jaxtyping"),
+    ],
+)
+def test_a_function_within_another_is_checked_as_first_made(decorator: Any, error: type[Exception]) -> None:
+    """Made again it is left alone: to decorate it takes a millisecond each time."""
+    checked = once(decorator)
+
+    def make() -> Callable[[Any], Any]:
+        @checked()
+        def inner(number: int) -> int:
+            return number
+
+        return inner
+
+    first, second = make(), make()
+    with pytest.raises(error):
+        first("1")
+    assert second("1") == "1"

@@ -1,11 +1,6 @@
 """What XLA's compilers for TPU and GPU say of the product, on a machine that has neither."""
 
 import os
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
-_dump = TemporaryDirectory(prefix="outlook-bundles-")  # until the process ends
-BUNDLES = Path(_dump.name)  # where libtpu writes the bundles of what it compiles
 
 # Before JAX is first imported. No TPU or GPU is looked for, and several processes may load libtpu.
 for _name, _value in {
@@ -18,11 +13,3 @@ for _name, _value in {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }.items():
     os.environ.setdefault(_name, _value)
-os.environ["LIBTPU_INIT_ARGS"] = " ".join(
-    [
-        os.environ.get("LIBTPU_INIT_ARGS", ""),
-        f"--xla_jf_dump_to={BUNDLES}",
-        "--xla_jf_dump_llo_text=true",
-        "--xla_jf_dump_llo_pass_label_regex=final_bundles",
-    ]
-)

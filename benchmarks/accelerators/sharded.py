@@ -9,7 +9,6 @@ earlier calls, and the table is written anew.
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def compile_for(variant: str, rules: str, batch: int, options: dict[str, Any]) -
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
     axes = V5E_256.mesh
     chips = mesh_utils.create_device_mesh(
-        tuple(axes.values()), tpu.topology(CHIPS).devices, allow_split_physical_axes=True
+        tuple(axes.values()), tpu.topology(CHIPS, bundles=False).devices, allow_split_physical_axes=True
     )
     mesh = jax.sharding.Mesh(chips, tuple(axes))
     step = training_step(volo_config(variant), batch, mesh, rules=rules, dtype="bfloat16")
@@ -59,7 +58,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024, help="images on all chips together")
     parser.add_argument("--scoped-vmem-kib", type=int, default=8192, help="xla_tpu_scoped_vmem_limit_kib")
     given = parser.parse_args()
-    os.environ["LIBTPU_INIT_ARGS"] = ""  # to dump what was compiled, as others do, takes as long again
     for variant in given.variants or MODELS:
         for rules in given.rules:
             options = {"xla_tpu_scoped_vmem_limit_kib": given.scoped_vmem_kib}

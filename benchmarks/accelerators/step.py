@@ -8,7 +8,6 @@ earlier calls, and the table is written anew.
 
 import argparse
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -151,7 +150,7 @@ def parts(model: outlook_jax.VOLO, batch: int, dtype: str) -> dict[str, Program]
 
 def compile_for(program: Program, options: dict[str, Any]) -> dict[str, float]:
     """Compile for one chip; return figures, all but the seconds by the compiler's estimates."""
-    one = jax.sharding.SingleDeviceSharding(tpu.topology(CHIPS).devices[0])
+    one = jax.sharding.SingleDeviceSharding(tpu.topology(CHIPS, bundles=False).devices[0])
     operands = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), tuple(program.operands))
     start = time.process_time()
     lowered = jax.jit(program.run, donate_argnums=tuple(range(program.donated))).lower(*operands)
@@ -188,7 +187,6 @@ def main() -> None:
     parser.add_argument("--scoped-vmem-kib", type=int, help="xla_tpu_scoped_vmem_limit_kib")
     parser.add_argument("--effort", type=float, help="jax_exec_time_optimization_effort, from -1 to 1")
     given = vars(parser.parse_args())
-    os.environ["LIBTPU_INIT_ARGS"] = ""  # to dump what was compiled, as others do, takes as long again
 
     def fresh() -> outlook_jax.VOLO:
         options = {"scan_layers": not given["unrolled"], "implementation": given["implementation"]}

@@ -1,26 +1,48 @@
 """Compile for a TPU that is not there, and read what XLA:TPU says of the program."""
 
+import os
 import re
 import shutil
 import time
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from benchmarks.accelerators import BUNDLES, hlo, llo
+from benchmarks.accelerators import hlo, llo
 from benchmarks.accelerators.cases import Program
 
 Axes = tuple[str | tuple[str, ...] | None, ...]  # as in a `PartitionSpec`
 
 KERNEL = 'custom_call_target="tpu_custom_call"'
 
+_dump = TemporaryDirectory(prefix="outlook-bundles-")  # until the process ends
+BUNDLES = Path(_dump.name)  # where libtpu writes the bundles of what it compiles
+
 
 @cache
-def topology(name: str) -> Any:
-    """Return the description of "v5e:2x2", "v6e:2x2" and so on."""
+def topology(name: str, bundles: bool = True) -> Any:
+    """Return the description of "v5e:2x2", "v6e:2x2" and so on.
+
+    Args:
+        name: the topology.
+        bundles: if this is the first topology of the process, write `BUNDLES` of what is compiled, which takes as long
+            as compiling. libtpu reads these options when it is loaded; before, they would only change the keys of what
+            JAX keeps of compilations, with a folder that is new in each process.
+    """
+    if bundles:
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join(
+            [
+                os.environ.get("LIBTPU_INIT_ARGS", ""),
+                f"--xla_jf_dump_to={BUNDLES}",
+                "--xla_jf_dump_llo_text=true",
+                "--xla_jf_dump_llo_pass_label_regex=final_bundles",
+            ]
+        )
     return topologies.get_topology_desc(platform="tpu", topology_name=name)
 
 
