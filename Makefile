@@ -15,15 +15,18 @@ QUICK := $(addprefix parity_tests/,test_imports.py cli/test_help.py cli/test_ins
 	models/test_scan.py op/test_choice.py op/test_op.py op/test_sharding.py packages weights/test_formats.py \
 	weights/test_training.py)
 
-.PHONY: verify test test-all test-world test-lowest test-newest test-packages fuzz lint format bench accelerators accelerators-quick docs clean help
+.PHONY: verify test test-long test-all test-world test-lowest test-newest test-packages fuzz lint format bench accelerators accelerators-quick docs clean help
 
 verify: $(STAMP)  ## both twins of VOLO-D1 on real photos, with a verdict
 	$(BIN)/outlook verify
 
-test: $(STAMP)  ## every test but the slow ones
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+test: $(STAMP)  ## every test but the long and the slow ones
+	$(BIN)/pytest -n 2 --dist worksteal -m "not long and not slow"
 
-test-all: $(STAMP)  ## the slow tests too
+test-long: $(STAMP)  ## the long tests: pages of the docs, other compilers, several devices and processes, whole trainings
+	$(BIN)/pytest -n 2 --dist worksteal -m "long and not slow"
+
+test-all: $(STAMP)  ## every test
 	$(BIN)/pytest -n 2 --dist worksteal
 
 test-world: $(WORLD)/.installed  ## models of other packages: honest pairs and faults, in a .venv-world of their own
