@@ -1,4 +1,4 @@
-"""Run a module in a process that does less beside it: `python -m parity_tests.support.quick_process MODULE ARGUMENTS…`."""
+"""Run a module while doing less beside it: `python -m parity_tests.support.quick_process MODULE ARGUMENTS…`."""
 
 import gc
 import runpy
