@@ -18,10 +18,10 @@ check_types()
 from benchmarks.torchvision_stub import declare_missing_torchvision_operators  # noqa: E402
 from outlook_parity.backends.jax.work import unoptimized  # noqa: E402
 from parity_tests.support import arithmetic  # noqa: E402
-from parity_tests.support.contexts import reuse_contexts  # noqa: E402
+from parity_tests.support.quick_process import save_time  # noqa: E402
 from parity_tests.support.runners import Device, find_device  # noqa: E402
 
-reuse_contexts()
+save_time()
 arithmetic.make_exact()
 declare_missing_torchvision_operators()
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
@@ -33,7 +33,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.set_threshold(10_000)  # programs are many small objects that stay: by default a twentieth of the time is lost
     if config.pluginmanager.hasplugin("cacheprovider"):
         compilations = arithmetic.kept_compilations(config.cache.mkdir("xla"))
         compilations.__enter__()

@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from sklearn.datasets import load_sample_image
 from typer.testing import CliRunner
 
 import outlook_torch
@@ -19,6 +18,7 @@ from outlook_common.explain import place_weights
 from outlook_common.images import Preprocessing, place_in_input, preprocess
 from outlook_parity.cli.app import app
 from outlook_parity.models.explain import ATTENTION_MAPS
+from outlook_parity.models.photos import load_photos
 from outlook_parity.report import explain as picture
 from parity_tests.weights.test_pretrained import config, folder, weights
 
@@ -29,7 +29,7 @@ SIZE = (64, 64)
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photos") / "china.png"
-    PIL.Image.fromarray(load_sample_image("china.jpg")).save(path)
+    load_photos()[0].save(path)
     return path
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 import typer
 from click.testing import Result
-from sklearn.datasets import load_sample_image
 from timm.data import ImageNetInfo, create_transform
 from typer.testing import CliRunner
 
 import outlook_torch
 from outlook_parity.cli.app import predict
 from outlook_parity.models import predict as predictions
+from outlook_parity.models.photos import load_photos
 from outlook_parity.models.predict import TIE, agree, guess
 from parity_tests.support.hub_server import Repository, serve, use_hub
 from parity_tests.weights.test_pretrained import SIDE, config, folder, weights
@@ -42,8 +42,9 @@ def outlook(*arguments: Any, terminal: bool = False) -> Result:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two real photos, one without losses and one compressed."""
     path = tmp_path_factory.mktemp("photos")
-    PIL.Image.fromarray(load_sample_image("china.jpg")).save(path / "china.png")
-    PIL.Image.fromarray(load_sample_image("flower.jpg")).save(path / "flower.jpg")
+    china, flower = load_photos()
+    china.save(path / "china.png")
+    flower.save(path / "flower.jpg")
     return path
 
 

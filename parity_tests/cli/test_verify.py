@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 import outlook_torch
 from outlook_parity.cli.app import app
 from outlook_parity.cli.verify import _twin as twin_of
-from outlook_parity.models.photos import load_photo, photo_map
+from outlook_parity.models.photos import PHOTOS, load_photo, load_photos, photo_map
 
 
 def outlook_verify(*arguments: object) -> Result:
@@ -101,6 +101,13 @@ def test_what_a_user_can_get_wrong_is_an_error_with_the_numbers(
     result = outlook_verify(*(str(argument).replace("{file}", str(file)) for argument in arguments))
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
+
+
+def test_the_photos_are_those_that_scikit_learn_loads() -> None:
+    from sklearn.datasets import load_sample_image
+
+    for photo, name in zip(load_photos(), PHOTOS, strict=True):
+        assert np.array_equal(np.asarray(photo), load_sample_image(name))
 
 
 def test_the_photo_becomes_the_map_of_volo_d1() -> None:

@@ -15,13 +15,13 @@ import shlex
 import subprocess
 import sys
 import warnings
-from importlib.util import find_spec
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from parity_tests.support.environment import hide_all_but
+from parity_tests.support.quick_process import save_time
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -103,10 +103,7 @@ def main() -> None:
         from benchmarks.torchvision_stub import declare_missing_torchvision_operators
 
         declare_missing_torchvision_operators()
-    if find_spec("jax"):
-        from parity_tests.support.contexts import reuse_contexts
-
-        reuse_contexts()
+    save_time()
     if "--strict" in sys.argv:
         warnings.simplefilter("error")
     names: dict[str, Any] = {"__name__": "__main__"}

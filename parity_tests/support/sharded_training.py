@@ -7,6 +7,7 @@ them, a port and a folder, as one of several processes that share the devices.
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def by_the_compiler(model: Any, images: Any, targets: Any) -> tuple[jax.Array, A
 
 def trained(model: outlook_jax.VOLO, images: Any, targets: Any, differentiate: Gradients = by_the_compiler) -> Outcome:
     """Return losses, the first gradients, and weights and statistics after the steps."""
-    optimizer = nnx.Optimizer(model, optax.adamw(1e-3, eps=1e-3), wrt=nnx.Param)
+    sharding = model.head.kernel.get_value().sharding
+    # With the optimizer's counts on the mesh from the beginning, all steps run one program.
+    with jax.set_mesh(sharding.mesh) if isinstance(sharding, NamedSharding) else nullcontext():
+        optimizer = nnx.Optimizer(model, optax.adamw(1e-3, eps=1e-3), wrt=nnx.Param)
 
     @nnx.jit
     def step(model: Any, optimizer: Any, images: Any, targets: Any) -> tuple[jax.Array, Any]:

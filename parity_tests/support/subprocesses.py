@@ -15,7 +15,7 @@ def run_on_devices(module: str, devices: int, *arguments: str, timeout: int = 60
     """Return the JSON that `python -m module` prints where JAX has so many CPU devices; they compile quickly."""
     flags = f"--xla_force_host_platform_device_count={devices} {QUICK_FLAGS}"
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", "parity_tests.support.quick_process", module, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"},

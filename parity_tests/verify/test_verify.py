@@ -187,7 +187,7 @@ def _settings() -> dict[str, Any]:
         "debug_nans": jax.config.jax_debug_nans,
         "tf32": [backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32],
         "new tf32": [o.fp32_precision for o in (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)],
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic": torch.get_deterministic_debug_mode(),
         "grad": torch.is_grad_enabled(),
     }
 

@@ -68,15 +68,15 @@ def pinned(dtype: str, device: torch.device) -> Iterator[None]:
     wanted = dict.fromkeys(_GPU_SWITCHES, products) | dict.fromkeys(_CPU_SWITCHES, _FULL)
     switches = [attrgetter(name)(torch.backends) for name in wanted]
     before = [switch.fp32_precision for switch in switches]
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # it computes whole encoder layers without calling their modules
         for switch, precision in zip(switches, wanted.values(), strict=True):
             switch.fp32_precision = precision
         # On CUDA this would demand an environment variable; rounding is measured there, not equality.
-        torch.use_deterministic_algorithms(device.type == "cpu")
+        # Not by `use_deterministic_algorithms`, which imports the compiler for two seconds, to set it too.
+        torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -89,4 +89,4 @@ def pinned(dtype: str, device: torch.device) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(deterministic)
