@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -105,11 +106,14 @@ def test_the_layer_takes_any_leading_axes(leading: tuple[int, ...], stride: int)
     expected = from_torch(torch_layer(torch.tensor(x), **{name: torch.tensor(mask) for name, mask in masks.items()}))
     x = x.reshape(*leading, *x.shape[1:])
     ours = from_torch(torch_layer(torch.tensor(x), **{name: torch.tensor(mask) for name, mask in shaped.items()}))
-    theirs = np.asarray(jax_layer(jnp.asarray(x), **{name: jnp.asarray(mask) for name, mask in shaped.items()}))
+    theirs = np.asarray(nnx.jit(lambda layer, x, masks: layer(x, **masks))(jax_layer, x, shaped))
     assert ours.shape == theirs.shape == x.shape
     assert relative_error(ours.reshape(expected.shape), expected) <= 1e-12
     assert relative_error(theirs.reshape(expected.shape), expected) <= 1e-12
-    for layer, array in ((torch_layer, torch.tensor(x)), (jax_layer, jnp.asarray(x))):
-        assert layer(array).shape == x.shape  # masks drawn by itself
-        weights = layer.attention_weights(array)
+    # Masks drawn by themselves, and weights: of shapes alone in JAX.
+    for out, weights in (
+        (torch_layer(torch.tensor(x)), torch_layer.attention_weights(torch.tensor(x))),
+        nnx.eval_shape(lambda layer, x: (layer(x), layer.attention_weights(x)), jax_layer, x),
+    ):
+        assert out.shape == x.shape
         assert weights.shape == (*leading, *grid, 3, 9, 9)

@@ -159,6 +159,11 @@ def copy_weights(torch_layer: torch.nn.Module, jax_layer: nnx.Module, weights: d
         variable[...] = jnp.asarray(array.T, variable[...].dtype)
 
 
+def bits(value: jax.Array) -> Array:
+    """Return the numbers of an array of JAX, which may be of keys, with no program compiled to compare them."""
+    return np.asarray(jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value)
+
+
 def relative_error(a: Array, b: Array) -> float:
     """Return max|a - b| / max|b|; an empty, zero or non-finite comparison is an error of the test."""
     assert a.shape == b.shape, (a.shape, b.shape)

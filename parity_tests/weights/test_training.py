@@ -253,8 +253,9 @@ def test_model_and_optimizer_makes_the_step_that_the_other_framework_would(tmp_p
     save_torch(layer, optimizer, tmp_path / "a.npz")
     both = nnx.ModelAndOptimizer(twin, ADAMW.jax())
     load_jax(twin, both, tmp_path / "a.npz")
+    step = nnx.jit(lambda both: both.update(nnx.grad(jax_loss)(both.model)))
     for _ in range(STEPS):
-        both.update(nnx.grad(jax_loss)(twin))
+        step(both)
     train_torch(layer, optimizer, torch_loss)
     assert_close(outlook_jax.export_weights(twin), outlook_torch.export_weights(layer), 1e-12)
 
@@ -292,7 +293,7 @@ def test_adam_and_sgd_side_by_side_are_carried_within_jax(tmp_path: Path) -> Non
 def test_accumulated_gradients_are_not_dropped_in_silence(tmp_path: Path) -> None:
     _, twin = make_layers(seed=0)
     optimizer = nnx.Optimizer(twin, optax.MultiSteps(optax.adam(1e-3), 4), wrt=nnx.Param)
-    optimizer.update(twin, nnx.grad(jax_loss)(twin))
+    nnx.jit(lambda twin, optimizer: optimizer.update(twin, nnx.grad(jax_loss)(twin)))(twin, optimizer)
     with pytest.raises(ValueError, match=r"optax\.MultiSteps has accumulated 1 gradients for its next step"):
         save_jax(twin, optimizer, tmp_path / "a.npz")
 
