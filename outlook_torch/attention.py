@@ -232,7 +232,8 @@ def _average_by_index(
     h, w = spared_grid((H, W), stride, spare)
     beyond = T - 1 + T * spare[1], S - 1 + S * spare[0]
     padded = nn.functional.pad(x, (0, 0, 0, beyond[0], 0, beyond[1])).to(torch.promote_types(x.dtype, torch.float32))
-    parts = [every(every(padded, 1, i, S, h), 2, j, T, w) for i in range(S) for j in range(T)]
+    lines = [every(padded, 1, i, S, h) for i in range(S)]
+    parts = [every(line, 2, j, T, w) for line in lines for j in range(T)]
     rows, columns = (
         (size - step * torch.arange(n, device=x.device)).clamp(1, step) for size, step, n in ((H, S, h), (W, T, w))
     )

@@ -77,11 +77,8 @@ def _fold(windows: Float[Tensor, "B h w N KK D"], grid: WindowGrid) -> Float[Ten
 def _unfold_by_slices(value: Float[Tensor, "B C H W"], grid: WindowGrid) -> Float[Tensor, "B C KK h w"]:
     (h, w), (row_stride, column_stride), (rows, columns) = grid.grid, grid.stride, grid.padding
     padded = F.pad(value, (columns, columns, rows, rows))
-    places = [
-        every(every(padded, 2, i, row_stride, h), 3, j, column_stride, w)
-        for i in range(grid.kernel_size[0])
-        for j in range(grid.kernel_size[1])
-    ]
+    lines = [every(padded, 2, i, row_stride, h) for i in range(grid.kernel_size[0])]
+    places = [every(line, 3, j, column_stride, w) for line in lines for j in range(grid.kernel_size[1])]
     return torch.stack(places, dim=2)
 
 

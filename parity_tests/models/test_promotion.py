@@ -30,8 +30,7 @@ def _nothing_implicit() -> Iterator[None]:
 
 def lower(function: Any, *operands: Any, platforms: tuple[str, ...] = ("cpu",)) -> None:
     """Trace and lower, which promotes whatever is promoted; what compiles it knows no promotion."""
-    for platform in platforms:
-        jax.jit(function).trace(*operands).lower(lowering_platforms=(platform,))
+    jax.jit(function).trace(*operands).lower(lowering_platforms=platforms)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "composite"])

@@ -115,8 +115,12 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+# One function for all calls: equal models, as copies and pairs of a test are, share a compilation.
+_logits = jit(lambda model, images: model(images))
+
+
 def jax_logits(model: outlook_jax.VOLO, images: Array) -> Array:
-    return np.asarray(jit(lambda model, images: model(images))(model, images))
+    return np.asarray(_logits(model, images))
 
 
 def to_tensors(arrays: dict[str, Array]) -> dict[str, torch.Tensor]:
