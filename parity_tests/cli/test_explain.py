@@ -111,6 +111,7 @@ def test_every_pixel_that_the_model_sees_has_a_place_and_no_other() -> None:
     assert last - first + 1 == len(seen)
 
 
+@pytest.mark.long(reason="VOLO in processes of their own")
 @pytest.mark.parametrize("framework", ATTENTION_MAPS)
 def test_one_framework_and_the_extra_plots_suffice(framework: str, photo: Path, model: Path, tmp_path: Path) -> None:
     script = f"""if True:

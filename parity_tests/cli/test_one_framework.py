@@ -29,6 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long(reason="VOLO-D1 in processes of their own")
 @pytest.mark.parametrize("framework", NOT_IN)
 def test_predict_runs_with_the_framework_that_is_there(files: Path, framework: str) -> None:
     arguments = ("predict", files / "a.png", "--weights", files / "a.safetensors", "--json")

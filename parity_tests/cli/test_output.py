@@ -269,6 +269,7 @@ def twin():
 """
 
 
+@pytest.mark.long(reason="verifies in a process of its own")
 def test_a_crash_ends_in_exit_code_2(tmp_path: Path) -> None:
     """Also one that the verifier does not expect, which here is planted into it."""
     (tmp_path / "crashes.py").write_text(CRASHES)

@@ -52,6 +52,7 @@ def test_who_has_one_twin_is_told_how_to_get_the_other(extra: str) -> None:
     assert told_what_to_install(extra).endswith(f"pip install 'outlook-attention[{USERS[extra]}]'")
 
 
+@pytest.mark.long(reason="four processes, which verify and train")
 def test_every_block_of_the_quickstart_runs_with_what_it_needs_alone(tmp_path: Path) -> None:
     assert {part[0].needs for part in read_parts(QUICKSTART)} == {("jax",), ("torch",), (), ("parity",)}
     run_page(QUICKSTART, tmp_path, "--strict", XLA_FLAGS=QUICK_FLAGS)
@@ -77,6 +78,7 @@ def test_every_block_of_a_short_page_runs_with_what_it_needs_alone(page: str, tm
     run_page(ROOT / "docs" / f"{page}.md", tmp_path, "--strict")
 
 
+@pytest.mark.long(reason="processes that compile for four devices and for other runtimes")
 @pytest.mark.parametrize(("guide", "needs"), GUIDES.items())
 def test_every_block_of_a_guide_runs_with_what_it_needs_alone(guide: str, needs: set[str], tmp_path: Path) -> None:
     page = ROOT / "docs" / "guides" / f"{guide}.md"
@@ -86,6 +88,7 @@ def test_every_block_of_a_guide_runs_with_what_it_needs_alone(guide: str, needs:
     run_page(page, tmp_path, "--one-namespace", XLA_FLAGS=f"--xla_force_host_platform_device_count=4 {QUICK_FLAGS}")
 
 
+@pytest.mark.long(reason="five processes that compile for eight devices")
 def test_every_block_on_scaling_runs_on_eight_devices(tmp_path: Path) -> None:
     run_page(SCALING, tmp_path, "--one-namespace", XLA_FLAGS=f"--xla_force_host_platform_device_count=8 {QUICK_FLAGS}")
 

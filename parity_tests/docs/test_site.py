@@ -21,7 +21,10 @@ from parity_tests.support.markdown import ROOT
 MKDOCS = ROOT / ".venv-docs" / "bin" / "mkdocs"
 WIDTHS = (1280, 390)  # a laptop's and a phone's
 
-pytestmark = pytest.mark.skipif(not MKDOCS.exists(), reason="not run: `make docs` has made no .venv-docs")
+pytestmark = [
+    pytest.mark.long(reason="builds the site and opens its pages in a browser"),
+    pytest.mark.skipif(not MKDOCS.exists(), reason="not run: `make docs` has made no .venv-docs"),
+]
 
 
 @pytest.fixture(scope="module")

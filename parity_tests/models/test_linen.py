@@ -106,6 +106,7 @@ def test_evaluation_equals_nnx_whichever_way_it_is_asked_for(
         assert relative_error(np.asarray(logits), expected) <= 1e-12
 
 
+@pytest.mark.long(reason="compiles two training steps")
 def test_training_with_token_labels_equals_nnx_with_gradients_and_statistics(
     variables: linen.Variables, weights: dict[str, Array]
 ) -> None:
@@ -168,6 +169,7 @@ def test_features_and_intermediates_equal_nnx(variables: linen.Variables, weight
         assert relative_error(np.asarray(ours), np.asarray(other)) <= 1e-12
 
 
+@pytest.mark.long(reason="compiles what draws all weights, and a training pass")
 def test_random_streams_are_needed_in_training_alone() -> None:
     module, images = DROPPING, IMAGES
     variables = quickly(module.init)(jax.random.key(0), images)

@@ -25,6 +25,7 @@ def slow() -> Any:
     return run_on_devices(MODULE, 8, "data,tensor,shard_map,ghosts", timeout=1200)
 
 
+@pytest.mark.long(reason="compiles training steps for eight devices")
 def test_training_with_split_weights_on_eight_devices_is_training_on_one(quick: Any) -> None:
     check(quick["fsdp"])
 

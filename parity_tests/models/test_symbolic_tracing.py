@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long(reason="traces, exports and scripts whole models")
+
 ROOT = Path(__file__).parents[2]
 SUITE = ROOT / "parity_tests" / "support" / "tracing_suite.py"
 

@@ -17,6 +17,8 @@ import torch
 import outlook_torch
 from torch.export import Dim
 
+pytestmark = pytest.mark.long(reason="PyTorch's compilers, in processes of their own")
+
 torch.manual_seed(0)
 
 def layer(**arguments):

@@ -22,6 +22,8 @@ from parity_tests.support.across_frameworks import BOX, CONFIG, batch
 from parity_tests.support.subprocesses import run_in_processes
 from parity_tests.support.torch_ranks import distance
 
+pytestmark = pytest.mark.long(reason="trains in two ranks")
+
 SIZES: dict[str, Any] = {"layers": (1, 1, 1, 1), "img_size": 32, "embed_dims": (16, 32, 32, 32), "num_heads": (4,) * 4}
 
 

@@ -105,6 +105,7 @@ def test_logits_that_are_no_numbers_are_not_hidden(bad: float) -> None:
     assert not np.isfinite(softmax._softmax_by_element(jnp.full((1, 1, 9, 9, 1, 1), -np.inf))).any()
 
 
+@pytest.mark.long(reason="compiles derivatives of derivatives")
 def test_the_softmax_has_derivatives_of_any_order_in_both_modes() -> None:
     logits = jnp.asarray(np.random.default_rng(8).standard_normal((1, 2, 4, 4, 1, 2)))
     for order in range(1, 4):

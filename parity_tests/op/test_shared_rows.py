@@ -7,6 +7,8 @@ import pytest
 from parity_tests.support.shared_rows import CASES, B, D, N, W
 from parity_tests.support.subprocesses import run_on_devices
 
+pytestmark = pytest.mark.long(reason="compiles for eight devices")
+
 ROW = B * W * N * D  # numbers in a row of the values
 
 

@@ -274,6 +274,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long(reason="compiles a package of C++")
 def test_a_package_of_aotinductor_passes_in_place_of_either_twin(package: Path) -> None:
     assert_passes(verify(package, dense_twin(), inputs(), names=NAMES), "JAX")
     report = verify(Dense(), str(package), inputs(), names=NAMES)
@@ -366,6 +367,7 @@ torch.export.save(torch.export.export(layer.eval(), (torch.randn(1, 28, 28, 192)
 """
 
 
+@pytest.mark.long(reason="exports and verifies VOLO")
 def test_the_command_takes_a_program_in_place_of_either_twin_of_a_built_in_model(tmp_path: Path) -> None:
     options = Options("layer", None, "", 3, None, 3, 2, None)
     weights, program = tmp_path / "layer.safetensors", tmp_path / "layer.pt2"

@@ -13,6 +13,8 @@ import pytest
 from parity_tests.support.arithmetic import QUICK_FLAGS
 from parity_tests.support.subprocesses import run_on_devices
 
+pytestmark = pytest.mark.long(reason="verifies on eight devices, in processes of their own")
+
 SCHEMA = json.loads(files("outlook_parity.report").joinpath("report.schema.json").read_text())
 PROGRAM = "from outlook_parity.cli.app import main; main()"
 ALL_LEVELS = {"weights", "forward", "layers", "gradients", "training"}
