@@ -62,7 +62,6 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.long(reason="a process for each trace")
 def test_traces_are_compared_where_neither_framework_is(traces: dict[str, Path]) -> None:
     hidden = ("torch", "jax", "jaxlib", "flax", "optax", "sklearn", "matplotlib")
     done = outlook_without(hidden, "compare", traces["torch"], traces["jax"])

@@ -7,6 +7,8 @@ import pytest
 
 from parity_tests.support.forks import Forks
 
+pytestmark = pytest.mark.long(reason="PyTorch's compilers, in processes of their own")
+
 NEEDS_ONNX = pytest.mark.skipif(
     not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="not run: onnx, onnxscript and onnxruntime are not installed",
@@ -16,8 +18,6 @@ PRELUDE = """
 import torch
 import outlook_torch
 from torch.export import Dim
-
-pytestmark = pytest.mark.long(reason="PyTorch's compilers, in processes of their own")
 
 torch.manual_seed(0)
 

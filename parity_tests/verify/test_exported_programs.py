@@ -282,6 +282,7 @@ def test_a_package_of_aotinductor_passes_in_place_of_either_twin(package: Path) 
     assert any("dense.pt2 (AOTInductor) takes the axes as torch does, by its shapes" in note for note in report.notes)
 
 
+@pytest.mark.long(reason="compiles a package of C++")
 def test_a_package_of_another_model_is_a_mismatch(package: Path) -> None:
     function, weights = dense_twin()
     weights["head.bias"] = weights["head.bias"] + np.float32(1e-4)
