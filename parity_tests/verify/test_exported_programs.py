@@ -289,6 +289,7 @@ def test_a_package_of_another_model_is_a_mismatch(package: Path) -> None:
     assert verify(package, (function, weights), inputs(), names=NAMES).verdict == "mismatch"
 
 
+@pytest.mark.long(reason="compiles a package of C++")
 def test_a_package_reads_nothing_beyond_the_ends_of_other_shapes(package: Path) -> None:
     with pytest.raises(ValueError, match=r"takes argument 0 float32 \(2, 3, 6, 7\); got input \(3, 3, 6, 7\)"):
         verify(package, dense_twin(), inputs(3), names=NAMES)
