@@ -28,7 +28,6 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segmentation, "HEAD_DIM", 6)
 
 
-@pytest.mark.long(reason="trains both twins")
 def test_both_twins_train_alike_at_a_size_that_the_strides_do_not_divide() -> None:
     with pytest.raises(ValueError, match="31x17 pixels do not fit"):
         check_image_size(SIZE, CONFIG.stride)

@@ -106,7 +106,6 @@ def test_evaluation_equals_nnx_whichever_way_it_is_asked_for(
         assert relative_error(np.asarray(logits), expected) <= 1e-12
 
 
-@pytest.mark.long(reason="compiles two training steps")
 def test_training_with_token_labels_equals_nnx_with_gradients_and_statistics(
     variables: linen.Variables, weights: dict[str, Array]
 ) -> None:

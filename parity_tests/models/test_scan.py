@@ -47,7 +47,6 @@ def kept_bytes(run: Callable[..., Array], parameters: Any, x: Array) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.vjp(run, parameters, x)[1]))
 
 
-@pytest.mark.long(reason="compiles training steps of stacks of blocks")
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_a_training_step_keeps_products_and_attention_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "_scan", inspect.unwrap(scan._scan))  # else the cache of `jax.jit` answers

@@ -151,7 +151,6 @@ def test_training_outputs_gradients_and_statistics_of_both_twins_equal_timms(mon
     assert_steps_equal(jax_step(config, weights, images), truth)
 
 
-@pytest.mark.long(reason="compiles two training steps, one of them unrolled")
 def test_gradient_checkpointing_and_unrolled_blocks_give_the_same_step() -> None:
     config = small_config()
     weights, images = draw_weights(config), draw_images(config, batch=3)
@@ -237,7 +236,6 @@ def test_scanned_blocks_draw_the_same_masks_as_unrolled_ones_and_new_ones_at_eac
     assert relative_error(outputs[True][1], outputs[True][0]) > 0.01
 
 
-@pytest.mark.long(reason="compiles two training steps")
 def test_recomputation_draws_the_same_masks_as_the_forward_pass() -> None:
     config = small_config(**RATES)
     weights, images = draw_weights(config), draw_images(config, batch=4)

@@ -67,7 +67,6 @@ def test_forward_mode_inside_forward_mode_is_left_to_the_reference() -> None:
         second("forward", "composite")
 
 
-@pytest.mark.long(reason="compiles derivatives of derivatives")
 def test_jax_derivatives_of_first_and_second_order_in_both_modes() -> None:
     case = Case("pixels_without_a_window", 4, 3, 1, 2, kernel_size=(2, 1), stride=(3, 2), padding=(1, 0), B=1)
     operands = draw(case, seed=2)

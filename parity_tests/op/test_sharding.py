@@ -8,8 +8,6 @@ from parity_tests.support import explicit_meshes
 from parity_tests.support.jax_devices import DEVICES, SPECS
 from parity_tests.support.subprocesses import run_on_devices
 
-pytestmark = pytest.mark.long(reason="compiles for four devices, twice")
-
 
 @pytest.fixture(scope="module")
 def found() -> Any:

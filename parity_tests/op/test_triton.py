@@ -39,7 +39,6 @@ def run_suite(kind: str, marker: str) -> None:
     assert "skipped" not in done.stdout
 
 
-@pytest.mark.long(reason="Triton's interpreter")
 def test_the_suite_passes(request: pytest.FixtureRequest, device: object) -> None:
     run_suite(request.config.getoption("--device"), "not slow")
 

@@ -298,7 +298,6 @@ def test_other_overrides_reach_the_configuration(model: Path, twin: str) -> None
         TWINS[twin].from_pretrained(model, drop_pathrate=0.25)
 
 
-@pytest.mark.long(reason="compiles what draws all weights")
 def test_new_heads_and_random_streams_in_jax_are_those_of_a_fresh_model_from_the_same_rngs(model: Path) -> None:
     with pytest.warns(UserWarning, match="fresh"):
         made = outlook_jax.from_pretrained(model, num_classes=3, rngs=nnx.Rngs(11))
