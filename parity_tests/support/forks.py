@@ -5,11 +5,14 @@ Importing them takes seconds; here one process does, and every script runs in a 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import traceback
 from types import ModuleType
+
+LIMIT = 600  # seconds, after which a script is ended
 
 
 class Forks:
@@ -50,6 +53,7 @@ def _forked(script: str) -> tuple[int, str]:
     with tempfile.TemporaryFile() as printed:
         child = os.fork()
         if child == 0:
+            signal.alarm(LIMIT)
             for stream in (1, 2):
                 os.dup2(printed.fileno(), stream)
             status = _run(script)
