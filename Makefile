@@ -23,7 +23,7 @@ verify: $(STAMP)  ## both twins of VOLO-D1 on real photos, with a verdict
 test: $(STAMP)  ## every test but the long and the slow ones
 	$(BIN)/pytest -n 2 --dist worksteal -m "not long and not slow"
 
-test-long: $(STAMP)  ## the long tests: pages of the docs, other compilers, several devices and processes, whole trainings
+test-long: $(STAMP)  ## the long tests: pages of the docs, other compilers, several devices and processes
 	$(BIN)/pytest -n 2 --dist worksteal -m "long and not slow"
 
 test-all: $(STAMP)  ## every test

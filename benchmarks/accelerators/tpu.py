@@ -25,24 +25,32 @@ BUNDLES = Path(_dump.name)  # where libtpu writes the bundles of what it compile
 
 
 @cache
+def _ask_for_bundles() -> None:
+    """Have libtpu write bundles, which reads these options when it is loaded, with the first topology.
+
+    Before, they would only change the keys of compilations that JAX keeps, with a folder that is new in each process.
+    """
+    os.environ["LIBTPU_INIT_ARGS"] = " ".join(
+        [
+            os.environ.get("LIBTPU_INIT_ARGS", ""),
+            f"--xla_jf_dump_to={BUNDLES}",
+            "--xla_jf_dump_llo_text=true",
+            "--xla_jf_dump_llo_pass_label_regex=final_bundles",
+        ]
+    )
+
+
+@cache
 def topology(name: str, bundles: bool = True) -> Any:
     """Return the description of "v5e:2x2", "v6e:2x2" and so on.
 
     Args:
         name: the topology.
         bundles: if this is the first topology of the process, write `BUNDLES` of what is compiled, which takes as long
-            as compiling. libtpu reads these options when it is loaded; before, they would only change the keys of what
-            JAX keeps of compilations, with a folder that is new in each process.
+            as compiling.
     """
     if bundles:
-        os.environ["LIBTPU_INIT_ARGS"] = " ".join(
-            [
-                os.environ.get("LIBTPU_INIT_ARGS", ""),
-                f"--xla_jf_dump_to={BUNDLES}",
-                "--xla_jf_dump_llo_text=true",
-                "--xla_jf_dump_llo_pass_label_regex=final_bundles",
-            ]
-        )
+        _ask_for_bundles()
     return topologies.get_topology_desc(platform="tpu", topology_name=name)
 
 
